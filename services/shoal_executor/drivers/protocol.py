@@ -1,0 +1,138 @@
+"""What an executor asks of a driver. Every driver inherits `tests/conformance/drivers.py`.
+
+A driver touches the machine and knows nothing of rollouts, messages or the broker. Sandboxes are known to it by name.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Resources, Snapshot
+
+
+class DriverError(Exception):
+    """The driver could not do what was asked; the text is one sentence for people."""
+
+
+class IsolationFailedError(DriverError):
+    """The driver's self-test found that it cannot isolate here. It must not serve."""
+
+
+class NoSuchSandboxError(DriverError):
+    """No live sandbox has this name. `reason` says why it ended, where that is known."""
+
+    def __init__(self, name: str, reason: EndReason | None = None) -> None:
+        super().__init__(f"no live sandbox {name}" + (f": it {reason}" if reason else ""))
+        self.name = name
+        self.reason = reason
+
+
+class SandboxFileError(DriverError):
+    """A file inside the sandbox cannot be read or written as asked: absent, a directory, no space, no permission."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriverReport:
+    """What a driver found when it opened. `unenforced` names limits it cannot enforce here, each with the reason."""
+
+    unenforced: tuple[str, ...] = ()
+    starts_per_s: float = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartSpec:
+    """One sandbox to start. `name` is unique among all this driver ever started. `env` is every command's default."""
+
+    name: str
+    snapshot: Snapshot
+    resources: Resources = field(default_factory=Resources)
+    files: tuple[InputFile, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    user: str = ""  # whom commands run as by default: a name or uid of the image; empty is root inside
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A sandbox takes commands."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """A sandbox could not be started; nothing of it is left."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileChunk:
+    """A piece of a file, and the whole file's size."""
+
+    data: bytes
+    size: int
+    eof: bool
+
+
+OutputSink = Callable[[int, bytes], None]
+"""Called with channel (1 stdout, 2 stderr) and data as a command writes, up to its output limit."""
+
+ExitSink = Callable[[str, EndReason, str], None]
+"""Called with name, reason (DIED or OUT_OF_MEMORY) and detail, once, when a sandbox ends and nobody asked for it."""
+
+
+class Driver(Protocol):
+    """One way to isolate. All methods are safe to call concurrently; a cancelled call leaves nothing behind."""
+
+    isolation: str  # the name users choose it by
+
+    async def open(self, on_exit: ExitSink) -> DriverReport:
+        """Test that isolation works here, make ready, and remove what an earlier process of this node left behind.
+
+        Raises IsolationFailedError where a sandbox could reach what it must not.
+        """
+        ...
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """Make starts from this snapshot fast: mount, unpack, warm. Once per snapshot, however many ask at once.
+
+        Raises DriverError when the snapshot is unusable here.
+        """
+        ...
+
+    def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
+        """Start many; yields one outcome for each, in order of completion. Bounds its own parallelism."""
+        ...
+
+    async def run(self, name: str, command: Command, output: OutputSink | None = None) -> CommandResult:
+        """Run a command to its end, its timeout, or the sandbox's end (then NoSuchSandboxError with the reason).
+
+        Commands share files and background processes with all others of the sandbox and may overlap, but session
+        commands queue. A program that does not exist is a result (exit code 127 and a line on stderr), not an error.
+        A timed-out command's whole process group is killed; background processes of earlier commands live on.
+        """
+        ...
+
+    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
+        """Write at offset (0 truncates or creates, making directories). Returns the file's size. Raises SandboxFileError."""
+        ...
+
+    async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
+        """Read a piece. Raises SandboxFileError."""
+        ...
+
+    async def destroy(self, names: Sequence[str]) -> None:
+        """End these sandboxes with all their processes, mounts and limits; returns when nothing is left of them.
+
+        Names that are not live are ignored.
+        """
+        ...
+
+    async def list(self) -> list[str]:
+        """Names of the live sandboxes."""
+        ...
+
+    async def close(self) -> None:
+        """End every sandbox and leave nothing on the machine."""
+        ...

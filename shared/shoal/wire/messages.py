@@ -1,0 +1,524 @@
+"""Every message of Shoal, as data.
+
+A message is encoded as a MessagePack array whose first element is its type's name: compact, readable without types, and
+open at the end (a new field is appended with a default). Times are milliseconds since the epoch, by the broker's clock;
+durations say their unit in their name. Groups of sandboxes travel as index ranges, never one message each.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+Ranges = tuple[tuple[int, int], ...]
+"""Indices of one rollout as sorted, disjoint `(first, count)` pairs."""
+
+
+class EndReason(StrEnum):
+    """Why a sandbox ended. `infrastructure` separates Shoal's failures from the sandbox's own."""
+
+    SUCCEEDED = "succeeded"  # its command exited 0
+    COMMAND_FAILED = "command_failed"  # its command exited otherwise, or could not be found
+    TIMED_OUT = "timed_out"  # its command's or its rollout's time was up
+    OUT_OF_MEMORY = "out_of_memory"  # the whole sandbox exceeded its memory limit and was ended
+    RELEASED = "released"  # its trainer had no more use for it
+    CANCELLED = "cancelled"  # its rollout was cancelled
+    DIED = "died"  # its first process ended though nobody asked: the agent inside was killed
+    NODE_LOST = "node_lost"  # its node went silent, or its executor restarted without it
+    START_FAILED = "start_failed"  # its node could not start it
+
+    @property
+    def infrastructure(self) -> bool:
+        """True where the platform failed: never a verdict on what ran inside."""
+        return self in (EndReason.NODE_LOST, EndReason.START_FAILED, EndReason.DIED)
+
+
+class Isolation(StrEnum):
+    """How a sandbox is kept apart from its host: the driver that runs it."""
+
+    ZYGOTE = "zygote"
+    SIMULATED = "simulated"
+
+
+class OnLost(StrEnum):
+    """What becomes of a sandbox that the platform lost."""
+
+    RESTART = "restart"  # start it again elsewhere, empty, with its command
+    FAIL = "fail"  # conclude it with its reason
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a message."""
+
+
+class Resources(Value, frozen=True):
+    """Limits of one sandbox. memory and disk in bytes, cpu in thousandths of a core, pids as a count."""
+
+    memory: int = 256 * 1024**2
+    cpu_milli: int = 1000
+    pids: int = 256
+    disk: int = 128 * 1024**2
+
+
+class Command(Value, frozen=True):
+    """One command: `argv`, or else `line` for a shell. Timeouts in ms (0: none); output limits in bytes per stream."""
+
+    argv: tuple[str, ...] = ()
+    line: str = ""
+    cwd: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    stdin: bytes = b""
+    timeout_ms: int = 0
+    output_limit: int = 64 * 1024
+    user: str = ""
+    session: bool = False  # run `line` in the sandbox's one persistent shell, whose directory and variables stay
+
+
+class CommandResult(Value, frozen=True):
+    """What a command did. A death by signal N is exit code 128 + N; what could not be started is 126 or 127.
+
+    `dropped` counts the bytes of each stream beyond the output limit.
+    """
+
+    exit_code: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+    duration_us: int = 0
+    timed_out: bool = False
+    stdout_dropped: int = 0
+    stderr_dropped: int = 0
+    out_of_memory: bool = False
+
+
+class InputFile(Value, frozen=True):
+    """A file put into each sandbox before its command."""
+
+    path: str
+    data: bytes
+    mode: int = 0o644
+
+
+class Snapshot(Value, frozen=True):
+    """What sandboxes start from. `digest` names its content; `kind` is host, dir or tar; `path` is its source."""
+
+    digest: str
+    kind: str
+    path: str = ""
+
+
+class RolloutSpec(Value, frozen=True):
+    """What a rollout asks for.
+
+    `commands` is empty (sandboxes wait for their trainer), has one entry (all run it) or `n` entries (one each).
+    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout.
+    """
+
+    template: str
+    n: int
+    commands: tuple[Command, ...] = ()
+    resources: Resources = Resources()
+    files: tuple[InputFile, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    user: str = ""
+    timeout_ms: int = 3_600_000
+    on_lost: OnLost = OnLost.FAIL
+    max_attempts: int = 3
+    priority: int = 0
+    isolation: str = ""  # empty: whatever the nodes have
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One message on a subject."""
+
+
+# --- the rollout log: requests by trainers
+
+
+class RolloutSubmitted(Message, frozen=True):
+    """A trainer asks for a rollout."""
+
+    rollout: str
+    tenant: str
+    run: str
+    spec: RolloutSpec
+
+
+class RolloutReleased(Message, frozen=True):
+    """A trainer has no more use for these sandboxes of its rollout; no indices: for none of them."""
+
+    rollout: str
+    indices: Ranges = ()
+
+
+class RolloutCancelled(Message, frozen=True):
+    """Somebody wants this rollout to stop, whatever it is doing."""
+
+    rollout: str
+    by: str = ""
+
+
+# --- the rollout log: reports by executors and placement
+
+
+class SandboxesReady(Message, frozen=True):
+    """These sandboxes run and take commands, at the named executor."""
+
+    rollout: str
+    attempt: int
+    indices: Ranges
+    node: str
+    executor: str
+    isolation: str
+
+
+class SandboxResult(Value, frozen=True):
+    """One sandbox's command is done. `run_us`: from the sandbox's readiness to its command's end, in microseconds."""
+
+    index: int
+    result: CommandResult
+    run_us: int
+
+
+class SandboxesFinished(Message, frozen=True):
+    """These sandboxes ran the command that travelled with their rollout, and are gone."""
+
+    rollout: str
+    attempt: int
+    node: str
+    executor: str
+    isolation: str
+    results: tuple[SandboxResult, ...]
+
+
+class SandboxesEnded(Message, frozen=True):
+    """These sandboxes ended without a result, or never started. `detail` is for people."""
+
+    rollout: str
+    attempt: int
+    indices: Ranges
+    node: str
+    reason: EndReason
+    detail: str = ""
+
+
+# --- the rollout log: what the scheduler says
+
+
+class RolloutQueued(Message, frozen=True):
+    """A rollout was admitted and waits: `waiting` of its sandboxes, behind `ahead` others, because of `reason`."""
+
+    rollout: str
+    ahead: int
+    waiting: int
+    reason: str
+
+
+class RolloutDispatched(Message, frozen=True):
+    """All sandboxes of a rollout were handed to placement for the first time."""
+
+    rollout: str
+    snapshot: Snapshot
+
+
+class RolloutRejected(Message, frozen=True):
+    """A rollout was not admitted. `code` is for programs, `detail` says what would be right."""
+
+    rollout: str
+    code: str
+    detail: str
+
+
+class RolloutConcluded(Message, frozen=True):
+    """Every sandbox of a rollout has ended. `counts` holds how many for which reason."""
+
+    rollout: str
+    counts: tuple[tuple[EndReason, int], ...]
+    reason: str  # finished, released, cancelled or timed_out
+
+
+# --- the rollout log: what the scheduler must know
+
+
+class TemplateResolved(Message, frozen=True):
+    """A template's name stands for this snapshot now, or `error` says why it stands for nothing."""
+
+    tenant: str
+    template: str
+    snapshot: Snapshot | None
+    error: str = ""
+
+
+class CellCapacity(Message, frozen=True):
+    """How many sandboxes the cell's living nodes hold at most, and which isolations they offer."""
+
+    slots: int
+    nodes: int
+    isolations: tuple[str, ...]
+
+
+class Tick(Message, frozen=True):
+    """Time passes: published when a core has asked to be woken and nothing else came."""
+
+    due_ms: int
+
+
+# --- the placement log
+
+
+class PlaceRequested(Message, frozen=True):
+    """The scheduler wants these sandboxes placed. `deadline_ms`: their rollout's end. `avoid`: nodes that failed them."""
+
+    rollout: str
+    tenant: str
+    run: str
+    cell: int
+    attempt: int
+    indices: Ranges
+    spec: RolloutSpec
+    snapshot: Snapshot
+    deadline_ms: int
+    avoid: tuple[str, ...] = ()
+
+
+class ReleaseRequested(Message, frozen=True):
+    """The scheduler wants these sandboxes gone (no indices: all of the rollout), placed or still waiting."""
+
+    rollout: str
+    indices: Ranges
+    reason: EndReason
+
+
+class NodeSpec(Value, frozen=True):
+    """A node as its executor describes it. `memory` in bytes and `slots` are what may be reserved there."""
+
+    node: str
+    slots: int
+    memory: int
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class ExecutorJoined(Message, frozen=True):
+    """An executor offers these nodes. A new `boot` means that everything it held under an older one is lost."""
+
+    executor: str
+    boot: str
+    isolation: str
+    nodes: tuple[NodeSpec, ...]
+    starts_per_s: float = 100.0
+    unenforced: tuple[str, ...] = ()  # limits this executor cannot enforce, for people
+
+
+class ExecutorBeat(Message, frozen=True):
+    """An executor lives. `live` sandboxes, and `starting` more in its queue."""
+
+    executor: str
+    boot: str
+    live: int = 0
+    starting: int = 0
+
+
+class ExecutorLeft(Message, frozen=True):
+    """An executor stops on purpose; what it held is gone."""
+
+    executor: str
+    boot: str
+
+
+class SlotsReleased(Message, frozen=True):
+    """These sandboxes no longer occupy their node."""
+
+    executor: str
+    boot: str
+    node: str
+    rollout: str
+    attempt: int
+    indices: Ranges
+
+
+# --- an executor's inbox: control
+
+
+class StartSandboxes(Message, frozen=True):
+    """Start these sandboxes on a node. `commands` is empty, has one entry, or one for each index in order."""
+
+    boot: str
+    node: str
+    rollout: str
+    tenant: str
+    run: str
+    cell: int
+    attempt: int
+    indices: Ranges
+    snapshot: Snapshot
+    resources: Resources
+    commands: tuple[Command, ...]
+    files: tuple[InputFile, ...]
+    env: tuple[tuple[str, str], ...]
+    user: str
+    deadline_ms: int
+
+
+class DestroySandboxes(Message, frozen=True):
+    """End these sandboxes (no indices: all of the rollout on this executor)."""
+
+    boot: str
+    rollout: str
+    indices: Ranges
+    reason: EndReason
+
+
+# --- an executor's inbox: commands by trainers
+
+
+class RunCommand(Message, frozen=True):
+    """Run a command in a live sandbox. `id` is the trainer's; seen again, the recorded result is returned."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    command: Command
+    stream: bool = False  # publish output as it comes, too
+
+
+class WriteFile(Message, frozen=True):
+    """Write a piece of a file at `offset`; offset 0 creates or truncates it, and makes missing directories."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    path: str
+    data: bytes
+    offset: int = 0
+    mode: int = 0o644
+
+
+class ReadFile(Message, frozen=True):
+    """Read at most `limit` bytes of a file from `offset`."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    path: str
+    offset: int = 0
+    limit: int = 256 * 1024
+
+
+# --- the trajectory
+
+
+class CommandOutput(Message, frozen=True):
+    """A piece of a streamed command's output. `channel` is 1 for stdout, 2 for stderr; `part` counts from 0."""
+
+    id: str
+    rollout: str
+    index: int
+    part: int
+    channel: int
+    data: bytes
+
+
+class CommandFinished(Message, frozen=True):
+    """A command ended by itself or by its limits. `command` is kept, so that the trajectory tells the whole story."""
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    command: Command
+    result: CommandResult
+
+
+class FileWritten(Message, frozen=True):
+    """A piece of a file was written."""
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    path: str
+    size: int  # of the whole file, in bytes
+
+
+class FileRead(Message, frozen=True):
+    """A piece of a file was read; `eof` when nothing follows."""
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    path: str
+    data: bytes
+    size: int
+    eof: bool
+
+
+class CommandRefused(Message, frozen=True):
+    """A command or file operation was not carried out.
+
+    `code` is `sandbox_gone` (with the reason it ended, where known), `file_error` or `bad_request`.
+    """
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    code: str
+    detail: str
+    reason: EndReason | None = None
+
+
+# --- the snapshot log
+
+
+class ResolveTemplate(Message, frozen=True):
+    """A scheduler asks what a template's name stands for."""
+
+    cell: int
+    tenant: str
+    template: str
+
+
+class TemplateInspected(Message, frozen=True):
+    """The snapshot service looked at a template's source and found this."""
+
+    template: str
+    snapshot: Snapshot | None
+    error: str = ""
+
+
+# --- dead letters
+
+
+class DeadLetter(Message, frozen=True):
+    """A message nobody could use, kept with where it came from and why it was given up."""
+
+    stream: str
+    sequence: int
+    subject: str
+    reader: str
+    reason: str
+    payload: bytes
+
+
+AnyMessage = (
+    RolloutSubmitted | RolloutReleased | RolloutCancelled
+    | SandboxesReady | SandboxesFinished | SandboxesEnded
+    | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded
+    | TemplateResolved | CellCapacity | Tick
+    | PlaceRequested | ReleaseRequested | ExecutorJoined | ExecutorBeat | ExecutorLeft | SlotsReleased
+    | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile
+    | CommandOutput | CommandFinished | FileWritten | FileRead | CommandRefused
+    | ResolveTemplate | TemplateInspected | DeadLetter
+)  # fmt: skip

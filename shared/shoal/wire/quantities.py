@@ -45,7 +45,9 @@ def parse_seconds(value: float | str, field: str = "duration") -> float:
         match = _QUANTITY.fullmatch(str(value))
         unit = _UNITS_SECONDS.get(match[2].lower()) if match else None
         if match is None or unit is None:
-            raise BadValueError(field, f"{value!r} is not a duration; write a number and a unit, such as 30s, 10m or 2h")
+            raise BadValueError(
+                field, f"{value!r} is not a duration; write a number and a unit, such as 30s, 10m or 2h"
+            )
         seconds = float(match[1]) * unit
     if not math.isfinite(seconds) or seconds <= 0:
         raise BadValueError(field, f"{value!r} is not a duration above zero, such as 30s or 10m")
@@ -57,6 +59,10 @@ def format_bytes(size: int) -> str:
     amount = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 or amount == int(amount) else f"{amount:.1f} {unit}"
+            return (
+                f"{amount:.0f} {unit}"
+                if unit == "B" or amount >= 100 or amount == int(amount)
+                else f"{amount:.1f} {unit}"
+            )
         amount /= 1024
     return f"{amount:.1f} TiB"

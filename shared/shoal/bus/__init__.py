@@ -1,0 +1,1 @@
+"""One protocol for ordered, durable logs, and its implementations: `jetstream` and `memory`."""

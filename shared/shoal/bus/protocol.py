@@ -1,0 +1,123 @@
+"""What Shoal asks of a message bus. Every implementation inherits `tests/conformance/bus.py`.
+
+A bus holds streams. A stream is an ordered log: what is published on a stream's subjects gets the next sequence
+(from 1). A reader follows one stream in order, each message once. How far it has *acknowledged* is kept by the bus
+under the reader's name, so that a restart knows which messages' effects are already out: everything up to there.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.wire.streams import Stream
+
+
+class BusError(Exception):
+    """The bus could not do what was asked; the text is one sentence for people."""
+
+
+class UnreachableError(BusError):
+    """No broker answers at the address."""
+
+
+class PublishTimeoutError(BusError):
+    """The broker did not confirm a message within its deadline, tries included. It may have been stored."""
+
+
+class StreamFullError(BusError):
+    """The stream refuses new messages until older ones expire or its limit is raised."""
+
+
+class TooLargeError(BusError):
+    """The message exceeds what the broker takes."""
+
+
+class NoStreamError(BusError):
+    """No such stream, or no stream keeps the subject."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as a reader gets it. `time_ms`: when the broker stored it; `id`: what it was published with."""
+
+    subject: str
+    payload: bytes
+    sequence: int
+    time_ms: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A publication the broker confirmed. `duplicate`: it knew the id already and stored nothing new."""
+
+    stream: str
+    sequence: int
+    duplicate: bool
+
+
+class Reader(Protocol):
+    """Follows one stream, or a part of it, in order."""
+
+    async def batch(self, limit: int = 1024) -> Sequence[Delivery]:
+        """Return the next messages, at least one, at most limit; waits until there is one.
+
+        Pulls overlap: the next batch is already asked for while this one is worked on. After a lost connection it
+        goes on where it was; nothing is skipped and nothing comes twice.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop following; a waiting `batch` is cancelled."""
+        ...
+
+
+class Bus(Protocol):
+    """A connection to a broker."""
+
+    async def ensure(self, streams: Sequence[Stream]) -> None:
+        """Create these streams where they do not exist; existing ones are left or brought to these limits."""
+        ...
+
+    def publish(self, subject: str, payload: bytes, id: str) -> "asyncio.Future[Stored]":
+        """Publish without waiting, in call order. The future resolves when the broker has stored the message.
+
+        Retries with the same id until a deadline; a stream drops a copy whose id it has seen inside its window.
+        Fails with PublishTimeoutError, StreamFullError, TooLargeError or NoStreamError.
+        """
+        ...
+
+    async def reader(
+        self, stream: str, *, after: int | None = 0, since_ms: int | None = None, filters: Sequence[str] = ()
+    ) -> Reader:
+        """Follow a stream from the first message after sequence `after` (0: from its beginning; None: only new ones),
+
+        or from the first stored at or after `since_ms`; only subjects that match `filters`, if any are given.
+        When this returns, nothing published later will be missed.
+        """
+        ...
+
+    async def last_sequence(self, stream: str) -> int:
+        """Return the sequence of the stream's last message, 0 when it never had one. Raises NoStreamError."""
+        ...
+
+    async def acknowledge(self, name: str, sequence: int) -> None:
+        """Keep durably that the reader `name` is done with everything up to sequence."""
+        ...
+
+    async def acknowledged(self, name: str) -> int:
+        """Return up to where the reader `name` is done; 0 if it never was."""
+        ...
+
+    async def put(self, bucket: str, key: str, value: bytes, *, create_only: bool = False) -> bool:
+        """Store a value; with create_only, only where there is none yet. Returns whether it was stored."""
+        ...
+
+    async def get(self, bucket: str, key: str) -> bytes | None:
+        """Return a value, or None."""
+        ...
+
+    async def close(self) -> None:
+        """Flush what was published, then disconnect."""
+        ...

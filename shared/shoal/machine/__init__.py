@@ -1,0 +1,1 @@
+"""What a pure core is: a message in, effects out, nothing else. See `core` for the laws."""

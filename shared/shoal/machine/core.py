@@ -1,0 +1,72 @@
+"""The laws of a core.
+
+1. State is a fold: it changes only in `handle`, only by what the message and its `Cause` say. No clock, no
+   randomness, no I/O, no logging, no iteration over unordered sets.
+2. Effects are returned, never performed. Their ids derive from their cause, so that a second replica, or the same
+   one after a crash, produces the same ids and the broker drops the copies.
+3. A message delivered twice, or late, changes nothing the second time.
+4. A message that breaks a law of the core raises `LawBrokenError` *and changes nothing*; the shell keeps it as a dead
+   letter and goes on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.wire.messages import AnyMessage
+
+
+class LawBrokenError(Exception):
+    """A message that makes no sense to this core, whatever its state; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The delivery an effect came from: its stream, its sequence there, and the broker's time of it in ms."""
+
+    stream: str
+    sequence: int
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """An effect: put this message on this subject."""
+
+    subject: str
+    message: AnyMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """An effect at the snapshot service's edge: look at a template's source; the answer returns through the log."""
+
+    template: str
+
+
+Effect = Publish | Inspect
+
+
+class Core(Protocol):
+    """A deterministic state machine over one ordered log."""
+
+    def handle(self, message: AnyMessage, cause: Cause) -> Sequence[Effect]:
+        """Fold one message and return what follows from it. Raises LawBrokenError, having changed nothing."""
+        ...
+
+    def wake_at_ms(self) -> int | None:
+        """Return when a Tick is due (broker's time, ms), or None while nothing waits for time to pass."""
+        ...
+
+    def outstanding(self) -> Sequence[Effect]:
+        """Return effects other than Publish whose answer has not come: performed anew after a recovery."""
+        ...
+
+    def check(self) -> None:
+        """Assert the core's invariants; tests call it after every step."""
+        ...
+
+
+def effect_id(cause: Cause, number: int) -> str:
+    """Return the id of a cause's number-th effect: what it came from, readable in the log."""
+    return f"{cause.stream}:{cause.sequence}:{number}"

@@ -1,0 +1,137 @@
+"""What has become of each sandbox of a rollout, folded from its reports.
+
+The scheduler and every trainer fold the same log with this same code, so they agree on every sandbox without asking
+each other: a report counts only for the sandbox's present attempt and only until the sandbox has ended. Two bytes a
+sandbox, whatever happened to it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.wire.messages import CommandResult, EndReason, OnLost, Ranges, RolloutSpec
+
+_PENDING: Final = 0
+_READY: Final = 1
+_ENDED: Final = 2  # and the reason's number on top
+_REASONS: Final = tuple(EndReason)
+_NUMBER_OF: Final = {reason: number for number, reason in enumerate(_REASONS)}
+
+
+def reason_of(result: CommandResult) -> EndReason:
+    """Return how a sandbox ended whose one command gave this result."""
+    if result.timed_out:
+        return EndReason.TIMED_OUT
+    if result.exit_code == 0:
+        return EndReason.SUCCEEDED
+    return EndReason.OUT_OF_MEMORY if result.out_of_memory else EndReason.COMMAND_FAILED
+
+
+class Ledger:
+    """The sandboxes of one rollout: each pending, ready or ended, in its present attempt."""
+
+    __slots__ = ("_attempts", "_ended", "_on_lost", "_limit", "_states", "n")
+
+    def __init__(self, spec: RolloutSpec) -> None:
+        self.n = spec.n
+        self._states = bytearray(spec.n)
+        self._attempts = bytearray(spec.n)
+        self._on_lost = spec.on_lost
+        self._limit = min(max(spec.max_attempts, 1), 255)
+        self._ended = 0
+
+    @property
+    def concluded(self) -> bool:
+        """Whether every sandbox has ended."""
+        return self._ended == self.n
+
+    @property
+    def live(self) -> int:
+        """How many have not ended."""
+        return self.n - self._ended
+
+    def attempt(self, index: int) -> int:
+        """Return the sandbox's present attempt, from 0."""
+        return self._attempts[index]
+
+    def is_ready(self, index: int) -> bool:
+        """Return whether the sandbox takes commands."""
+        return self._states[index] == _READY
+
+    def reason(self, index: int) -> EndReason | None:
+        """Return why the sandbox ended, or None while it has not."""
+        state = self._states[index]
+        return _REASONS[state - _ENDED] if state >= _ENDED else None
+
+    def ready_count(self) -> int:
+        """Return how many take commands now."""
+        return self._states.count(_READY)
+
+    def open(self, among: Ranges = ()) -> Ranges:
+        """Return the indices (of those given; none given means all) that have not ended."""
+        asked = ranges.indices(among) if among else range(self.n)
+        return ranges.collect(index for index in asked if self._states[index] < _ENDED)
+
+    def counts(self) -> tuple[tuple[EndReason, int], ...]:
+        """Return how many ended for which reason, in the reasons' order."""
+        tally = Counter(self._states)
+        return tuple((r, tally[_ENDED + i]) for i, r in enumerate(_REASONS) if tally[_ENDED + i])
+
+    def ready(self, attempt: int, indices: Ranges) -> Ranges:
+        """Note readiness; returns the indices for which this is news."""
+        news = [i for i in ranges.indices(indices) if self._attempts[i] == attempt and self._states[i] == _PENDING]
+        for index in news:
+            self._states[index] = _READY
+        return ranges.collect(news)
+
+    def finish(self, attempt: int, index: int, result: CommandResult) -> bool:
+        """Note the result of the sandbox's one command; returns whether it counts."""
+        if self._attempts[index] != attempt or self._states[index] >= _ENDED:
+            return False
+        self._end(index, reason_of(result))
+        return True
+
+    def end(self, attempt: int, indices: Ranges, reason: EndReason) -> tuple[Ranges, Ranges]:
+        """Note ends without a result; returns the indices that ended for good, and those to be started again.
+
+        A sandbox that failed to start holds nothing yet, so it is always tried again; one that was lost is by the
+        rollout's policy. Both within its `max_attempts`.
+        """
+        gone: list[int] = []
+        again: list[int] = []
+        retried = reason is EndReason.START_FAILED or (reason.infrastructure and self._on_lost is OnLost.RESTART)
+        for index in ranges.indices(indices):
+            if self._attempts[index] != attempt or self._states[index] >= _ENDED:
+                continue
+            if retried and attempt + 1 < self._limit:
+                self._attempts[index] = attempt + 1
+                self._states[index] = _PENDING
+                again.append(index)
+            else:
+                self._end(index, reason)
+                gone.append(index)
+        return ranges.collect(gone), ranges.collect(again)
+
+    def close(self, indices: Ranges, reason: EndReason) -> Ranges:
+        """End these sandboxes whatever their attempt (release, cancel, time out); returns those for which it is news."""
+        news = self.open(indices) if indices else ()
+        for index in ranges.indices(news):
+            self._end(index, reason)
+        return news
+
+    def by_attempt(self, indices: Iterable[int]) -> list[tuple[int, Ranges]]:
+        """Return these indices grouped by their present attempt, ascending."""
+        groups: dict[int, list[int]] = {}
+        for index in indices:
+            groups.setdefault(self._attempts[index], []).append(index)
+        return [(attempt, ranges.collect(groups[attempt])) for attempt in sorted(groups)]
+
+    def _end(self, index: int, reason: EndReason) -> None:
+        self._states[index] = _ENDED + _NUMBER_OF[reason]
+        self._ended += 1
+
+    def check(self) -> None:
+        """Assert the ledger's invariants."""
+        assert self._ended == sum(state >= _ENDED for state in self._states)
+        assert all(attempt < self._limit for attempt in self._attempts)

@@ -1,0 +1,98 @@
+"""Streams, as data: which subjects each keeps, for how long, and how many there are in a cluster."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from shoal.wire.subjects import token
+
+_DAY: Final = 86_400.0
+
+CLUSTER_BUCKET: Final = "SHOAL_CLUSTER"
+"""Key-value bucket with what is fixed when a cluster is made: `cells`, the number of cells in decimal."""
+POSITION_BUCKET: Final = "SHOAL_POSITION"
+"""Key-value bucket with how far each reader has acknowledged its inbox: decimal stream sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream. Ages in seconds; a full stream refuses new messages rather than lose old ones."""
+
+    name: str
+    subjects: tuple[str, ...]
+    max_age_s: float
+    max_bytes: int
+    dedupe_s: float = 120.0
+    replicas: int = 1
+
+
+def rollout(cell: int) -> Stream:
+    """Return the log of a cell's rollouts: the scheduler's inbox, and what trainers follow."""
+    return Stream(f"SHOAL_ROLLOUT_{cell}", (f"shoal.rollout.{cell}.>",), 7 * _DAY, 16 * 1024**3)
+
+
+def placement(cell: int) -> Stream:
+    """Return a cell's placement inbox."""
+    return Stream(f"SHOAL_PLACEMENT_{cell}", (f"shoal.placement.{cell}.>",), 7 * _DAY, 16 * 1024**3)
+
+
+def executor(name: str) -> Stream:
+    """Return one executor's inbox."""
+    return Stream(f"SHOAL_EXECUTOR_{token(name, 'executor')}", (f"shoal.executor.{name}.>",), 1 * _DAY, 4 * 1024**3)
+
+
+def trajectory(cell: int) -> Stream:
+    """Return the log of what a cell's sandboxes ran and what came of it."""
+    return Stream(f"SHOAL_TRAJECTORY_{cell}", (f"shoal.trajectory.{cell}.>",), 7 * _DAY, 16 * 1024**3)
+
+
+def snapshot() -> Stream:
+    """Return the snapshot catalogue's inbox."""
+    return Stream("SHOAL_SNAPSHOT", ("shoal.snapshot.>",), 30 * _DAY, 1024**3)
+
+
+def dead() -> Stream:
+    """Return where messages go that nobody could use."""
+    return Stream("SHOAL_DEAD", ("shoal.dead.>",), 30 * _DAY, 1024**3)
+
+
+def cluster(cells: int) -> tuple[Stream, ...]:
+    """Return all streams of a cluster but those of its executors, which each makes for itself."""
+    per_cell = [stream for cell in range(cells) for stream in (rollout(cell), placement(cell), trajectory(cell))]
+    return (*per_cell, snapshot(), dead())
+
+
+def stream_of(subject: str) -> str:
+    """Return the name of the stream that keeps a subject. Raises ValueError for a subject that is not Shoal's."""
+    parts = subject.split(".")
+    if len(parts) >= 3 and parts[0] == "shoal":
+        match parts[1]:
+            case "rollout" | "placement" | "trajectory" | "executor":
+                return f"SHOAL_{parts[1].upper()}_{parts[2]}"
+            case "snapshot" | "dead":
+                return f"SHOAL_{parts[1].upper()}"
+    raise ValueError(f"{subject!r} belongs to no stream")
+
+
+def subjects_overlap(left: str, right: str) -> bool:
+    """Return whether some subject matches both patterns (`*` one token, a last `>` one or more)."""
+    a, b = left.split("."), right.split(".")
+    for i in range(max(len(a), len(b))):
+        if i >= len(a) or i >= len(b):
+            return False
+        if a[i] == ">" or b[i] == ">":
+            return True
+        if a[i] != b[i] and "*" not in (a[i], b[i]):
+            return False
+    return True
+
+
+def overlapping(streams: Iterable[Stream]) -> list[tuple[str, str]]:
+    """Return the pairs of different streams that would both keep some subject."""
+    known = list(streams)
+    return [
+        (one.name, other.name)
+        for i, one in enumerate(known)
+        for other in known[i + 1 :]
+        if any(subjects_overlap(x, y) for x in one.subjects for y in other.subjects)
+    ]

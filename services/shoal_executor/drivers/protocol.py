@@ -115,7 +115,10 @@ class Driver(Protocol):
         ...
 
     async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
-        """Write at offset (0 truncates or creates, making directories). Returns the file's size. Raises SandboxFileError."""
+        """Write at offset (0 truncates or creates, making directories). Returns the file's size.
+
+        Raises SandboxFileError.
+        """
         ...
 
     async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:

@@ -1,0 +1,315 @@
+"""What an executor holds, and what follows from each thing that happens to it. Pure; `service` carries it out.
+
+A group is what one `StartSandboxes` names: sandboxes of one rollout, in one attempt, on one node. Each of its sandboxes
+goes STARTING > LIVE > ENDING > gone; in job mode it goes from LIVE to ENDING by itself, when its command is done.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.wire.messages import (
+    Command,
+    CommandResult,
+    DestroySandboxes,
+    EndReason,
+    Ranges,
+    ReadFile,
+    RunCommand,
+    StartSandboxes,
+    WriteFile,
+)
+
+Asked = RunCommand | WriteFile | ReadFile
+Key = tuple[str, int, str]
+"""A group: rollout, attempt and node. Placement never names an index of a group twice."""
+
+REMEMBERED_ENDS: Final = 65_536
+"""How many ended sandboxes keep their reason, so that a late command learns why it is refused."""
+
+
+class Phase(IntEnum):
+    """Where a sandbox is in its life here."""
+
+    STARTING = 0
+    LIVE = 1
+    ENDING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start these sandboxes; answer with `started` or `start_failed` for each."""
+
+    group: Key
+    order: StartSandboxes
+    indices: Ranges
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """Run the command that travelled with the rollout; answer with `job_done`."""
+
+    group: Key
+    index: int
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """End these sandboxes; answer with `destroyed`."""
+
+    group: Key
+    indices: Ranges
+
+
+@dataclass(frozen=True, slots=True)
+class CarryOut:
+    """Carry out a trainer's command or file operation in a live sandbox."""
+
+    group: Key
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell the trainer that its sandbox is gone, and why where that is known."""
+
+    asked: Asked
+    reason: EndReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportReady:
+    """Say that this sandbox takes commands. `job`: its command travels along, so nobody waits for this word."""
+
+    group: Key
+    order: StartSandboxes
+    index: int
+    job: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFinished:
+    """Say what the sandbox's one command returned."""
+
+    group: Key
+    order: StartSandboxes
+    index: int
+    result: CommandResult
+    run_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportEnded:
+    """Say that these sandboxes ended without a result."""
+
+    group: Key
+    order: StartSandboxes
+    indices: Ranges
+    reason: EndReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportReleased:
+    """Say that these sandboxes no longer occupy their node."""
+
+    group: Key
+    order: StartSandboxes
+    indices: Ranges
+
+
+Effect = Start | RunJob | Destroy | CarryOut | Refuse | ReportReady | ReportFinished | ReportEnded | ReportReleased
+
+
+@dataclass(slots=True)
+class Group:
+    """The sandboxes of one start order that are not gone yet."""
+
+    order: StartSandboxes
+    commands: dict[int, Command]
+    phases: dict[int, Phase]
+
+
+class ExecutorCore:
+    """The roster of one executor in one life (`boot`) of it."""
+
+    def __init__(self, boot: str) -> None:
+        self.boot = boot
+        self.groups: dict[Key, Group] = {}
+        self._by_rollout: dict[str, list[Key]] = {}
+        self._ended: dict[tuple[str, int, int], EndReason] = {}
+        self.live = 0
+        self.starting = 0
+
+    # --- what placement says
+
+    def start(self, order: StartSandboxes) -> list[Effect]:
+        """Accept a start order. Orders for another life of this executor, and repeats, come to nothing."""
+        key = (order.rollout, order.attempt, order.node)
+        known = self.groups.get(key)
+        wanted = {
+            index: None
+            for index in ranges.indices(order.indices)
+            if not (known and index in known.phases) and (order.rollout, index, order.attempt) not in self._ended
+        }
+        if order.boot != self.boot or not wanted:
+            return []
+        commands: dict[int, Command] = {}
+        if len(order.commands) == 1:
+            commands = dict.fromkeys(wanted, order.commands[0])
+        elif order.commands:
+            paired = zip(ranges.indices(order.indices), order.commands, strict=True)
+            commands = {index: command for index, command in paired if index in wanted}
+        if known is None:
+            self.groups[key] = Group(order, commands, dict.fromkeys(wanted, Phase.STARTING))
+            self._by_rollout.setdefault(order.rollout, []).append(key)
+        else:  # placement found room for more of the same rollout on the same node
+            known.commands.update(commands)
+            known.phases.update(dict.fromkeys(wanted, Phase.STARTING))
+        self.starting += len(wanted)
+        return [Start(key, order, ranges.collect(wanted))]
+
+    def destroy(self, order: DestroySandboxes) -> list[Effect]:
+        """Accept an order to end sandboxes; those not here, or ending already, are passed over."""
+        if order.boot != self.boot:
+            return []
+        effects: list[Effect] = []
+        for key in tuple(self._by_rollout.get(order.rollout, ())):
+            effects += self._end(key, order.indices, order.reason, "")
+        return effects
+
+    def expire(self, key: Key) -> list[Effect]:
+        """End what is left of a group whose rollout's time is up."""
+        if key not in self.groups:
+            return []
+        return self._end(key, (), EndReason.TIMED_OUT, "the rollout's time was up")
+
+    # --- what trainers say
+
+    def command(self, asked: Asked) -> list[Effect]:
+        """Route a trainer's command to its sandbox, or refuse it: another tenant's sandbox is nobody's business."""
+        key = self.find(asked.rollout, asked.index, asked.attempt)
+        if key is not None:
+            group = self.groups[key]
+            if group.phases[asked.index] is Phase.LIVE and group.order.tenant == asked.tenant:
+                return [CarryOut(key, asked)]
+        return [Refuse(asked, self._ended.get((asked.rollout, asked.index, asked.attempt)))]
+
+    # --- what the driver says
+
+    def started(self, key: Key, index: int) -> list[Effect]:
+        """A sandbox takes commands; one whose end was ordered while it started is ended now, and never reported."""
+        group = self.groups.get(key)
+        phase = group.phases.get(index) if group else None
+        if group is None or phase is None or phase is Phase.LIVE:
+            return []
+        if phase is Phase.ENDING:
+            return [Destroy(key, ((index, 1),))]
+        group.phases[index] = Phase.LIVE
+        self.starting -= 1
+        self.live += 1
+        command = group.commands.get(index)
+        effects: list[Effect] = [ReportReady(key, group.order, index, command is not None)]
+        if command is not None:
+            effects.append(RunJob(key, index, command))
+        return effects
+
+    def start_failed(self, key: Key, index: int, detail: str) -> list[Effect]:
+        """A sandbox could not be started; nothing of it is left."""
+        group = self.groups.get(key)
+        if group is None or index not in group.phases:
+            return []
+        one: Ranges = ((index, 1),)
+        effects: list[Effect] = []
+        if group.phases[index] is not Phase.ENDING:
+            effects.append(ReportEnded(key, group.order, one, EndReason.START_FAILED, detail))
+            self._ended_by(key, index, EndReason.START_FAILED)
+        self._forget(key, one)
+        return [*effects, ReportReleased(key, group.order, one)]
+
+    def job_done(self, key: Key, index: int, result: CommandResult, run_us: int) -> list[Effect]:
+        """A sandbox's one command is done: report it, then end the sandbox."""
+        group = self.groups.get(key)
+        if group is None or group.phases.get(index) is not Phase.LIVE:
+            return []
+        self._move_to_ending(group, index)
+        self._ended_by(key, index, EndReason.RELEASED)
+        return [ReportFinished(key, group.order, index, result, run_us), Destroy(key, ((index, 1),))]
+
+    def exited(self, key: Key, index: int, reason: EndReason, detail: str) -> list[Effect]:
+        """A sandbox ended and nobody asked for it; what is left of it is cleared away."""
+        group = self.groups.get(key)
+        if group is None or group.phases.get(index) is not Phase.LIVE:
+            return []
+        return self._end(key, ((index, 1),), reason, detail)
+
+    def destroyed(self, key: Key, indices: Ranges) -> list[Effect]:
+        """Nothing is left of these sandboxes."""
+        group = self.groups.get(key)
+        if group is None:
+            return []
+        gone = ranges.collect(index for index in ranges.indices(indices) if index in group.phases)
+        self._forget(key, gone)
+        return [ReportReleased(key, group.order, gone)] if gone else []
+
+    def find(self, rollout: str, index: int, attempt: int) -> Key | None:
+        """Return the group of a sandbox that is not gone yet."""
+        for key in self._by_rollout.get(rollout, ()):
+            if key[1] == attempt and index in self.groups[key].phases:
+                return key
+        return None
+
+    # ---
+
+    def _end(self, key: Key, among: Ranges, reason: EndReason, detail: str) -> list[Effect]:
+        group = self.groups[key]
+        asked: Iterable[int] = ranges.indices(among) if among else tuple(group.phases)
+        ending = [i for i in asked if group.phases.get(i, Phase.ENDING) is not Phase.ENDING]
+        if not ending:
+            return []
+        live = ranges.collect(index for index in ending if group.phases[index] is Phase.LIVE)
+        for index in ending:
+            self._move_to_ending(group, index)
+            self._ended_by(key, index, reason)
+        effects: list[Effect] = [ReportEnded(key, group.order, ranges.collect(ending), reason, detail)]
+        # What is still starting cannot be ended yet: `started` does it.
+        return [*effects, Destroy(key, live)] if live else effects
+
+    def _move_to_ending(self, group: Group, index: int) -> None:
+        if group.phases[index] is Phase.STARTING:
+            self.starting -= 1
+        else:
+            self.live -= 1
+        group.phases[index] = Phase.ENDING
+
+    def _ended_by(self, key: Key, index: int, reason: EndReason) -> None:
+        self._ended[key[0], index, key[1]] = reason
+        if len(self._ended) > REMEMBERED_ENDS:
+            del self._ended[next(iter(self._ended))]
+
+    def _forget(self, key: Key, indices: Ranges) -> None:
+        group = self.groups[key]
+        for index in ranges.indices(indices):
+            phase = group.phases.pop(index)
+            group.commands.pop(index, None)
+            if phase is Phase.STARTING:
+                self.starting -= 1
+            elif phase is Phase.LIVE:
+                self.live -= 1
+        if not group.phases:
+            del self.groups[key]
+            keys = self._by_rollout[key[0]]
+            keys.remove(key)
+            if not keys:
+                del self._by_rollout[key[0]]
+
+    def check(self) -> None:
+        """Assert the roster's invariants."""
+        phases = [phase for group in self.groups.values() for phase in group.phases.values()]
+        assert self.starting == phases.count(Phase.STARTING)
+        assert self.live == phases.count(Phase.LIVE)
+        assert sorted(key for keys in self._by_rollout.values() for key in keys) == sorted(self.groups)
+        assert all(group.phases for group in self.groups.values())

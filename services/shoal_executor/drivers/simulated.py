@@ -1,0 +1,178 @@
+"""A driver without processes: latencies and failures from a seeded distribution, thousands of nodes in one process.
+
+What happens to a sandbox depends on the seed and the sandbox's name only, so a load test can be repeated. Whatever it
+returns says "simulated", so that nobody takes it for real.
+"""
+
+import asyncio
+import hashlib
+import math
+import posixpath
+import statistics
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
+from shoal_executor.drivers.protocol import (
+    DriverReport,
+    ExitSink,
+    FileChunk,
+    NoSuchSandboxError,
+    OutputSink,
+    SandboxFileError,
+    Started,
+    StartFailed,
+    StartSpec,
+)
+
+_NORMAL: Final = statistics.NormalDist()
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Latencies are log-normal: a median in ms and the spread of the logarithm. Rates are probabilities per event."""
+
+    seed: int = 0
+    start_ms: float = 0.0
+    start_spread: float = 0.5
+    command_ms: float = 0.0
+    command_spread: float = 0.5
+    start_failure_rate: float = 0.0
+    command_failure_rate: float = 0.0
+    starts_per_s: float = 1000.0
+
+
+@dataclass(slots=True)
+class _Sandbox:
+    disk: int
+    ended: asyncio.Event | None = None
+    commands: int = 0
+    files: dict[str, bytearray] = field(default_factory=dict)
+
+
+class SimulatedDriver:
+    """See the module. Files are kept in memory within the sandbox's disk limit; commands return a line, no effect."""
+
+    isolation = Isolation.SIMULATED.value
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        self._profile = profile or Profile()
+        self._live: dict[str, _Sandbox] = {}
+
+    async def open(self, on_exit: ExitSink) -> DriverReport:
+        """Nothing to test, and nothing is enforced."""
+        nothing = tuple(f"{limit} (no process is limited: simulated)" for limit in ("memory", "cpu", "pids"))
+        return DriverReport(unenforced=nothing, starts_per_s=self._profile.starts_per_s)
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """Every snapshot is at hand."""
+
+    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
+        """Yield each outcome after its drawn latency; those without latency at once."""
+        profile = self._profile
+        queue: list[tuple[float, Started | StartFailed, StartSpec]] = []
+        for spec in specs:
+            outcome: Started | StartFailed = Started(spec.name)
+            if profile.start_failure_rate and self._draw(spec.name, "fails") < profile.start_failure_rate:
+                outcome = StartFailed(spec.name, "simulated start failure")
+            queue.append((self._latency(spec.name, "start", profile.start_ms, profile.start_spread), outcome, spec))
+        if profile.start_ms:
+            queue.sort(key=lambda entry: entry[0])
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for latency, outcome, spec in queue:
+            remaining = began + latency - loop.time()
+            if remaining > 0:
+                await asyncio.sleep(remaining)
+            if isinstance(outcome, Started):
+                self._live[spec.name] = sandbox = _Sandbox(spec.resources.disk)
+                for file in spec.files:
+                    sandbox.files[_absolute(file.path)] = bytearray(file.data)
+            yield outcome
+
+    async def run(self, name: str, command: Command, output: OutputSink | None = None) -> CommandResult:
+        """Return a line that says what would have run, after its drawn latency."""
+        sandbox = self._get(name)
+        sandbox.commands += 1
+        profile = self._profile
+        key = f"{name}/{sandbox.commands}"
+        latency = self._latency(key, "command", profile.command_ms, profile.command_spread)
+        timed_out = bool(command.timeout_ms) and latency * 1000 > command.timeout_ms
+        if latency:
+            if sandbox.ended is None:
+                sandbox.ended = asyncio.Event()
+            try:
+                async with asyncio.timeout(min(latency, command.timeout_ms / 1000) if timed_out else latency):
+                    await sandbox.ended.wait()
+            except TimeoutError:
+                pass
+        self._get(name)
+        text = command.line or " ".join(command.argv)
+        stdout = f"simulated: {text}\n".encode()
+        kept = stdout[: command.output_limit]
+        if output:
+            output(1, kept)
+        failed = profile.command_failure_rate and self._draw(key, "exit") < profile.command_failure_rate
+        return CommandResult(
+            exit_code=137 if timed_out else int(bool(failed)),
+            stdout=kept,
+            stdout_dropped=len(stdout) - len(kept),
+            duration_us=int(latency * 1e6),
+            timed_out=timed_out,
+        )
+
+    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
+        """Keep the bytes within the sandbox's disk limit."""
+        sandbox = self._get(name)
+        path = _absolute(path)
+        content = bytearray() if offset == 0 else sandbox.files.get(path)
+        if content is None:
+            raise SandboxFileError(f"{path}: no such file to write to at offset {offset}")
+        if sum(map(len, sandbox.files.values())) + len(data) > sandbox.disk:
+            raise SandboxFileError(f"{path}: no space left in the sandbox")
+        content[offset : offset + len(data)] = data
+        sandbox.files[path] = content
+        return len(content)
+
+    async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
+        """Return bytes written before."""
+        content = self._get(name).files.get(_absolute(path))
+        if content is None:
+            raise SandboxFileError(f"{path}: no such file")
+        data = bytes(content[offset : offset + limit])
+        return FileChunk(data, len(content), offset + len(data) >= len(content))
+
+    async def destroy(self, names: Sequence[str]) -> None:
+        """Forget these sandboxes; commands in them end with NoSuchSandboxError."""
+        for name in names:
+            sandbox = self._live.pop(name, None)
+            if sandbox is not None and sandbox.ended is not None:
+                sandbox.ended.set()
+
+    async def list(self) -> list[str]:
+        """Names of the live sandboxes."""
+        return list(self._live)
+
+    async def close(self) -> None:
+        """Forget everything."""
+        await self.destroy(list(self._live))
+
+    def _get(self, name: str) -> _Sandbox:
+        try:
+            return self._live[name]
+        except KeyError:
+            raise NoSuchSandboxError(name, EndReason.RELEASED) from None
+
+    def _draw(self, key: str, what: str) -> float:
+        digest = hashlib.blake2b(f"{self._profile.seed}/{what}/{key}".encode(), digest_size=8).digest()
+        return (int.from_bytes(digest) + 0.5) / 2**64
+
+    def _latency(self, key: str, what: str, median_ms: float, spread: float) -> float:
+        if not median_ms:
+            return 0.0
+        return median_ms / 1000 * math.exp(spread * _NORMAL.inv_cdf(self._draw(key, what)))
+
+
+def _absolute(path: str) -> str:
+    return posixpath.normpath(posixpath.join("/root", path))

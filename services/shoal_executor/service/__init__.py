@@ -1,0 +1,5 @@
+"""The executor's edge: messages in, the driver's work, messages out."""
+
+from shoal_executor.service.executor import ExecutorService, Offer
+
+__all__ = ["ExecutorService", "Offer"]

@@ -1,0 +1,137 @@
+"""Reports, gathered: what happens to many sandboxes at once is said once.
+
+While the broker keeps up, a report leaves in the same turn of the event loop. While it does not, reports gather and
+leave as few large ones. The readiness of a job's sandbox is news to no one but a progress bar, so it waits a moment
+and is dropped when the result comes first.
+"""
+
+import asyncio
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.wire import subjects
+from shoal.wire.messages import (
+    EndReason,
+    SandboxesEnded,
+    SandboxesFinished,
+    SandboxesReady,
+    SandboxResult,
+    SlotsReleased,
+    StartSandboxes,
+)
+from shoal_executor.core import Key, ReportEnded, ReportFinished, ReportReady, ReportReleased
+from shoal_executor.service.outgoing import Outgoing
+
+Report = ReportReady | ReportFinished | ReportEnded | ReportReleased
+
+_IN_FLIGHT: Final = 16
+"""Publications under way beyond which reports gather."""
+_JOB_READY_PAUSE_S: Final = 0.05
+_MESSAGE_BYTES: Final = 512 * 1024
+"""Results in one message: half of what a broker takes by default."""
+
+
+class Reports:
+    """Gathers reports by group and publishes them."""
+
+    def __init__(self, outgoing: Outgoing, executor: str, boot: str, isolation: str, cell: int) -> None:
+        self._outgoing = outgoing
+        self._executor = executor
+        self._boot = boot
+        self._isolation = isolation
+        self._cell = cell
+        self._orders: dict[Key, StartSandboxes] = {}
+        self._ready: dict[Key, list[int]] = {}
+        self._job_ready: dict[Key, dict[int, None]] = {}
+        self._finished: dict[Key, list[SandboxResult]] = {}
+        self._ended: dict[tuple[Key, EndReason, str], list[int]] = {}
+        self._released: dict[Key, list[int]] = {}
+        self._flush_due = False
+        self._job_flush_due = False
+        outgoing.on_stored = self._stored
+
+    def add(self, report: Report) -> None:
+        """Take a report."""
+        key = report.group
+        self._orders[key] = report.order
+        match report:
+            case ReportReady(index=index, job=True):
+                self._job_ready.setdefault(key, {})[index] = None
+                if not self._job_flush_due:
+                    self._job_flush_due = True
+                    asyncio.get_running_loop().call_later(_JOB_READY_PAUSE_S, self._promote_job_ready)
+                return
+            case ReportReady(index=index):
+                self._ready.setdefault(key, []).append(index)
+            case ReportFinished(index=index, result=result, run_us=run_us):
+                if key in self._job_ready:
+                    self._job_ready[key].pop(index, None)
+                self._finished.setdefault(key, []).append(SandboxResult(index, result, run_us))
+            case ReportEnded(indices=indices, reason=reason, detail=detail):
+                self._ended.setdefault((key, reason, detail), []).extend(ranges.indices(indices))
+            case ReportReleased(indices=indices):
+                self._released.setdefault(key, []).extend(ranges.indices(indices))
+        self._schedule()
+
+    def flush(self) -> None:
+        """Publish all that was gathered."""
+        self._flush_due = False
+        send = self._outgoing.send
+        for key, indices in self._ready.items():
+            rollout, attempt, node = key
+            ready = SandboxesReady(rollout, attempt, ranges.collect(indices), node, self._executor, self._isolation)
+            send(self._subject(key), ready)
+        for key, results in self._finished.items():
+            rollout, attempt, node = key
+            for part in _parts(results):
+                finished = SandboxesFinished(rollout, attempt, node, self._executor, self._isolation, part)
+                send(self._subject(key), finished)
+        for (key, reason, detail), indices in self._ended.items():
+            rollout, attempt, node = key
+            send(self._subject(key), SandboxesEnded(rollout, attempt, ranges.collect(indices), node, reason, detail))
+        for key, indices in self._released.items():
+            rollout, attempt, node = key
+            released = SlotsReleased(self._executor, self._boot, node, rollout, attempt, ranges.collect(indices))
+            send(subjects.placement_release(self._cell), released)
+        self._ready.clear()
+        self._finished.clear()
+        self._ended.clear()
+        self._released.clear()
+        self._orders = {key: order for key, order in self._orders.items() if key in self._job_ready}
+
+    def _subject(self, key: Key) -> str:
+        order = self._orders[key]
+        return subjects.rollout_sandbox(order.cell, order.tenant, order.run)
+
+    def _schedule(self) -> None:
+        if not self._flush_due and self._outgoing.outstanding < _IN_FLIGHT:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def _stored(self) -> None:
+        if self._ready or self._finished or self._ended or self._released:
+            self._schedule()
+
+    def _promote_job_ready(self) -> None:
+        self._job_flush_due = False
+        for key, indices in self._job_ready.items():
+            if indices:
+                self._ready.setdefault(key, []).extend(indices)
+        self._job_ready.clear()
+        if self._ready:
+            self._schedule()
+
+
+def _parts(results: list[SandboxResult]) -> list[tuple[SandboxResult, ...]]:
+    parts: list[tuple[SandboxResult, ...]] = []
+    part: list[SandboxResult] = []
+    size = 0
+    for result in results:
+        weight = 64 + len(result.result.stdout) + len(result.result.stderr)
+        if part and size + weight > _MESSAGE_BYTES:
+            parts.append(tuple(part))
+            part, size = [], 0
+        part.append(result)
+        size += weight
+    parts.append(tuple(part))
+    return parts

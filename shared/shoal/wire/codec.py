@@ -21,5 +21,5 @@ def decode(payload: bytes) -> AnyMessage:
     """Return the message in these bytes. Raises UndecodableError, saying what is wrong with them."""
     try:
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableError(str(error)) from error

@@ -6,7 +6,6 @@ durations say their unit in their name. Groups of sandboxes travel as index rang
 """
 
 from enum import StrEnum
-from typing import Final
 
 import msgspec
 
@@ -266,7 +265,7 @@ class Tick(Message, frozen=True):
 
 
 class PlaceRequested(Message, frozen=True):
-    """The scheduler wants these sandboxes placed. `deadline_ms`: their rollout's end. `avoid`: nodes that failed them."""
+    """The scheduler wants these sandboxes placed. `deadline_ms`: their rollout's end. `avoid`: failed nodes."""
 
     rollout: str
     tenant: str

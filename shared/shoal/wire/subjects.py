@@ -7,6 +7,7 @@ from typing import Final
 from shoal.wire.quantities import BadValueError
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,63}")
+_STREAM: Final = re.compile(r"SHOAL_[A-Z]+(_[A-Za-z0-9_\-]{1,64})?")  # one that ends in a token is longer than a token
 SYSTEM: Final = "_"
 """Stands for tenant and run in messages of the system to itself; no tenant can be named so."""
 
@@ -107,4 +108,6 @@ def snapshot(tenant: str, kind: str) -> str:
 
 def dead(stream: str) -> str:
     """Return the subject for messages of a stream that nobody could use."""
-    return f"shoal.dead.{token(stream, 'stream')}"
+    if not _STREAM.fullmatch(stream):
+        raise BadValueError("stream", f"{stream!r} is not the name of a stream")
+    return f"shoal.dead.{stream}"

@@ -32,7 +32,7 @@ lint: $(READY) ## style, types and import rules
 	echo "== lint: ruff check"; $(BIN)/ruff check . || status=1; \
 	echo "== lint: ruff format --check"; $(BIN)/ruff format --check . || status=1; \
 	echo "== lint: mypy --strict"; $(BIN)/python -m mypy --strict $(CHECKED) || status=1; \
-	echo "== lint: import rules"; $(BIN)/lint-imports --no-cache || status=1; \
+	echo "== lint: import rules"; $(BIN)/lint-imports --no-cache --no-logo || status=1; \
 	exit $$status
 
 format: $(READY) ## lay the code out as lint wants it

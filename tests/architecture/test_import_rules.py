@@ -69,7 +69,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verdicts(checkout: Path) -> dict[str, bool]:
     """Return for each contract whether it is kept there."""
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"],
         cwd=checkout,
         env=os.environ | {"PYTHONPATH": f"{checkout}/shared:{checkout}/services", "COLUMNS": "300", "NO_COLOR": "1"},
         capture_output=True,

@@ -102,6 +102,13 @@ class Bus(Protocol):
         """Return the sequence of the stream's last message, 0 when it never had one. Raises NoStreamError."""
         ...
 
+    async def first_sequence(self, stream: str) -> int:
+        """Return the sequence of the oldest message the stream still keeps; one after the last when it keeps none.
+
+        Raises NoStreamError.
+        """
+        ...
+
     async def acknowledge(self, name: str, sequence: int) -> None:
         """Keep durably that the reader `name` is done with everything up to sequence."""
         ...

@@ -231,7 +231,7 @@ class MemoryBus:
         return self._open().log(stream).last
 
     async def first_sequence(self, stream: str) -> int:
-        """Return the sequence of the oldest message kept, one after the last when there is none. Raises NoStreamError."""
+        """Return the sequence of the oldest message kept, or one after the last. Raises NoStreamError."""
         return self._open().log(stream).first
 
     async def acknowledge(self, name: str, sequence: int) -> None:

@@ -1,0 +1,62 @@
+"""Settings every service has, as flags and environment variables."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import click
+
+from shoal.wire.quantities import BadValueError, parse_seconds
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What every service is told. `patience_s`: how long to wait for a broker that is not there yet."""
+
+    url: str = DEFAULT_URL
+    cells: int = 1
+    log_level: str = "info"
+    patience_s: float = 60.0
+
+
+class Seconds(click.ParamType):
+    """A duration such as 30s or 10m, as a float of seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds, or fail with what would be right."""
+        try:
+            return parse_seconds(value, param.name if param and param.name else "duration")
+        except BadValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options all services share; the command gets them as `settings: Settings`."""
+
+    @click.option("--url", envvar="SHOAL_URL", default=DEFAULT_URL, show_default=True, show_envvar=True,
+                  help="The broker's address; several are separated by commas.")  # fmt: skip
+    @click.option("--cells", envvar="SHOAL_CELLS", default=1, show_default=True, show_envvar=True,
+                  type=click.IntRange(1, 10_000), help="How many cells a new cluster gets.")  # fmt: skip
+    @click.option("--log-level", envvar="SHOAL_LOG_LEVEL", default="info", show_default=True, show_envvar=True,
+                  type=click.Choice(LOG_LEVELS), help="The least important lines to log.")  # fmt: skip
+    @click.option("--patience", envvar="SHOAL_PATIENCE", default="60s", show_default=True, show_envvar=True,
+                  type=Seconds(), help="How long to wait for a broker that does not answer yet.")  # fmt: skip
+    @wraps(command)
+    def with_settings(*args: Any, url: str, cells: int, log_level: str, patience: float, **kwargs: Any) -> Any:
+        return command(*args, settings=Settings(url, cells, log_level, patience), **kwargs)
+
+    return with_settings
+
+
+def cell_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--cell`: the number of the cell a service serves."""
+    return click.option(
+        "--cell", envvar="SHOAL_CELL", default=0, show_default=True, show_envvar=True, type=click.IntRange(0, 9999),
+        help="The cell this process serves.",
+    )(command)  # fmt: skip

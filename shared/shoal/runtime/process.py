@@ -1,0 +1,95 @@
+"""A service's process: connect, set the cluster up, serve, and stop cleanly on SIGTERM or SIGINT."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import uvloop
+
+from shoal.bus.jetstream import JetStreamBus
+from shoal.bus.protocol import Bus, BusError, UnreachableError
+from shoal.runtime.cluster import ensure_cluster
+from shoal.runtime.logs import set_up_logs
+from shoal.runtime.options import Settings
+from shoal.wire.quantities import BadValueError
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNREACHABLE: Final = 69  # EX_UNAVAILABLE
+_PAUSE_S: Final = 0.5
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a service runs in. `stop` is set when it is told to end; `cells` is the cluster's number of cells."""
+
+    bus: Bus
+    cells: int
+    stop: asyncio.Event
+    settings: Settings
+
+
+def serve(service: str, settings: Settings, main: Callable[[Context], Awaitable[None]]) -> None:
+    """Run a service until it is told to stop, then exit the process with a status that says how it went.
+
+    0: told to stop. 1: it failed. 2: it was configured wrongly. 69: no broker answered in time.
+    """
+    set_up_logs(service, settings.log_level)
+    sys.exit(uvloop.run(_serve(service, settings, main)))
+
+
+async def _serve(service: str, settings: Settings, main: Callable[[Context], Awaitable[None]]) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        bus = await connect_patiently(settings.url, service, settings.patience_s, stop)
+        if bus is None:
+            return 0
+        try:
+            cells = await ensure_cluster(bus, settings.cells)
+            await main(Context(bus, cells, stop, settings))
+        finally:
+            with contextlib.suppress(BusError):
+                await bus.close()
+    except UnreachableError as error:
+        log.error("no broker", error=str(error))
+        return EXIT_UNREACHABLE
+    except BadValueError as error:
+        log.error("bad configuration", error=str(error))
+        return EXIT_USAGE
+    except BusError as error:
+        log.error("the broker refused", error=str(error))
+        return EXIT_FAILED
+    except Exception:
+        log.exception("failed")
+        return EXIT_FAILED
+    log.info("stopped")
+    return 0
+
+
+async def connect_patiently(url: str, name: str, patience_s: float, stop: asyncio.Event) -> JetStreamBus | None:
+    """Connect, trying again while the broker is not there yet. Returns None when told to stop before it came.
+
+    Raises UnreachableError when patience (seconds) is over.
+    """
+    until = time.monotonic() + patience_s
+    while not stop.is_set():
+        try:
+            return await JetStreamBus.connect(url, name=f"shoal-{name}")
+        except UnreachableError as error:
+            if time.monotonic() >= until:
+                raise
+            log.warning("waiting for the broker", url=url, error=str(error))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _PAUSE_S)
+    return None

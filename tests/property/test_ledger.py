@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -26,7 +27,9 @@ class Sandbox:
 class LedgerMachine(RuleBasedStateMachine):
     """Reports in any order, some of them of other attempts, and each of them twice."""
 
-    @initialize(n=st.integers(1, 6), limit=st.integers(1, 4), on_lost=st.sampled_from(OnLost))
+    @initialize(
+        n=st.integers(1, 6), limit=st.sampled_from([3, 4, 2, 1]), on_lost=st.sampled_from([OnLost.RESTART, OnLost.FAIL])
+    )
     def begin(self, n: int, limit: int, on_lost: OnLost) -> None:
         self.n, self.limit, self.on_lost = n, limit, on_lost
         self.ledger = Ledger(RolloutSpec("host", n, on_lost=on_lost, max_attempts=limit))
@@ -104,3 +107,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(max_examples=300)
+
+
+def test_a_ready_sandbox_that_is_lost_starts_again_unready_and_its_late_result_counts_for_nothing() -> None:
+    ledger = Ledger(RolloutSpec("host", 2, on_lost=OnLost.RESTART, max_attempts=2))
+    assert ledger.ready(0, ((0, 2),)) == ((0, 2),)
+    assert ledger.end(0, ((1, 1),), EndReason.NODE_LOST) == ((), ((1, 1),))
+    assert [ledger.is_ready(0), ledger.is_ready(1)] == [True, False]
+    assert not ledger.finish(0, 1, CommandResult(0))
+    assert ledger.ready(1, ((1, 1),)) == ((1, 1),)
+    assert ledger.end(1, ((1, 1),), EndReason.NODE_LOST) == (((1, 1),), ())
+    assert ledger.reason(1) is EndReason.NODE_LOST

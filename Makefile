@@ -22,7 +22,7 @@ test: $(READY) ## lint, then every test; not zero when anything fails
 	$(MAKE) --no-print-directory lint || lint=$$?; \
 	echo "== test: pytest"; \
 	tests=0; \
-	$(BIN)/python -m pytest $(ARGS) || tests=$$?; \
+	sh tests/run.sh $(ARGS) || tests=$$?; \
 	if [ $$lint -ne 0 ]; then echo "make test: lint failed, see above" >&2; fi; \
 	if [ $$tests -ne 0 ]; then echo "make test: tests failed, see above" >&2; fi; \
 	[ $$lint -eq 0 ] && [ $$tests -eq 0 ]

@@ -36,8 +36,10 @@ fi
 has_seccomp || { apt_install libseccomp2 && has_seccomp; } ||
     stop "libseccomp is missing, which isolates sandboxes; run 'apt-get install libseccomp2' as root, then this again"
 
+# No cache: nothing is written outside this checkout.
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps "$@"; }
 say "installing the packages of requirements/dev.lock"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.lock
+install --require-hashes -r requirements/dev.lock
 say "installing this checkout, editable"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+install --no-build-isolation -e .
 say "done"

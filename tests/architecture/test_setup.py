@@ -170,24 +170,80 @@ def test_make_sets_up_again_only_when_the_lock_or_the_project_changed(tmp_path: 
         assert "set up" not in make()
 
 
+class Project:
+    """A checkout whose tools answer as they are told, to look at what `make test` makes of it."""
+
+    def __init__(self, home: Path) -> None:
+        self.checkout = home / "checkout"
+        self.tmp = home / "tmp"
+        self.bin = self.checkout / ".venv/bin"
+        for folder in (self.bin, self.checkout / "requirements", self.checkout / "tests", self.tmp):
+            folder.mkdir(parents=True)
+        shutil.copy(ROOT / "Makefile", self.checkout)
+        shutil.copy(ROOT / "tests/run.sh", self.checkout / "tests")
+        for name in ("requirements/dev.lock", "pyproject.toml", "requirements/setup.sh"):
+            (self.checkout / name).write_text("mkdir -p .venv\n")
+
+    def tool(self, name: str, script: str) -> None:
+        """Have this tool of the virtual environment do that."""
+        (self.bin / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self.bin / name).chmod(0o755)
+
+    def test(
+        self, lint: str = "exit 0", pytest: str = "exit 0", within: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `make test` there, started by the command `within`."""
+        self.tool("ruff", lint)
+        self.tool("lint-imports", "exit 0")
+        self.tool("python", f'case "$*" in *pytest*) {pytest};; esac')
+        return subprocess.run(
+            [*within, "make", "--no-print-directory", "test"],
+            cwd=self.checkout,
+            env={"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
 @pytest.mark.parametrize(("lint", "tests"), [(0, 0), (1, 0), (0, 1), (1, 1)])
-def test_make_test_fails_when_lint_or_a_test_fails_and_shows_both(tmp_path: Path, lint: int, tests: int) -> None:
-    checkout = tmp_path / "checkout"
-    bin_ = checkout / ".venv/bin"
-    bin_.mkdir(parents=True)
-    (checkout / "requirements").mkdir()
-    shutil.copy(ROOT / "Makefile", checkout)
-    for name in ("requirements/dev.lock", "pyproject.toml", "requirements/setup.sh"):
-        (checkout / name).write_text("mkdir -p .venv\n")
-    for name, status in (("ruff", lint), ("lint-imports", 0)):
-        (bin_ / name).write_text(f"#!/bin/sh\nexit {status}\n")
-    (bin_ / "python").write_text(f'#!/bin/sh\ncase "$*" in *pytest*) echo "== 7 passed =="; exit {tests};; esac\n')
-    for tool in bin_.iterdir():
-        tool.chmod(0o755)
-    done = subprocess.run(
-        ["make", "--no-print-directory", "test"], cwd=checkout, capture_output=True, text=True, timeout=30, check=False
-    )
+def test_make_test_fails_when_lint_or_a_test_fails_and_shows_both(project: Project, lint: int, tests: int) -> None:
+    done = project.test(lint=f"exit {lint}", pytest=f'echo "== 7 passed =="; exit {tests}')
     assert (done.returncode != 0) == bool(lint or tests)
     assert "== 7 passed ==" in done.stdout
     assert ("lint failed" in done.stderr) == bool(lint)
     assert ("tests failed" in done.stderr) == bool(tests)
+
+
+def test_make_test_leaves_no_file_behind(project: Project) -> None:
+    done = project.test(pytest='touch "$TMPDIR/left"; test -e "$TMPDIR/left"')
+    assert done.returncode == 0, done.stderr
+    assert list(project.tmp.iterdir()) == []
+
+
+def test_what_a_failed_test_wrote_is_kept_and_named(project: Project) -> None:
+    done = project.test(pytest='touch "$TMPDIR/evidence"; exit 1')
+    (kept,) = project.tmp.iterdir()
+    assert (kept / "evidence").exists()
+    assert str(kept) in done.stderr
+
+
+OWN_MOUNTS = ("unshare", "--map-root-user", "--mount")
+can_mount = subprocess.run([*OWN_MOUNTS, "true"], capture_output=True, timeout=10, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount, reason="needs a mount namespace of its own")
+def test_a_mount_that_tests_left_behind_fails_them_and_is_not_deleted_through(project: Project) -> None:
+    (project.tmp.parent / "precious").mkdir()
+    (project.tmp.parent / "precious/file").write_text("here")
+    mount = f'mkdir "$TMPDIR/leak" && mount --bind {project.tmp.parent}/precious "$TMPDIR/leak"'
+    done = project.test(pytest=mount, within=OWN_MOUNTS)
+    assert done.returncode != 0
+    assert "these mounts were left behind" in done.stderr
+    assert (project.tmp.parent / "precious/file").read_text() == "here"

@@ -22,6 +22,7 @@ class Answers:
         self._bytes = 0
         self._kept: OrderedDict[str, Answer] = OrderedDict()
         self._ids: dict[Sandbox, dict[str, None]] = {}
+        self._running: set[str] = set()
 
     def begin(self, sandbox: Sandbox, id: str) -> bool:
         """Note that a command is being carried out; returns False when it was already begun."""
@@ -29,7 +30,12 @@ class Answers:
         if id in ids:
             return False
         ids[id] = None
+        self._running.add(id)
         return True
+
+    def running(self, id: str) -> bool:
+        """Return whether a command was begun and has no answer yet."""
+        return id in self._running
 
     def recorded(self, id: str) -> Answer | None:
         """Return the answer to a command that was begun: None while it runs, or when its content was let go."""
@@ -37,6 +43,7 @@ class Answers:
 
     def record(self, id: str, answer: Answer) -> None:
         """Keep an answer."""
+        self._running.discard(id)
         self._kept[id] = answer
         self._bytes += _weight(answer)
         while self._bytes > self._limit and self._kept:
@@ -46,6 +53,7 @@ class Answers:
     def forget(self, sandbox: Sandbox) -> None:
         """Drop what a sandbox that is gone has answered."""
         for id in self._ids.pop(sandbox, ()):
+            self._running.discard(id)
             answer = self._kept.pop(id, None)
             if answer is not None:
                 self._bytes -= _weight(answer)

@@ -262,6 +262,9 @@ class ExecutorService:
             recorded = self._answers.recorded(asked.id)
             if recorded is not None:
                 self._answer(asked, recorded)
+            elif not self._answers.running(asked.id):
+                text = "it was carried out before; its result is in the trajectory, no longer here"
+                self._answer(asked, _refusal(asked, "answer_gone", text, None))
             return  # else it is under way, and its answer will come
         self._apply(effects)
 

@@ -1,0 +1,132 @@
+"""`python -m shoal_executor`: the composition root."""
+
+import os
+import secrets
+from pathlib import Path
+
+import click
+
+from shoal.runtime.options import Settings, cell_option, service_options
+from shoal.runtime.process import Context, serve
+from shoal.wire.messages import Isolation, NodeSpec, Snapshot
+from shoal.wire.quantities import BadValueError, parse_bytes
+from shoal.wire.subjects import token
+from shoal_executor.drivers.protocol import Driver
+from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+from shoal_executor.drivers.zygote import ZygoteDriver
+from shoal_executor.service import ExecutorService, Offer
+
+_HOST = Snapshot("host", "host")
+
+
+class _Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_bytes(value, param.name if param and param.name else "size")
+        except BadValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _default_state(executor: str) -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "shoal" / "executors" / executor
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@service_options
+@cell_option
+@click.option("--executor", envvar="SHOAL_EXECUTOR", default="local", show_envvar=True, help="Its name in the cluster.")
+@click.option(
+    "--driver",
+    envvar="SHOAL_DRIVER",
+    show_envvar=True,
+    default=Isolation.ZYGOTE.value,
+    type=click.Choice([isolation.value for isolation in Isolation]),
+    help="How sandboxes are kept apart.",
+)
+@click.option("--state", envvar="SHOAL_STATE", show_envvar=True, type=click.Path(path_type=Path), help="Its directory.")
+@click.option("--slots", envvar="SHOAL_SLOTS", default=1024, type=click.IntRange(1), help="Sandboxes a node holds.")
+@click.option("--memory", envvar="SHOAL_MEMORY", type=_Size(), help="Memory to reserve from; default: the machine's.")
+@click.option(
+    "--overcommit",
+    envvar="SHOAL_OVERCOMMIT",
+    default=4.0,
+    type=click.FloatRange(1.0, 100.0),
+    help="How many times the memory is promised: sandboxes rarely use their limit.",
+)
+@click.option(
+    "--parallel", envvar="SHOAL_PARALLEL", type=click.IntRange(1), help="Starts at a time; default: by cores."
+)
+@click.option(
+    "--nodes", envvar="SHOAL_NODES", default=1, type=click.IntRange(1, 100_000), help="simulated: how many nodes."
+)
+@click.option("--seed", default=0, help="simulated: for every draw.")
+@click.option("--start-ms", default=0.0, type=click.FloatRange(0), help="simulated: median time of a start.")
+@click.option("--command-ms", default=0.0, type=click.FloatRange(0), help="simulated: median time of a command.")
+@click.option(
+    "--start-failures", default=0.0, type=click.FloatRange(0, 1), help="simulated: share of starts that fail."
+)
+@click.option(
+    "--command-failures", default=0.0, type=click.FloatRange(0, 1), help="simulated: share of commands that fail."
+)
+def main(
+    settings: Settings,
+    cell: int,
+    executor: str,
+    driver: str,
+    state: Path | None,
+    slots: int,
+    memory: int | None,
+    overcommit: float,
+    parallel: int | None,
+    nodes: int,
+    seed: int,
+    start_ms: float,
+    command_ms: float,
+    start_failures: float,
+    command_failures: float,
+) -> None:
+    """Start, run and end sandboxes on this machine (or simulate many machines that do)."""
+    try:
+        token(executor, "executor")
+    except BadValueError as error:
+        raise click.UsageError(str(error)) from None
+    simulated = driver == Isolation.SIMULATED.value
+    if nodes > 1 and not simulated:
+        raise click.UsageError("--nodes: a real executor serves one node, the machine it runs on; leave it out")
+    promised = int((memory or _machine_memory()) * overcommit)
+    names = [executor] if nodes == 1 else [f"{executor}-{number}" for number in range(nodes)]
+    offer = Offer(
+        executor,
+        cell,
+        tuple(NodeSpec(name, slots, promised) for name in names),
+        warm=() if simulated else (_HOST,),
+    )
+
+    def make() -> Driver:
+        if simulated:
+            profile = Profile(
+                seed,
+                start_ms,
+                command_ms=command_ms,
+                start_failure_rate=start_failures,
+                command_failure_rate=command_failures,
+            )
+            return SimulatedDriver(profile)
+        return ZygoteDriver(state or _default_state(executor), parallel=parallel)
+
+    async def run(context: Context) -> None:
+        boot = secrets.token_hex(8)
+        await ExecutorService(context.bus, make(), offer, boot).run(context.stop)
+
+    serve("executor", settings, run)
+
+
+if __name__ == "__main__":
+    main()

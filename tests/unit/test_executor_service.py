@@ -1,0 +1,220 @@
+"""The executor's edge on an in-memory bus with the simulated driver: what goes in, what comes out."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
+
+import pytest
+import pytest_asyncio
+
+from shoal.bus.memory import MemoryBroker, MemoryBus
+from shoal.machine import ranges
+from shoal.runtime.cluster import ensure_cluster
+from shoal.wire import subjects
+from shoal.wire.codec import decode, encode
+from shoal.wire.messages import (
+    AnyMessage,
+    Command,
+    CommandFinished,
+    CommandOutput,
+    CommandRefused,
+    DeadLetter,
+    DestroySandboxes,
+    EndReason,
+    ExecutorBeat,
+    ExecutorJoined,
+    ExecutorLeft,
+    FileRead,
+    FileWritten,
+    NodeSpec,
+    ReadFile,
+    Resources,
+    RunCommand,
+    SandboxesEnded,
+    SandboxesFinished,
+    SandboxesReady,
+    SlotsReleased,
+    Snapshot,
+    StartSandboxes,
+    WriteFile,
+)
+from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+from shoal_executor.service import ExecutorService, Offer
+from shoal_executor.service.answers import Answers
+
+M = TypeVar("M")
+HEAD = ("acme", "run", 0, "r1")
+
+
+class Bench:
+    """An executor, and everything it said."""
+
+    def __init__(self, bus: MemoryBus, driver: SimulatedDriver) -> None:
+        self.bus = bus
+        self.driver = driver
+        offer = Offer("e1", 0, (NodeSpec("n1", 8, 2**30),))
+        self.service = ExecutorService(bus, driver, offer, "b1")
+        self.stop = asyncio.Event()
+        self.said: list[object] = []
+        self._sent = 0
+        self._news = asyncio.Event()
+
+    async def listen(self, stream: str) -> None:
+        reader = await self.bus.reader(stream)
+        while True:
+            self.said += [decode(delivery.payload) for delivery in await reader.batch()]
+            self._news.set()
+
+    async def send(self, subject: str, message: AnyMessage) -> None:
+        self._sent += 1
+        await self.bus.publish(subject, encode(message), f"test:{self._sent}")
+
+    async def order(
+        self, *, n: int = 4, commands: tuple[Command, ...] = (), boot: str = "b1", deadline_s: float = 60
+    ) -> None:
+        deadline_ms = int((time.time() + deadline_s) * 1000)
+        order = StartSandboxes(
+            boot,
+            "n1",
+            "r1",
+            "acme",
+            "run",
+            0,
+            0,
+            ((0, n),),
+            Snapshot("host", "host"),
+            Resources(),
+            commands,
+            (),
+            (),
+            "",
+            deadline_ms,
+        )
+        await self.send(subjects.executor_control("e1"), order)
+
+    async def command(self, message: AnyMessage) -> None:
+        await self.send(subjects.executor_command("e1", "acme"), message)
+
+    async def heard(self, kind: type[M], until: Callable[[list[M]], bool] = bool) -> list[M]:
+        """Wait until what was said of this kind is enough."""
+        async with asyncio.timeout(10):
+            while not until(found := [message for message in self.said if isinstance(message, kind)]):
+                self._news.clear()
+                await self._news.wait()
+        return found
+
+
+@pytest_asyncio.fixture(params=[Profile()])
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    bus = MemoryBus(MemoryBroker())
+    await ensure_cluster(bus)
+    bench = Bench(bus, SimulatedDriver(request.param))
+    tasks = [
+        asyncio.create_task(bench.listen(stream))
+        for stream in ("SHOAL_ROLLOUT_0", "SHOAL_PLACEMENT_0", "SHOAL_TRAJECTORY_0", "SHOAL_DEAD")
+    ]
+    running = asyncio.create_task(bench.service.run(bench.stop))
+    await bench.heard(ExecutorJoined)
+    yield bench
+    bench.stop.set()
+    await running
+    assert (await bench.heard(ExecutorLeft))[-1].boot == "b1"
+    assert await bench.driver.list() == []
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await bus.close()
+
+
+def indices(messages: Sequence[SandboxesReady | SandboxesEnded | SlotsReleased]) -> list[int]:
+    return sorted(i for message in messages for i in ranges.indices(message.indices))
+
+
+def covers(n: int) -> Callable[[Sequence[SandboxesReady | SandboxesEnded | SlotsReleased]], bool]:
+    return lambda messages: indices(messages) == list(range(n))
+
+
+async def test_a_job_is_started_run_reported_once_and_frees_its_slots(bench: Bench) -> None:
+    await bench.order(n=4, commands=(Command(line="work"),))
+    finished = await bench.heard(SandboxesFinished, lambda found: sum(len(m.results) for m in found) == 4)
+    assert {r.result.stdout for m in finished for r in m.results} == {b"simulated: work\n"}
+    assert sorted(r.index for m in finished for r in m.results) == [0, 1, 2, 3]
+    assert all(m.isolation == "simulated" for m in finished)
+    await bench.heard(SlotsReleased, covers(4))
+    await bench.order(n=4, commands=(Command(line="work"),))  # a repeat
+    await bench.order(n=4, commands=(Command(line="work"),), boot="older")
+    await bench.heard(ExecutorBeat)
+    assert sum(len(m.results) for m in await bench.heard(SandboxesFinished)) == 4
+
+
+async def test_each_sandbox_runs_its_own_command(bench: Bench) -> None:
+    await bench.order(n=3, commands=tuple(Command((f"c{i}",)) for i in range(3)))
+    finished = await bench.heard(SandboxesFinished, lambda found: sum(len(m.results) for m in found) == 3)
+    assert {r.index: r.result.stdout for m in finished for r in m.results} == {
+        i: f"simulated: c{i}\n".encode() for i in range(3)
+    }
+
+
+async def test_interactive_commands_files_and_the_end(bench: Bench) -> None:
+    await bench.order(n=2)
+    ready = await bench.heard(SandboxesReady, covers(2))
+    assert ready[0].executor == "e1"
+    await bench.command(RunCommand("c1", *HEAD, 1, 0, Command(line="hello"), stream=True))
+    assert (await bench.heard(CommandOutput))[0].data == b"simulated: hello\n"
+    done = await bench.heard(CommandFinished)
+    assert done[0].result.exit_code == 0
+    await bench.command(RunCommand("c1", *HEAD, 1, 0, Command(line="hello"), stream=True))  # the same id again
+    done = await bench.heard(CommandFinished, lambda found: len(found) == 2)
+    assert done[0] == done[1]
+    assert len(await bench.heard(CommandOutput)) == 1  # answered, not run
+    await bench.command(WriteFile("c2", *HEAD, 1, 0, "a.txt", b"12345"))
+    assert (await bench.heard(FileWritten))[0].size == 5
+    await bench.command(ReadFile("c3", *HEAD, 1, 0, "a.txt", offset=1, limit=2))
+    assert (await bench.heard(FileRead))[0] == FileRead("c3", "r1", 1, 0, "a.txt", b"23", 5, eof=False)
+    await bench.command(ReadFile("c4", *HEAD, 0, 0, "a.txt"))
+    assert (await bench.heard(CommandRefused))[0].code == "file_error"
+    await bench.send(subjects.executor_control("e1"), DestroySandboxes("b1", "r1", (), EndReason.RELEASED))
+    assert {m.reason for m in await bench.heard(SandboxesEnded, covers(2))} == {EndReason.RELEASED}
+    await bench.heard(SlotsReleased, covers(2))
+    await bench.command(RunCommand("c5", *HEAD, 1, 0, Command(line="late")))
+    refused = await bench.heard(CommandRefused, lambda found: len(found) == 2)
+    assert (refused[1].code, refused[1].reason) == ("sandbox_gone", EndReason.RELEASED)
+
+
+async def test_what_cannot_be_understood_is_kept_as_a_dead_letter(bench: Bench) -> None:
+    await bench.bus.publish(subjects.executor_control("e1"), b"\xc1", "bad")
+    await bench.send(subjects.executor_control("e1"), ExecutorLeft("e1", "b1"))
+    letters = await bench.heard(DeadLetter, lambda found: len(found) == 2)
+    assert [letter.sequence for letter in letters] == [1, 2]
+    await bench.order(n=1)  # and the executor goes on
+    await bench.heard(SandboxesReady)
+
+
+@pytest.mark.parametrize("bench", [Profile(start_failure_rate=1.0)], indirect=True)
+async def test_failed_starts_are_reported_and_free_their_slots(bench: Bench) -> None:
+    await bench.order(n=3, commands=(Command(line="work"),))
+    ended = await bench.heard(SandboxesEnded, covers(3))
+    assert {m.reason for m in ended} == {EndReason.START_FAILED}
+    await bench.heard(SlotsReleased, covers(3))
+
+
+@pytest.mark.parametrize("bench", [Profile(command_ms=3_600_000)], indirect=True)
+async def test_a_rollout_whose_time_is_up_is_ended_by_the_executor_itself(bench: Bench) -> None:
+    await bench.order(n=2, commands=(Command(line="work"),), deadline_s=-2)
+    ended = await bench.heard(SandboxesEnded, covers(2))
+    assert {m.reason for m in ended} == {EndReason.TIMED_OUT}
+
+
+def test_answers_beyond_their_limit_lose_content_but_not_their_id() -> None:
+    answers = Answers(limit=1500)
+    assert answers.begin(("r1", 0, 0), "c9")
+    assert answers.running("c9")
+    for number in range(4):
+        assert answers.begin(("r1", 0, 0), f"c{number}")
+        answers.record(f"c{number}", FileWritten(f"c{number}", "r1", 0, 0, "a", 1))
+    assert [answers.recorded(f"c{number}") is not None for number in range(4)] == [False, False, True, True]
+    assert not answers.begin(("r1", 0, 0), "c0")
+    assert not answers.running("c0")
+    answers.forget(("r1", 0, 0))
+    assert answers.begin(("r1", 0, 0), "c0")

@@ -466,8 +466,8 @@ class FileRead(Message, frozen=True):
 class CommandRefused(Message, frozen=True):
     """A command or file operation was not carried out.
 
-    `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, or `answer_gone` (it was
-    carried out before, and the trajectory has its result).
+    `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, or `answer_gone`
+    (it was carried out before, and the trajectory has its result).
     """
 
     id: str

@@ -23,7 +23,7 @@ class Settings:
     patience_s: float = 60.0
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType[float]):
     """A duration such as 30s or 10m, as a float of seconds."""
 
     name = "duration"

@@ -1,0 +1,228 @@
+"""One connection to a NATS server that comes back by itself, for ever, and says loudly what happens to it."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+
+from shoal.bus.protocol import UnreachableError
+
+_PENDING_BYTES: Final = 64 * 1024**2
+_PING_S: Final = 5
+_RECONNECT_S: Final = 0.2
+_SAME_ERROR_S: Final = 10.0
+"""The same trouble is told once in so many seconds, or a broker's absence would fill the log."""
+
+logger = logging.getLogger("shoal.bus")
+
+OnError = Callable[[str], None]
+
+
+class Follower(Protocol):
+    """Whoever must know when the connection comes and goes."""
+
+    def disconnected(self) -> None:
+        """What was under way is lost."""
+        ...
+
+    async def connected(self, fresh: bool) -> None:
+        """There is a connection again; `fresh`: a new one that knows nothing of earlier subscriptions."""
+        ...
+
+
+class Connection:
+    """Wraps a nats-py client, which it replaces when that gives up."""
+
+    def __init__(self, url: str, name: str, on_error: OnError | None, connect_timeout: float) -> None:
+        self._url = url
+        self._name = name
+        self._on_error = on_error
+        self._connect_timeout = connect_timeout
+        self._followers: list[Follower] = []
+        self._up = asyncio.Event()
+        self._told: dict[str, float] = {}
+        self._closing = False
+        self._redialing: asyncio.Task[None] | None = None
+        self.client = Client()
+
+    @property
+    def ready(self) -> bool:
+        """Whether what is sent now is sent now."""
+        return bool(self.client.is_connected)
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers and payload together that the server takes."""
+        return int(self.client.max_payload)
+
+    async def dial(self) -> None:
+        """Connect for the first time. Raises UnreachableError when no server answers within connect_timeout seconds."""
+        servers = [part.strip() for part in self._url.split(",") if part.strip()]
+        for server in servers:
+            try:
+                port = urlsplit(server if "://" in server else f"nats://{server}").port
+            except ValueError:
+                port = -1
+            if port == -1:
+                servers = []
+        if not servers:
+            raise UnreachableError(f"{self._url!r} is no broker's address; write one such as nats://127.0.0.1:4222")
+        client = Client()
+        failures: list[str] = []
+        failed = asyncio.Event()
+
+        async def on_error(error: Exception) -> None:
+            if self._up.is_set():
+                self.tell(f"{type(error).__name__}: {error}")
+                return
+            failures.append(str(error) or type(error).__name__)
+            if len(failures) >= len(servers):
+                failed.set()
+
+        async def on_disconnected() -> None:
+            if self.client is client:
+                self._disconnected(client)
+
+        async def on_reconnected() -> None:
+            await self._connected(fresh=False)
+
+        async def on_closed() -> None:
+            if self.client is client and not self._closing:
+                self._redialing = asyncio.create_task(self._redial(), name="redial")
+
+        connecting = asyncio.create_task(
+            client.connect(
+                servers,
+                name=self._name,
+                error_cb=on_error,
+                disconnected_cb=on_disconnected,
+                reconnected_cb=on_reconnected,
+                closed_cb=on_closed,
+                connect_timeout=max(1, round(self._connect_timeout)),
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # seconds; a fraction works
+                ping_interval=_PING_S,
+                max_outstanding_pings=2,
+                pending_size=_PENDING_BYTES,
+            )
+        )
+        giving_up = asyncio.create_task(failed.wait())
+        try:
+            await asyncio.wait(
+                {connecting, giving_up}, timeout=self._connect_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not connecting.done():
+                why = failures[-1] if failures else f"no answer within {self._connect_timeout:g} s"
+                raise UnreachableError(self._unreachable(why))
+            try:
+                connecting.result()
+            except (OSError, NatsError, ValueError) as error:
+                raise UnreachableError(self._unreachable(str(error) or type(error).__name__)) from error
+        except BaseException:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise
+        finally:
+            giving_up.cancel()
+        self.client = client
+        await self._connected(fresh=True)
+
+    def _unreachable(self, why: str) -> str:
+        return (
+            f"no broker answers at {self._url} ({why}); start one with `shoal up`, or set SHOAL_URL to where yours is"
+        )
+
+    def follow(self, follower: Follower) -> None:
+        """Tell the follower from now on when the connection comes and goes."""
+        self._followers.append(follower)
+
+    def unfollow(self, follower: Follower) -> None:
+        """Tell it no longer."""
+        if follower in self._followers:
+            self._followers.remove(follower)
+
+    def tell(self, text: str) -> None:
+        """Say what went wrong: to the log and to whoever asked to be told."""
+        now = time.monotonic()
+        if now - self._told.get(text, -_SAME_ERROR_S) < _SAME_ERROR_S:
+            return
+        if len(self._told) > 1000:
+            self._told.clear()
+        self._told[text] = now
+        logger.error("broker connection %s: %s", self._name, text)
+        if self._on_error is not None:
+            self._on_error(text)
+
+    def _disconnected(self, client: Client) -> None:
+        if not self._up.is_set():
+            return
+        self._up.clear()
+        if not self._closing:
+            self.tell("the connection to the broker is lost; trying again until it is back")
+        # What nats-py still holds would be sent first after a reconnect, before what the outbox sends again, and so
+        # out of order. The outbox keeps all of it.
+        client._pending = []
+        client._pending_data_size = 0
+        for follower in list(self._followers):
+            follower.disconnected()
+
+    async def _connected(self, fresh: bool) -> None:
+        again = bool(self._told)
+        self._up.set()
+        if again:
+            self._told.clear()
+            logger.warning("broker connection %s: connected", self._name)
+        for follower in list(self._followers):
+            await follower.connected(fresh)
+
+    async def _redial(self) -> None:
+        """Make a new client: the old one has closed itself for good, as it does after some errors of the server."""
+        self._disconnected(self.client)
+        while not self._closing:
+            try:
+                await self.dial()
+            except UnreachableError as error:
+                self.tell(str(error))
+            else:
+                return
+            await asyncio.sleep(_RECONNECT_S)
+
+    async def request(self, subject: str, payload: bytes, deadline_s: float) -> Msg:
+        """Ask the server's API, again until it answers: only what may come twice. Raises UnreachableError."""
+        until = time.monotonic() + deadline_s
+        why = "not connected"
+        while (left := until - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await self._up.wait()
+                return await self.client.request(subject, payload, timeout=min(left, 2.0))
+            except NoRespondersError:
+                why = "JetStream is not enabled there, or not ready; start nats-server with --jetstream"
+            except (NatsError, TimeoutError, OSError) as error:
+                why = str(error) or type(error).__name__
+            await asyncio.sleep(min(0.05, max(until - time.monotonic(), 0)))
+        raise UnreachableError(f"the broker at {self._url} does not answer {subject.split('.', 2)[-1]} ({why})")
+
+    async def send(self, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None) -> None:
+        """Publish. Raises what nats-py raises."""
+        await self.client.publish(subject, payload, reply=reply, headers=headers)
+
+    async def close(self) -> None:
+        """Disconnect for good."""
+        self._closing = True
+        if self._redialing is not None:
+            self._redialing.cancel()
+            await asyncio.gather(self._redialing, return_exceptions=True)
+        if not self.client.is_closed:
+            await self.client.close()
+        self._up.clear()

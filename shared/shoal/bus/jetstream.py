@@ -1,0 +1,234 @@
+"""The bus on NATS JetStream."""
+
+import asyncio
+import base64
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final
+
+from nats.aio.msg import Msg
+
+from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
+from shoal.bus.connection import Connection, OnError
+from shoal.bus.outbox import Outbox, WrongLastError
+from shoal.bus.protocol import NoStreamError, Stored
+from shoal.bus.pull import PullReader
+from shoal.wire.streams import POSITION_BUCKET, Stream
+
+_NS: Final = 1_000_000_000
+_FLUSH_S: Final = 10.0
+_BUCKET_REPLICAS: Final = 1
+
+
+class JetStreamBus:
+    """A connection to NATS; see `Bus`. Make one with `connect`."""
+
+    def __init__(self, connection: Connection, deadline_s: float, no_stream_patience_s: float) -> None:
+        self._connection = connection
+        self._api = Api(connection)
+        self._nonce = secrets.token_hex(8)
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._outbox = Outbox(connection, self._inbox, deadline_s=deadline_s, no_stream_patience_s=no_stream_patience_s)
+        self._readers: list[PullReader] = []
+        self._buckets: set[str] = set()
+        self._puts = 0
+        self._positions: dict[str, _Position] = {}
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        name: str = "shoal",
+        on_error: OnError | None = None,
+        connect_timeout: float = 3.0,
+        deadline_s: float = 30.0,
+        no_stream_patience_s: float = 3.0,
+    ) -> "JetStreamBus":
+        """Connect to a server, or to one of several separated by commas. Once connected, it reconnects for ever.
+
+        `on_error` hears a sentence for each trouble of the connection. Times in seconds: `connect_timeout` for the
+        first connection, `deadline_s` for a publication with its retries, `no_stream_patience_s` for a stream to
+        appear. Raises UnreachableError, saying what to do.
+        """
+        connection = Connection(url, name, on_error, connect_timeout)
+        await connection.dial()
+        bus = cls(connection, deadline_s, no_stream_patience_s)
+        try:
+            await bus._subscribe()
+            connection.follow(bus)
+            await Api(connection, connect_timeout).ask("INFO")
+        except BaseException:
+            await bus._outbox.close(0)
+            await connection.close()
+            raise
+        return bus
+
+    # --- the connection's side
+
+    async def _subscribe(self) -> None:
+        await self._connection.client.subscribe(
+            f"{self._inbox}.*", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    async def _on_reply(self, msg: Msg) -> None:
+        number = int(msg.subject[len(self._inbox) + 1 :])
+        self._outbox.replied(number, msg.headers.get("Status", "") if msg.headers else "", msg.data)
+
+    def disconnected(self) -> None:
+        """Take back what was under way, to send it again."""
+        self._outbox.interrupted()
+
+    async def connected(self, fresh: bool) -> None:
+        """Send what waits, and again what got no answer."""
+        if fresh:
+            await self._subscribe()
+        self._outbox.interrupted()
+        self._outbox.resume()
+
+    # --- streams
+
+    async def ensure(self, streams: Sequence[Stream]) -> None:
+        """Create these streams where they do not exist; existing ones are brought to these limits."""
+        await asyncio.gather(*(self._ensure(_stream_config(stream)) for stream in streams))
+
+    async def _ensure(self, config: dict[str, Any]) -> None:
+        name = config["name"]
+        try:
+            await self._api.ask(f"STREAM.CREATE.{name}", config)
+        except RefusedError as error:
+            if error.code != NAME_IN_USE:
+                raise
+            known = (await self._api.ask(f"STREAM.INFO.{name}"))["config"]
+            await self._api.ask(f"STREAM.UPDATE.{name}", {**known, **config, "num_replicas": known["num_replicas"]})
+
+    def publish(self, subject: str, payload: bytes, id: str) -> "asyncio.Future[Stored]":
+        """Publish without waiting, in call order; see the protocol."""
+        return self._outbox.publish(subject, payload, id)
+
+    async def reader(
+        self, stream: str, *, after: int | None = 0, since_ms: int | None = None, filters: Sequence[str] = ()
+    ) -> PullReader:
+        """Follow a stream; see the protocol. Raises NoStreamError."""
+        if since_ms is not None:
+            after = 0
+        elif after is None:
+            after = await self.last_sequence(stream)
+        reader = PullReader(self._connection, self._api, stream, after, since_ms, filters)
+        await reader.open()
+        self._readers = [known for known in self._readers if not known.closed]
+        self._readers.append(reader)
+        return reader
+
+    async def last_sequence(self, stream: str) -> int:
+        """Return the sequence of the stream's last message, 0 when it never had one. Raises NoStreamError."""
+        return int((await self._api.ask(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+
+    async def first_sequence(self, stream: str) -> int:
+        """Return the sequence of the oldest message kept, or one after the last. Raises NoStreamError."""
+        state = (await self._api.ask(f"STREAM.INFO.{stream}"))["state"]
+        return int(state["first_seq"] if state["messages"] else state["last_seq"] + 1)
+
+    # --- values
+
+    async def acknowledge(self, name: str, sequence: int) -> None:
+        """Keep durably that the reader `name` is done with everything up to sequence.
+
+        Called faster than the broker stores, only the newest is written; every call returns when its own or a newer
+        one is stored.
+        """
+        position = self._positions.setdefault(name, _Position(asyncio.Lock()))
+        position.wanted = sequence
+        position.version += 1
+        version = position.version
+        async with position.lock:
+            if position.stored_version >= version:
+                return
+            storing = position.version
+            await self.put(POSITION_BUCKET, name, str(position.wanted).encode())
+            position.stored_version = storing
+
+    async def acknowledged(self, name: str) -> int:
+        """Return up to where the reader `name` is done; 0 if it never was."""
+        return int(await self.get(POSITION_BUCKET, name) or b"0")
+
+    async def put(self, bucket: str, key: str, value: bytes, *, create_only: bool = False) -> bool:
+        """Store a value; with create_only, only where there is none yet. Returns whether it was stored."""
+        if bucket not in self._buckets:
+            await self._ensure_bucket(bucket)
+        self._puts += 1
+        headers = {"Nats-Expected-Last-Subject-Sequence": "0"} if create_only else None
+        id = f"{self._nonce}:{self._puts}"
+        try:
+            await self._outbox.publish(f"$KV.{bucket}.{key}", value, id, headers)
+        except WrongLastError:
+            return False
+        except NoStreamError:
+            self._buckets.discard(bucket)  # somebody deleted it
+            raise
+        return True
+
+    async def get(self, bucket: str, key: str) -> bytes | None:
+        """Return a value, or None. The stream's leader is asked, so it is the newest one."""
+        try:
+            answer = await self._api.ask(f"STREAM.MSG.GET.KV_{bucket}", {"last_by_subj": f"$KV.{bucket}.{key}"})
+        except NoStreamError:
+            return None
+        except RefusedError as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise
+        return base64.b64decode(answer["message"].get("data", ""))
+
+    async def _ensure_bucket(self, bucket: str) -> None:
+        config = {
+            "name": f"KV_{bucket}",
+            "subjects": [f"$KV.{bucket}.>"],
+            "max_msgs_per_subject": 1,
+            "discard": "new",
+            "storage": "file",
+            "allow_rollup_hdrs": True,
+            "deny_delete": True,
+            "allow_direct": True,
+            "num_replicas": _BUCKET_REPLICAS,
+            "duplicate_window": 120 * _NS,
+        }
+        try:
+            await self._api.ask(f"STREAM.CREATE.KV_{bucket}", config)
+        except RefusedError as error:
+            if error.code != NAME_IN_USE:
+                raise  # it is there, perhaps with other limits: good enough
+        self._buckets.add(bucket)
+
+    async def close(self) -> None:
+        """Flush what was published, for at most ten seconds, then disconnect; readers end."""
+        for reader in self._readers:
+            await reader.close()
+        await self._outbox.close(_FLUSH_S)
+        self._connection.unfollow(self)
+        await self._connection.close()
+
+
+class _Position:
+    """How far one reader is, and which of its acknowledgements are stored."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self.lock = lock
+        self.wanted = 0
+        self.version = 0
+        self.stored_version = 0
+
+
+def _stream_config(stream: Stream) -> dict[str, Any]:
+    return {
+        "name": stream.name,
+        "subjects": list(stream.subjects),
+        "retention": "limits",
+        "discard": "new",
+        "storage": "file",
+        "max_age": int(stream.max_age_s * _NS),
+        "max_bytes": stream.max_bytes,
+        "duplicate_window": int(min(stream.dedupe_s, stream.max_age_s) * _NS),
+        "num_replicas": stream.replicas,
+        "allow_direct": True,
+    }

@@ -1,0 +1,306 @@
+"""Following a JetStream stream in order: an ephemeral consumer without acknowledgements, pulled ahead of its reader.
+
+The consumer belongs to one connection and is expendable. Whatever happens to it (a gap in its numbering, silence, its
+deletion, a reconnect), a new one goes on after the last message that came, so nothing is skipped and nothing twice.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from shoal.bus.api import Api
+from shoal.bus.connection import Connection
+from shoal.bus.protocol import BusError, Delivery, NoStreamError
+
+_AHEAD: Final = 4096  # messages asked for or held beyond what the reader has taken
+_AHEAD_BYTES: Final = 64 * 1024**2
+_EXPIRES_S: Final = 30.0
+_HEARTBEAT_S: Final = 2.0
+_SILENCE_S: Final = 5.0
+_INACTIVE_S: Final = 60.0
+_NO_STREAM_PATIENCE_S: Final = 5.0
+_NS: Final = 1_000_000_000
+
+
+class Position(NamedTuple):
+    """Where a delivery stands: in its stream, and among what its consumer delivered."""
+
+    consumer: str
+    sequence: int
+    consumer_sequence: int
+    time_ns: int
+    pending: int
+
+
+def parse_ack_subject(reply: str) -> Position:
+    """Return what a delivery's reply subject says. Raises ValueError for any other subject.
+
+    Two forms: `$JS.ACK.<stream>.<consumer>.<tries>.<sequence>.<consumer sequence>.<time>.<pending>`, and one with
+    domain and account before the stream and perhaps more tokens at the end.
+    """
+    tokens = reply.split(".")
+    at = 3 if len(tokens) == 9 else 5
+    if len(tokens) < 9 or len(tokens) == 10 or tokens[0] != "$JS" or tokens[1] != "ACK":
+        raise ValueError(f"{reply!r} is not the reply subject of a delivery")
+    return Position(tokens[at], *(int(token) for token in tokens[at + 2 : at + 6]))
+
+
+class PullReader:
+    """A Reader of one stream."""
+
+    def __init__(
+        self, connection: Connection, api: Api, stream: str, after: int, since_ms: int | None, filters: Sequence[str]
+    ) -> None:
+        self._connection = connection
+        self._api = api
+        self._stream = stream
+        self._last = after
+        self._since_ms = since_ms
+        self._filters = list(filters)
+        self._buffer: deque[Delivery] = deque()
+        self._taken: asyncio.Future[None] | None = None
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._subscription: Subscription | None = None
+        self._wanted = 1  # generations of the consumer: the one that is wanted, and the one there is
+        self._made = 0
+        self._consumer = ""
+        self._consumer_sequence = 0
+        self._pulls: dict[int, int] = {}
+        self._pull_number = 0
+        self._heard = 0.0
+        self._average = 256.0
+        self._work = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failure: BusError | None = None
+        self._closed = False
+        self.restarts = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was told to stop."""
+        return self._closed
+
+    async def open(self) -> None:
+        """Begin; when this returns, nothing published later is missed. Raises NoStreamError."""
+        await self._subscribe()
+        self._connection.follow(self)
+        try:
+            await self._make_consumer()
+            await self._top_up()
+        except BaseException:
+            await self.close()
+            raise
+        self._task = asyncio.create_task(self._working(), name=f"reader of {self._stream}")
+
+    async def _subscribe(self) -> None:
+        self._subscription = await self._connection.client.subscribe(
+            f"{self._inbox}.*.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    # --- the reader's side
+
+    async def batch(self, limit: int = 1024) -> Sequence[Delivery]:
+        """Return the next messages, at least one, at most limit; waits until there is one."""
+        while True:
+            if self._closed:
+                raise BusError("this reader is closed")
+            if self._buffer:
+                found = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+                self._ask_for_more()
+                return found
+            if self._failure is not None:
+                raise self._failure
+            self._taken = asyncio.get_running_loop().create_future()
+            try:
+                await self._taken
+            finally:
+                self._taken = None
+
+    def _hand_over(self) -> None:
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(None)
+
+    async def close(self) -> None:
+        """Stop following; a waiting `batch` is cancelled."""
+        if self._closed:
+            return
+        self._closed = True
+        self._connection.unfollow(self)
+        if self._taken is not None:
+            self._taken.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._connection.ready:
+            try:
+                if self._subscription is not None:
+                    await self._subscription.unsubscribe()
+                await self._forget_consumer()
+            except (NatsError, OSError):
+                pass  # the connection went meanwhile; the broker forgets the consumer by itself
+
+    # --- the connection's side
+
+    def disconnected(self) -> None:
+        """Nothing to do: what was received is kept, the rest is asked for anew."""
+
+    async def connected(self, fresh: bool) -> None:
+        """Go on with a new consumer: deliveries under way were lost, and perhaps the consumer with its server."""
+        if fresh:
+            await self._subscribe()
+        self._start_over("")
+
+    async def _on_message(self, msg: Msg) -> None:
+        headers = msg.headers or {}
+        if "Status" in headers and not msg.reply.startswith("$JS.ACK."):
+            _, generation, pull = msg.subject.rsplit(".", 2)
+            if int(generation) == self._made == self._wanted:
+                self._heard = time.monotonic()
+                self._on_status(int(pull), headers)
+            return
+        at = parse_ack_subject(msg.reply)
+        if at.consumer != self._consumer or self._made != self._wanted:
+            return  # from a consumer that was given up
+        self._heard = time.monotonic()
+        if at.consumer_sequence != self._consumer_sequence + 1:
+            self._start_over(f"delivery {self._consumer_sequence + 1} is missing before {at.consumer_sequence}")
+            return
+        self._consumer_sequence = at.consumer_sequence
+        self._count_off()
+        if at.sequence > self._last:
+            self._last = at.sequence
+            self._average += (len(msg.data) + 256 - self._average) / 16
+            id = headers.get("Nats-Msg-Id", "")
+            self._buffer.append(Delivery(msg.subject, msg.data, at.sequence, at.time_ns // 1_000_000, id))
+            self._hand_over()
+        self._ask_for_more()
+
+    def _count_off(self) -> None:
+        """One message of the oldest pull came: the broker serves them in turn."""
+        for number, left in self._pulls.items():
+            if left > 1:
+                self._pulls[number] = left - 1
+            else:
+                del self._pulls[number]
+            return
+
+    def _on_status(self, pull: int, headers: dict[str, str]) -> None:
+        status, text = headers["Status"], headers.get("Description", "").lower()
+        if status == "100":
+            delivered = headers.get("Nats-Last-Consumer", "")
+            if delivered.isdigit() and int(delivered) > self._consumer_sequence:
+                self._start_over(f"deliveries up to {delivered} are missing after {self._consumer_sequence}")
+            return
+        self._pulls.pop(pull, None)
+        if status in ("404", "408") or "batch completed" in text:
+            self._ask_for_more()
+        else:
+            self._start_over(f"{status} {text}")
+
+    def _start_over(self, why: str) -> None:
+        """Give the consumer up; a new one goes on after the last message received."""
+        if why:
+            self._connection.tell(f"reader of {self._stream} starts over: {why}")
+        self._wanted = self._made + 1
+        self.restarts += 1
+        self._work.set()
+
+    def _ask_for_more(self) -> None:
+        if self._room() > 0:
+            self._work.set()
+
+    def _room(self) -> int:
+        """Return how many messages to ask for now: none before half of what may be ahead is used up."""
+        ahead = max(16, min(_AHEAD, int(_AHEAD_BYTES / self._average)))
+        asked = sum(self._pulls.values())
+        return ahead - asked - len(self._buffer) if asked <= ahead // 2 else 0
+
+    async def _working(self) -> None:
+        """Make consumers and pull from them, until closed."""
+        pause = 0.05
+        while True:
+            self._work.clear()
+            try:
+                if self._made != self._wanted:
+                    await self._make_consumer()
+                    pause = 0.05
+                await self._top_up()
+            except NoStreamError as error:
+                self._failure = error
+                self._hand_over()
+                return
+            except (BusError, NatsError, OSError) as error:
+                self._connection.tell(f"reader of {self._stream}: {error}")
+                self._work.set()
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2.0)
+                continue
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._work.wait()
+            except TimeoutError:
+                self._look_for_silence()
+
+    def _look_for_silence(self) -> None:
+        if self._connection.ready and self._pulls and time.monotonic() - self._heard > _SILENCE_S:
+            self._start_over("the broker went silent")
+
+    async def _make_consumer(self) -> None:
+        generation = self._wanted
+        await self._forget_consumer()
+        name = f"shoal-{secrets.token_hex(8)}"
+        config: dict[str, Any] = {
+            "name": name,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self._last + 1,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": int(_INACTIVE_S * _NS),
+        }
+        if self._since_ms is not None and self._last == 0:
+            del config["opt_start_seq"]
+            config["deliver_policy"] = "by_start_time"
+            start = datetime.fromtimestamp(self._since_ms / 1000, UTC)
+            config["opt_start_time"] = start.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        if self._filters:
+            config["filter_subjects"] = self._filters
+        body = {"stream_name": self._stream, "config": config, "action": "create"}
+        await self._api.ask(f"CONSUMER.CREATE.{self._stream}.{name}", body, no_stream_patience_s=_NO_STREAM_PATIENCE_S)
+        self._consumer, self._consumer_sequence = name, 0
+        self._pulls.clear()
+        self._heard = time.monotonic()
+        self._made = generation
+
+    async def _forget_consumer(self) -> None:
+        if self._consumer and self._connection.ready:
+            subject = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
+            self._consumer = ""
+            await self._connection.send(subject, b"", "", None)
+
+    async def _top_up(self) -> None:
+        """Ask for what there is room for, ahead of need."""
+        room = self._room()
+        if room <= 0 or not self._connection.ready:
+            return
+        self._pull_number += 1
+        pull = {"batch": room, "expires": int(_EXPIRES_S * _NS), "idle_heartbeat": int(_HEARTBEAT_S * _NS)}
+        if not self._pulls:
+            self._heard = time.monotonic()
+        self._pulls[self._pull_number] = room
+        await self._connection.send(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
+            msgspec.json.encode(pull),
+            f"{self._inbox}.{self._made}.{self._pull_number}",
+            None,
+        )

@@ -122,9 +122,7 @@ class EmbeddedBroker:
                 _CONFIG.format(
                     host=_quoted(self._host),
                     port=self._port,
-                    monitoring=f'http: "127.0.0.1:{self._monitor_port}"'
-                    if self._monitor_port
-                    else "# no monitoring port",
+                    monitoring=monitor,
                     pid_file=_quoted(state / "nats.pid"),
                     log_file=_quoted(state / "nats.log"),
                     store=_quoted(state / "jetstream"),

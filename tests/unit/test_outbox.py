@@ -1,0 +1,256 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from nats.errors import OutboundBufferLimitError
+
+from shoal.bus.outbox import Outbox, WrongLastError
+from shoal.bus.protocol import (
+    BusError,
+    NoStreamError,
+    PublishTimeoutError,
+    Stored,
+    StreamFullError,
+    TooLargeError,
+    UnreachableError,
+)
+
+
+class FakeTransport:
+    """Records what is sent; `answer` says how the broker behaves."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.max_payload = 1000
+        self.sent: list[tuple[str, int, str]] = []  # subject, number, id
+        self.fail_next: Exception | None = None
+
+    async def send(self, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None) -> None:
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        self.sent.append((subject, int(reply.rsplit(".", 1)[1]), (headers or {}).get("Nats-Msg-Id", "")))
+
+    @property
+    def ids(self) -> list[str]:
+        return [id for _, _, id in self.sent]
+
+
+@pytest.fixture
+def transport() -> FakeTransport:
+    return FakeTransport()
+
+
+@pytest.fixture
+async def outbox(transport: FakeTransport) -> AsyncIterator[Outbox]:
+    outbox = Outbox(transport, "inbox", in_flight=4, no_stream_patience_s=0.15)
+    yield outbox
+    await outbox.close(0)
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def until_sent(transport: FakeTransport, count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(transport.sent) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def confirm(outbox: Outbox, number: int, sequence: int = 1, duplicate: bool = False) -> None:
+    outbox.replied(number, "", json.dumps({"stream": "S", "seq": sequence, "duplicate": duplicate}).encode())
+
+
+def refuse(outbox: Outbox, number: int, code: int, err_code: int, description: str) -> None:
+    error = {"code": code, "err_code": err_code, "description": description}
+    outbox.replied(number, "", json.dumps({"error": error, "stream": "S", "seq": 0}).encode())
+
+
+async def test_a_confirmation_resolves_its_own_future(outbox: Outbox, transport: FakeTransport) -> None:
+    one, two = outbox.publish("a", b"", "1"), outbox.publish("b", b"", "2")
+    await settle()
+    confirm(outbox, 2, 7, duplicate=True)
+    assert two.result() == Stored("S", 7, True)
+    assert not one.done()
+    confirm(outbox, 1, 8)
+    assert one.result() == Stored("S", 8, False)
+    assert outbox.outstanding == 0
+
+
+async def test_no_more_under_way_than_the_bound_and_the_rest_in_order(outbox: Outbox, transport: FakeTransport) -> None:
+    futures = [outbox.publish("s", b"", str(n)) for n in range(1, 11)]
+    await settle()
+    assert transport.ids == ["1", "2", "3", "4"]
+    for number in range(1, 11):
+        confirm(outbox, number, number)
+        await settle()
+    assert transport.ids == [str(n) for n in range(1, 11)]
+    assert [future.result().sequence for future in futures] == list(range(1, 11))
+
+
+async def test_bytes_are_bounded_too(transport: FakeTransport) -> None:
+    transport.max_payload = 64 * 1024**2
+    outbox = Outbox(transport, "inbox")
+    futures = [outbox.publish("s", bytes(20 * 1024**2), str(n)) for n in range(4)]
+    await settle()
+    assert len(transport.sent) == 2
+    confirm(outbox, 1)
+    await settle()
+    assert len(transport.sent) == 3
+    for future in futures:
+        future.cancel()
+    await outbox.close(0)
+
+
+async def test_after_a_lost_connection_everything_is_sent_again_in_order(
+    outbox: Outbox, transport: FakeTransport
+) -> None:
+    futures = [outbox.publish("s", b"", str(n)) for n in range(1, 7)]
+    await settle()
+    confirm(outbox, 2, 2)
+    await settle()
+    transport.ready = False
+    outbox.interrupted()
+    late = outbox.publish("s", b"", "7")
+    await settle()
+    del transport.sent[:]
+    transport.ready = True
+    outbox.resume()
+    await settle()
+    assert transport.ids == ["1", "3", "4", "5"]
+    for number in (1, 3, 4, 5, 6, 7):
+        confirm(outbox, number, number)
+        await settle()
+    assert transport.ids == ["1", "3", "4", "5", "6", "7"]
+    assert all(future.done() for future in (*futures, late))
+
+
+async def test_a_message_without_an_answer_is_sent_again_with_its_id(transport: FakeTransport) -> None:
+    outbox = Outbox(transport, "inbox", resend_s=0.1)
+    future = outbox.publish("s", b"", "same")
+    await until_sent(transport, 3)
+    assert set(transport.ids) == {"same"}
+    confirm(outbox, 1)
+    assert (await future).sequence == 1
+    await outbox.close(0)
+
+
+async def test_the_deadline_holds_with_or_without_a_connection(transport: FakeTransport) -> None:
+    outbox = Outbox(transport, "inbox", deadline_s=0.2, in_flight=1)
+    sent, waiting = outbox.publish("s", b"", "1"), outbox.publish("s", b"", "2")
+    for future in (sent, waiting):
+        with pytest.raises(PublishTimeoutError, match=r"within 0\.2 s"):
+            await future
+    transport.ready = False
+    with pytest.raises(PublishTimeoutError):
+        await outbox.publish("s", b"", "3")
+    assert outbox.outstanding == 0
+    await outbox.close(0)
+
+
+@pytest.mark.parametrize(
+    ("code", "err_code", "description", "expected"),
+    [
+        (503, 10077, "maximum bytes exceeded", StreamFullError),
+        (503, 10077, "maximum messages exceeded", StreamFullError),
+        (500, 10047, "insufficient storage resources available", StreamFullError),
+        (400, 10054, "message size exceeds maximum allowed", TooLargeError),
+        (400, 10071, "wrong last sequence: 4", WrongLastError),
+        (400, 10060, "expected stream does not match", BusError),
+    ],
+)
+async def test_what_the_broker_refuses_for_good(
+    outbox: Outbox, code: int, err_code: int, description: str, expected: type[BusError]
+) -> None:
+    future = outbox.publish("s", b"", "1")
+    await settle()
+    refuse(outbox, 1, code, err_code, description)
+    with pytest.raises(expected):
+        await future
+    assert outbox.outstanding == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "err_code", "description"),
+    [(429, 10167, "too many requests"), (503, 10008, "temporarily unavailable"), (503, 10077, "store is closed")],
+)
+async def test_what_the_broker_refuses_for_now_is_tried_again(
+    outbox: Outbox, transport: FakeTransport, code: int, err_code: int, description: str
+) -> None:
+    future = outbox.publish("s", b"", "1")
+    await settle()
+    refuse(outbox, 1, code, err_code, description)
+    await until_sent(transport, 2)
+    assert transport.ids == ["1", "1"]
+    confirm(outbox, 1)
+    assert (await future).stream == "S"
+
+
+async def test_nobody_responds(outbox: Outbox, transport: FakeTransport) -> None:
+    future = outbox.publish("nobody", b"", "1")
+    count = 0
+    async with asyncio.timeout(10):
+        while not future.done():
+            if len(transport.sent) > count:
+                count = len(transport.sent)
+                outbox.replied(1, "503", b"")
+            await asyncio.sleep(0.01)
+    assert count > 1
+    with pytest.raises(NoStreamError, match="no stream keeps nobody"):
+        await future
+
+
+async def test_too_large_is_never_sent(outbox: Outbox, transport: FakeTransport) -> None:
+    large = outbox.publish("s", bytes(990), "id")
+    small = outbox.publish("s", bytes(900), "id")
+    await settle()
+    with pytest.raises(TooLargeError):
+        await large
+    assert len(transport.sent) == 1
+    confirm(outbox, 2)
+    assert small.done()
+
+
+async def test_an_error_while_sending_is_a_lost_connection(outbox: Outbox, transport: FakeTransport) -> None:
+    transport.fail_next = OutboundBufferLimitError()
+    future = outbox.publish("s", b"", "1")
+    await until_sent(transport, 1)
+    confirm(outbox, 1)
+    assert future.done()
+
+
+async def test_a_subject_that_is_none_fails_at_once(outbox: Outbox, transport: FakeTransport) -> None:
+    transport.fail_next = ValueError("bad subject")
+    with pytest.raises(BusError, match="cannot be published on"):
+        await outbox.publish("a b", b"", "1")
+
+
+async def test_cancelled_futures_and_late_answers_leave_no_trace(outbox: Outbox, transport: FakeTransport) -> None:
+    cancelled = outbox.publish("s", b"", "1")
+    await settle()
+    cancelled.cancel()
+    confirm(outbox, 1)
+    confirm(outbox, 1)
+    outbox.replied(99, "503", b"")
+    assert outbox.outstanding == 0
+    answered = outbox.publish("s", b"", "2")
+    await settle()
+    confirm(outbox, 2)
+    assert answered.done()
+
+
+async def test_close_waits_and_then_fails_what_is_left(transport: FakeTransport) -> None:
+    outbox = Outbox(transport, "inbox")
+    one, two = outbox.publish("s", b"", "1"), outbox.publish("s", b"", "2")
+    await settle()
+    asyncio.get_running_loop().call_later(0.02, confirm, outbox, 1)
+    await outbox.close(0.1)
+    assert one.done()
+    with pytest.raises(PublishTimeoutError):
+        await two
+    with pytest.raises(UnreachableError):
+        await outbox.publish("s", b"", "3")

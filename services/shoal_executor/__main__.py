@@ -13,7 +13,7 @@ from shoal.wire.quantities import BadValueError, parse_bytes
 from shoal.wire.subjects import token
 from shoal_executor.drivers.protocol import Driver
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
-from shoal_executor.drivers.zygote import ZygoteDriver
+from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.service import ExecutorService, Offer
 
 _HOST = Snapshot("host", "host")

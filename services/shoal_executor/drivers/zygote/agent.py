@@ -1,0 +1,302 @@
+"""The first process of a sandbox: carries out what the driver asks, reaps, and ends with its link to the driver.
+
+One thread, one selector. It was forked from the fork server with everything imported, so it needs nothing of the image.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from shoal.wire.messages import Command, CommandResult
+from shoal_executor.drivers.zygote import frames
+from shoal_executor.drivers.zygote.commands import Running, spawn
+from shoal_executor.drivers.zygote.session import Session
+
+_READ: Final = 65_536
+
+
+class Agent:
+    """Serves one link until it closes."""
+
+    def __init__(self, link: socket.socket, env: dict[str, str], user: str) -> None:
+        self._link = link
+        self._env = env
+        self._user = user
+        self._selector = selectors.DefaultSelector()
+        self._unpacker = frames.Unpacker()
+        self._out = bytearray()
+        self._by_pid: dict[int, Running] = {}
+        self._by_id: dict[int, Running] = {}
+        self._session: Session | None = None
+        self._waiting: list[frames.Run] = []
+
+    def serve(self) -> None:
+        """Run for ever; the process ends with the link."""
+        wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        self._link.setblocking(False)
+        self._watch(self._link.fileno(), selectors.EVENT_READ, self._from_driver)
+        self._watch(wake_r, selectors.EVENT_READ, lambda: self._reap(wake_r))
+        self.tell(frames.Up(0))
+        while True:
+            for key, mask in self._selector.select(self._patience()):
+                if key.fd == self._link.fileno() and mask & selectors.EVENT_WRITE:
+                    self._flush()
+                if mask & selectors.EVENT_READ or key.fd != self._link.fileno():
+                    key.data()
+            self._expire()
+
+    # --- the link
+
+    def tell(self, message: frames.Tell) -> None:
+        """Send a word to the driver."""
+        self._out += frames.pack(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._out:
+                del self._out[: self._link.send(self._out)]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
+        if self._selector.get_key(self._link).events != events:
+            self._selector.modify(self._link, events, self._from_driver)
+
+    def _from_driver(self) -> None:
+        try:
+            data = self._link.recv(_READ * 4)
+        except BlockingIOError:
+            return
+        if not data:
+            os._exit(0)
+        for body in self._unpacker.feed(data):
+            match frames.asks.decode(body):
+                case frames.Run() as asked if asked.command.session:
+                    self._run_in_session(asked)
+                case frames.Run() as asked:
+                    self._run(asked)
+                case frames.Write() as asked:
+                    self._write(asked)
+                case frames.Read() as asked:
+                    self._read(asked)
+                case frames.Cancel(id=id):
+                    if id in self._by_id:
+                        self._by_id[id].kill()
+
+    # --- commands
+
+    def _run(self, asked: frames.Run) -> None:
+        try:
+            running = spawn(asked, self._env, self._user)
+        except OSError as error:
+            self.tell(frames.Done(asked.id, _not_started(asked.command, error)))
+            return
+        self._adopt(running)
+
+    def _adopt(self, running: Running) -> None:
+        self._by_pid[running.pid] = running
+        self._by_id[running.asked.id] = running
+        for channel, fd in running.outputs.items():
+            self._watch(fd, selectors.EVENT_READ, partial(self._drain, running, channel))
+        if running.stdin is not None:
+            self._watch(running.stdin, selectors.EVENT_WRITE, partial(self._feed, running))
+
+    def _drain(self, running: Running, channel: int) -> None:
+        fd = running.outputs.get(channel)
+        if fd is None:
+            return  # closed by an event of the same turn
+        for _ in range(64):
+            try:
+                data = os.read(fd, _READ)
+            except BlockingIOError:
+                return
+            if not data:
+                self._forget(fd)
+                del running.outputs[channel]
+                return
+            kept = running.take(channel, data)
+            if kept and running.asked.stream and not running.ended:
+                self.tell(frames.Output(running.asked.id, channel, kept))
+
+    def _feed(self, running: Running) -> None:
+        if running.stdin is None:
+            return
+        try:
+            sent = os.write(running.stdin, running.input[:_READ])
+            running.input = running.input[sent:]
+        except BlockingIOError:
+            return
+        except OSError:
+            running.input = b""
+        if not running.input:
+            self._forget(running.stdin)
+            running.stdin = None
+
+    def _reap(self, wake: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(wake, 4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            running = self._by_pid.pop(pid, None)
+            if running is not None:
+                self._finish(running, os.waitstatus_to_exitcode(status))
+            elif self._session is not None and self._session.pid == pid:
+                self._session_gone(os.waitstatus_to_exitcode(status))
+
+    def _finish(self, running: Running, code: int) -> None:
+        for channel in tuple(running.outputs):
+            self._drain(running, channel)  # what it wrote is all there; what it left running is read and let go later
+        running.ended = True
+        del self._by_id[running.asked.id]
+        if running.stdin is not None:
+            self._forget(running.stdin)
+            running.stdin = None
+        self.tell(frames.Done(running.asked.id, running.result(code)))
+
+    def _patience(self) -> float | None:
+        deadlines = [running.deadline for running in self._by_id.values() if running.deadline is not None]
+        if self._session is not None and self._session.deadline is not None:
+            deadlines.append(self._session.deadline)
+        return max(min(deadlines) - time.monotonic(), 0) if deadlines else None
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for running in self._by_id.values():
+            if running.deadline is not None and now >= running.deadline:
+                running.timed_out = True
+                running.deadline = None
+                running.kill()
+        if self._session is not None and self._session.deadline is not None and now >= self._session.deadline:
+            self._session.expire()
+
+    # --- the shell session
+
+    def _run_in_session(self, asked: frames.Run) -> None:
+        self._waiting.append(asked)
+        self._next_in_session()
+
+    def _next_in_session(self) -> None:
+        while self._waiting and (self._session is None or self._session.asked is None):
+            asked = self._waiting.pop(0)
+            if self._session is None:
+                try:
+                    self._session = Session(self._env, self._user)
+                except OSError as error:
+                    self.tell(frames.Done(asked.id, _not_started(asked.command, error)))
+                    continue
+                for channel, fd in self._session.outputs.items():
+                    self._watch(fd, selectors.EVENT_READ, partial(self._session_output, channel))
+            self._session.begin(asked)
+
+    def _session_output(self, channel: int) -> None:
+        session = self._session
+        if session is None:
+            return
+        try:
+            data = os.read(session.outputs[channel], _READ)
+        except BlockingIOError:
+            return
+        if not data:
+            self._selector.unregister(session.outputs[channel])
+            return
+        asked = session.asked
+        kept = session.take(channel, data)
+        if asked is not None and asked.stream and kept:
+            self.tell(frames.Output(asked.id, channel, kept))
+        if session.complete():
+            self.tell(session.finish())
+            self._next_in_session()
+
+    def _session_gone(self, code: int) -> None:
+        session = self._session
+        assert session is not None
+        for channel, fd in session.outputs.items():
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(fd, _READ):
+                    session.take(channel, data)
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(fd)
+        answer = session.gone(code)
+        self._session = None
+        if answer is not None:
+            self.tell(answer)
+        self._next_in_session()
+
+    # --- files
+
+    def _write(self, asked: frames.Write) -> None:
+        path = self._path(asked.path)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_CREAT | (os.O_TRUNC if asked.offset == 0 else 0)
+            fd = os.open(path, flags, asked.mode)
+            try:
+                _must_be_regular(fd, path)
+                if asked.offset == 0:
+                    os.fchmod(fd, asked.mode)
+                view = memoryview(asked.data)
+                offset = asked.offset
+                while view:
+                    written = os.pwrite(fd, view, offset)
+                    view, offset = view[written:], offset + written
+                size = os.fstat(fd).st_size
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.tell(frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}"))
+        else:
+            self.tell(frames.Wrote(asked.id, size))
+
+    def _read(self, asked: frames.Read) -> None:
+        path = self._path(asked.path)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                _must_be_regular(fd, path)
+                data = os.pread(fd, asked.limit, asked.offset)
+                size = os.fstat(fd).st_size
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.tell(frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}"))
+        else:
+            self.tell(frames.Piece(asked.id, data, size, len(data) < asked.limit or asked.offset + len(data) >= size))
+
+    def _path(self, path: str) -> str:
+        return os.path.normpath(os.path.join(self._env.get("HOME", "/"), path))
+
+    # ---
+
+    def _watch(self, fd: int, events: int, react: Callable[[], None]) -> None:
+        self._selector.register(fd, events, react)
+
+    def _forget(self, fd: int) -> None:
+        self._selector.unregister(fd)
+        os.close(fd)
+
+
+def _must_be_regular(fd: int, path: str) -> None:
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(0, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file", path)
+
+
+def _not_started(command: Command, error: OSError) -> CommandResult:
+    program = command.argv[0] if command.argv else "/bin/sh"
+    if isinstance(error, FileNotFoundError) and error.filename in (program, None):
+        return CommandResult(127, stderr=f"command not found in the sandbox: {program}\n".encode())
+    return CommandResult(126, stderr=f"{error.filename or program}: {error.strerror}\n".encode())

@@ -1,0 +1,192 @@
+"""Limits: one control group a sandbox, in version 1 hierarchies or in version 2's one."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from shoal.wire.messages import Resources
+
+_PERIOD_US: Final = 100_000
+_MOUNTS: Final = Path("/proc/self/mounts")
+_CONTROLLERS: Final = ("memory", "pids", "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One sandbox's control group: a directory in each hierarchy."""
+
+    directories: tuple[Path, ...]
+
+
+class Groups:
+    """The control groups of one executor, below one directory named after it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"shoal-{name}"
+        self._v1: dict[str, Path] = {}
+        self._v2: Path | None = None
+        self.unenforced: tuple[str, ...] = ()
+
+    def open(self) -> None:
+        """Find the hierarchies, clear what an earlier process left, and make our directory."""
+        missing: list[str] = []
+        for controller in _CONTROLLERS:
+            place = _v1_place(controller)
+            if place is not None:
+                self._v1[controller] = place / self._name
+        if not self._v1:
+            place = _v2_place()
+            if place is not None:
+                self._v2 = place / self._name
+        if os.geteuid() != 0:
+            self._v1, self._v2 = {}, None
+            self.unenforced = tuple(f"{name} (only root can make control groups here)" for name in _CONTROLLERS)
+            return
+        self.clear()
+        try:
+            for path in self._v1.values():
+                path.mkdir(exist_ok=True)
+            if self._v2 is not None:
+                self._v2.mkdir(exist_ok=True)
+                for parent in (self._v2.parent, self._v2):
+                    for controller in _CONTROLLERS:
+                        with contextlib.suppress(OSError):
+                            (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+                have = (self._v2 / "cgroup.subtree_control").read_text().split()
+                missing = [name for name in _CONTROLLERS if name not in have]
+            else:
+                missing = [name for name in _CONTROLLERS if name not in self._v1]
+        except OSError as error:
+            self._v1, self._v2 = {}, None
+            missing = list(_CONTROLLERS)
+            self.unenforced = tuple(f"{name} (control groups cannot be made: {error.strerror})" for name in missing)
+            return
+        self.unenforced = tuple(f"{name} (the kernel offers no such controller here)" for name in missing)
+
+    def make(self, name: str, limits: Resources) -> Group:
+        """Make a sandbox's group with its limits."""
+        made: list[Path] = []
+        try:
+            if self._v2 is not None:
+                path = self._v2 / name
+                path.mkdir()
+                made.append(path)
+                _set(path, "memory.max", limits.memory)
+                _set(path, "memory.swap.max", 0)
+                _set(path, "pids.max", limits.pids)
+                _set(path, "cpu.max", f"{limits.cpu_milli * _PERIOD_US // 1000} {_PERIOD_US}")
+            for controller, parent in self._v1.items():
+                path = parent / name
+                path.mkdir()
+                made.append(path)
+                if controller == "memory":
+                    _set(path, "memory.limit_in_bytes", limits.memory)
+                    _set(path, "memory.memsw.limit_in_bytes", limits.memory)
+                elif controller == "pids":
+                    _set(path, "pids.max", limits.pids)
+                else:
+                    _set(path, "cpu.cfs_quota_us", limits.cpu_milli * _PERIOD_US // 1000)
+        except OSError:
+            for path in made:
+                path.rmdir()
+            raise
+        return Group(tuple(made))
+
+    @staticmethod
+    def entrances(group: Group) -> list[int]:
+        """Return open descriptors: whoever writes `0` to them is in."""
+        return [os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in group.directories]
+
+    @staticmethod
+    def oom_kills(group: Group) -> int:
+        """Return how many processes of the group were killed for want of memory."""
+        for path in group.directories:
+            for name in ("memory.oom_control", "memory.events"):
+                with contextlib.suppress(OSError):
+                    for line in (path / name).read_text().splitlines():
+                        if line.startswith("oom_kill "):
+                            return int(line.split()[1])
+        return 0
+
+    async def remove(self, group: Group) -> None:
+        """Remove a group whose processes are ending; waits for the last of them. Raises OSError after 10 s."""
+        for path in group.directories:
+            pause = 0.001
+            while True:
+                try:
+                    path.rmdir()
+                    break
+                except FileNotFoundError:
+                    break
+                except OSError as error:
+                    if error.errno != errno.EBUSY or pause > 2:
+                        raise
+                    if pause > 0.02:
+                        _kill(path)
+                await asyncio.sleep(pause)
+                pause *= 1.5
+
+    def clear(self) -> None:
+        """Kill and remove whatever is below our directory, and the directory."""
+        roots = [*self._v1.values(), *([self._v2] if self._v2 else [])]
+        for root in roots:
+            if root.is_dir():
+                for child in (*(entry for entry in root.iterdir() if entry.is_dir()), root):
+                    _kill(child)
+                    for _ in range(200):
+                        try:
+                            child.rmdir()
+                            break
+                        except FileNotFoundError:
+                            break
+                        except OSError:
+                            _kill(child)
+                            signal.sigtimedwait([], 0.005)
+
+
+def _set(path: Path, name: str, value: int | str) -> None:
+    try:
+        fd = os.open(path / name, os.O_WRONLY)
+    except FileNotFoundError:
+        return  # this kernel has no such knob (swap accounting, say)
+    try:
+        os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)
+
+
+def _kill(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        for line in (path / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line), signal.SIGKILL)
+
+
+def _own(controller: str) -> str:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return path
+    return "/"
+
+
+def _v1_place(controller: str) -> Path | None:
+    for line in _MOUNTS.read_text().splitlines():
+        fields = line.split()
+        if fields[2] == "cgroup" and controller in fields[3].split(","):
+            own = Path(fields[1]) / _own(controller).lstrip("/")
+            return own if own.is_dir() else Path(fields[1])
+    return None
+
+
+def _v2_place() -> Path | None:
+    for line in _MOUNTS.read_text().splitlines():
+        fields = line.split()
+        if fields[2] == "cgroup2":
+            return Path(fields[1])
+    return None

@@ -1,0 +1,122 @@
+"""A command under way: its process, its pipes, what it wrote so far."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from typing import Final
+
+from shoal.wire.messages import CommandResult
+from shoal_executor.drivers.zygote import frames
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Running:
+    """One command; `take` keeps its output up to the limit and counts the rest."""
+
+    def __init__(self, asked: frames.Run, pid: int, outputs: dict[int, int], stdin: int | None) -> None:
+        self.asked = asked
+        self.pid = pid
+        self.outputs = outputs
+        self.stdin = stdin
+        self.input = asked.command.stdin
+        self.began = time.monotonic()
+        timeout = asked.command.timeout_ms
+        self.deadline: float | None = self.began + timeout / 1000 if timeout else None
+        self.timed_out = False
+        self.ended = False
+        self._kept = {1: bytearray(), 2: bytearray()}
+        self._dropped = {1: 0, 2: 0}
+
+    def take(self, channel: int, data: bytes) -> bytes:
+        """Keep what still fits; returns that part."""
+        room = self.asked.command.output_limit - len(self._kept[channel])
+        kept = data[: max(room, 0)]
+        self._kept[channel] += kept
+        self._dropped[channel] += len(data) - len(kept)
+        return kept
+
+    def kill(self) -> None:
+        """Kill its process group; what earlier commands left running lives on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def result(self, code: int) -> CommandResult:
+        """Return what became of it."""
+        return CommandResult(
+            code if code >= 0 else 128 - code,
+            bytes(self._kept[1]),
+            bytes(self._kept[2]),
+            int((time.monotonic() - self.began) * 1e6),
+            self.timed_out,
+            self._dropped[1],
+            self._dropped[2],
+        )
+
+
+def account(user: str) -> tuple[int, int, str]:
+    """Return uid, gid and home of a user of the image, by name or number. Raises OSError where there is none."""
+    with contextlib.suppress(OSError), open("/etc/passwd", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            fields = line.rstrip("\n").split(":")
+            if len(fields) >= 6 and user in (fields[0], fields[2]):
+                return int(fields[2]), int(fields[3]), fields[5]
+    if user.isdigit() and int(user) < 65_536:
+        return int(user), int(user), "/"
+    raise OSError(0, "no such user in the sandbox", user)
+
+
+def environment(base: dict[str, str], home: str, extra: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Return what a command sees."""
+    return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": home, **base, **dict(extra)}
+
+
+def start(argv: list[str], env: dict[str, str], cwd: str, user: str, stdin: int) -> "subprocess.Popen[bytes]":
+    """Start a program as a session of its own. Raises OSError naming the program or directory that is not there."""
+    uid, gid, home = account(user) if user else (0, 0, "/root")
+    full = {**env, "HOME": env.get("HOME", home)}
+    place = os.path.join(full["HOME"], cwd) if cwd else full["HOME"]
+    if not cwd and not os.path.isdir(place):
+        place = "/"
+    process = subprocess.Popen(
+        argv,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=place,
+        env=full,
+        start_new_session=True,
+        bufsize=0,
+        restore_signals=True,
+        user=uid or None,
+        group=gid or None,
+        extra_groups=[] if uid else None,
+    )
+    # When memory runs out the kernel ends commands first, never the agent.
+    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "w") as file:
+        file.write("1000")
+    return process
+
+
+def spawn(asked: frames.Run, env: dict[str, str], user: str) -> Running:
+    """Start a command. Raises OSError when its program, directory or user is not there."""
+    command = asked.command
+    argv = list(command.argv) or ["/bin/sh", "-c", command.line]
+    full = {"PATH": PATH, "LANG": "C.UTF-8", **env, **dict(command.env)}
+    stdin = subprocess.PIPE if command.stdin else subprocess.DEVNULL
+    process = start(argv, full, command.cwd, command.user or user, stdin)
+    process.returncode = 0  # the agent reaps
+    outputs: dict[int, int] = {}
+    for channel, stream in ((1, process.stdout), (2, process.stderr)):
+        assert stream is not None
+        outputs[channel] = os.dup(stream.fileno())
+        os.set_blocking(outputs[channel], False)
+        stream.close()
+    given: int | None = None
+    if process.stdin is not None:
+        given = os.dup(process.stdin.fileno())
+        os.set_blocking(given, False)
+        process.stdin.close()
+    return Running(asked, process.pid, outputs, given)

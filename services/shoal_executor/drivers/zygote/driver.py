@@ -1,0 +1,342 @@
+"""The driver `zygote`: sandboxes forked out of one warmed process for each template."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Resources, Snapshot
+from shoal_executor.drivers.protocol import (
+    DriverError,
+    DriverReport,
+    ExitSink,
+    FileChunk,
+    IsolationFailedError,
+    NoSuchSandboxError,
+    OutputSink,
+    SandboxFileError,
+    Started,
+    StartFailed,
+    StartSpec,
+)
+from shoal_executor.drivers.zygote import frames, images
+from shoal_executor.drivers.zygote.cgroups import Group, Groups
+from shoal_executor.drivers.zygote.link import Link
+from shoal_executor.drivers.zygote.walls import try_walls
+
+_UP_S: Final = 30.0
+_FIRST_UID: Final = 1_879_048_192
+_SHM: Final = 64 * 1024**2
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Sandbox:
+    name: str
+    link: Link
+    group: Group
+    zygote: "_Zygote"
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    wanted: EndReason | None = None
+    oom_kills: int = 0
+
+
+class _Zygote:
+    """One template's fork server, seen from the driver."""
+
+    def __init__(self, control: socket.socket, process: "asyncio.subprocess.Process") -> None:
+        self.control = control
+        self.process = process
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.alive = True
+
+
+class ZygoteDriver:
+    """See the package. `parallel` bounds the starts under way."""
+
+    isolation = Isolation.ZYGOTE.value
+
+    def __init__(self, state: Path, *, parallel: int | None = None) -> None:
+        self._state = state
+        self._parallel = asyncio.Semaphore(parallel or 4 * (os.cpu_count() or 1))
+        self._groups = Groups(hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest())
+        self._zygotes: dict[str, asyncio.Task[_Zygote]] = {}
+        self._live: dict[str, _Sandbox] = {}
+        self._starting: dict[str, _Sandbox] = {}
+        self._ending: dict[str, _Sandbox] = {}
+        self._on_exit: ExitSink = lambda *_: None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self, on_exit: ExitSink) -> DriverReport:
+        """Clear what an earlier process left, start the host template, and try its walls from inside."""
+        self._on_exit = on_exit
+        self._state.mkdir(parents=True, exist_ok=True)
+        self._groups.open()
+        try:
+            await try_walls(self)
+        except DriverError as error:
+            await self.close()
+            raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}") from error
+        return DriverReport(unenforced=self._groups.unenforced, starts_per_s=100.0 * (os.cpu_count() or 1))
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """Start the template's fork server, once."""
+        await self._zygote(snapshot)
+
+    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
+        """Fork all of them, so many at a time; yields each as it is up."""
+        outcomes: asyncio.Queue[Started | StartFailed] = asyncio.Queue()
+
+        async def one(spec: StartSpec) -> None:
+            try:
+                async with self._parallel:
+                    await self._start(spec)
+            except (DriverError, OSError, TimeoutError) as error:
+                outcomes.put_nowait(StartFailed(spec.name, str(error) or type(error).__name__))
+            else:
+                outcomes.put_nowait(Started(spec.name))
+
+        tasks = [asyncio.create_task(one(spec)) for spec in specs]
+        try:
+            for _ in specs:
+                yield await outcomes.get()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def run(self, name: str, command: Command, output: OutputSink | None = None) -> CommandResult:
+        """Have the agent run a command."""
+        sandbox = self._get(name)
+        answer = await self._ask(sandbox, lambda id: frames.Run(id, command, output is not None), output)
+        assert isinstance(answer, frames.Done)
+        result = answer.result
+        if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
+            sandbox.oom_kills = kills
+            result = msgspec.structs.replace(result, out_of_memory=True)
+        return result
+
+    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
+        """Have the agent write a piece of a file."""
+        answer = await self._ask(self._get(name), lambda id: frames.Write(id, path, data, offset, mode))
+        assert isinstance(answer, frames.Wrote)
+        return answer.size
+
+    async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
+        """Have the agent read a piece of a file."""
+        answer = await self._ask(self._get(name), lambda id: frames.Read(id, path, offset, limit))
+        assert isinstance(answer, frames.Piece)
+        return FileChunk(answer.data, answer.size, answer.eof)
+
+    async def destroy(self, names: Sequence[str]) -> None:
+        """Kill each sandbox's first process, which takes the others along, and wait until nothing is left."""
+        sandboxes = [sandbox for name in names if (sandbox := self._live.pop(name, None)) is not None]
+        for sandbox in sandboxes:
+            sandbox.wanted = EndReason.RELEASED
+            self._ending[sandbox.name] = sandbox
+            if not sandbox.ended.is_set():
+                self._kill(sandbox)
+        for sandbox in sandboxes:
+            await sandbox.ended.wait()
+            sandbox.link.close()
+            await self._groups.remove(sandbox.group)
+            del self._ending[sandbox.name]
+
+    async def list(self) -> list[str]:
+        """Names of the live sandboxes."""
+        return list(self._live)
+
+    async def close(self) -> None:
+        """End everything."""
+        for task in self._zygotes.values():
+            task.cancel()
+        await asyncio.gather(*self._zygotes.values(), return_exceptions=True)
+        await self.destroy(list(self._live))
+        for task in self._zygotes.values():
+            if task.done() and not task.cancelled() and task.exception() is None:
+                zygote = task.result()
+                if zygote.process.returncode is None:
+                    zygote.process.kill()
+                await zygote.process.wait()
+                asyncio.get_running_loop().remove_reader(zygote.control)
+                zygote.control.close()
+        self._zygotes.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._groups.clear)
+
+    # ---
+
+    def _get(self, name: str) -> _Sandbox:
+        try:
+            return self._live[name]
+        except KeyError:
+            raise NoSuchSandboxError(name) from None
+
+    async def _ask(
+        self, sandbox: _Sandbox, make: Callable[[int], frames.Ask], output: OutputSink | None = None
+    ) -> frames.Tell:
+        answer = await sandbox.link.ask(make, output)
+        if answer is None:
+            await sandbox.ended.wait()
+            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
+        if isinstance(answer, frames.Failed):
+            raise SandboxFileError(answer.detail)
+        return answer
+
+    async def _start(self, spec: StartSpec) -> None:
+        zygote = await self._zygote(spec.snapshot)
+        ours, theirs = socket.socketpair()
+        link = Link()
+        group = self._groups.make(spec.name, spec.resources)
+        sandbox = _Sandbox(spec.name, link, group, zygote)
+        self._starting[spec.name] = sandbox
+        entrances: list[int] = []
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
+            entrances = self._groups.entrances(group)
+            disk, shm = _sizes(spec.resources)
+            order = frames.Order(spec.name, disk=disk, shm=shm, user=spec.user, env=spec.env)
+            socket.send_fds(zygote.control, [frames.encode(order)], [theirs.fileno(), *entrances])
+            theirs.close()
+            async with asyncio.timeout(_UP_S):
+                up = await link.up
+            if not isinstance(up, frames.Up) or up.error:
+                raise DriverError(
+                    f"the sandbox could not be made: {up.error if isinstance(up, frames.Up) else 'it ended'}"
+                )
+            for file in spec.files:
+                await self._put(link, file.path, file.data, file.mode)
+        except BaseException:
+            theirs.close()
+            link.close()
+            self._kill(sandbox)
+            if link.up.done():  # it was forked, so its end will be told
+                async with asyncio.timeout(_UP_S):
+                    await sandbox.ended.wait()
+            self._starting.pop(spec.name, None)
+            await self._groups.remove(group)
+            raise
+        finally:
+            for fd in entrances:
+                os.close(fd)
+        self._live[spec.name] = self._starting.pop(spec.name)
+        if sandbox.ended.is_set():
+            self._gone(sandbox)
+
+    @staticmethod
+    async def _put(link: Link, path: str, data: bytes, mode: int) -> None:
+        answer = await link.ask(lambda id: frames.Write(id, path, data, 0, mode))
+        if not isinstance(answer, frames.Wrote):
+            detail = answer.detail if isinstance(answer, frames.Failed) else "the sandbox ended"
+            raise DriverError(f"input file {path}: {detail}")
+
+    async def _zygote(self, snapshot: Snapshot) -> _Zygote:
+        task = self._zygotes.get(snapshot.digest)
+        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().alive):
+            task = None
+        if task is None:
+            task = asyncio.create_task(self._start_zygote(snapshot))
+            self._zygotes[snapshot.digest] = task
+        return await asyncio.shield(task)
+
+    async def _start_zygote(self, snapshot: Snapshot) -> _Zygote:
+        root, usr = await asyncio.to_thread(images.root_of, snapshot, self._state)
+        scratch = self._state / "scratch"
+        scratch.mkdir(exist_ok=True)
+        base = _FIRST_UID + 65_536 * len(self._zygotes) if os.geteuid() == 0 else -1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        diary = scratch.parent / f"zygote-{''.join(c for c in snapshot.digest if c.isalnum())[:32]}.log"
+        words = diary.open("wb")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-m", "shoal_executor.drivers.zygote.server",
+            str(root), usr, str(scratch), str(base), str(theirs.fileno()),
+            pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=words, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, cwd="/", start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        words.close()
+        zygote = _Zygote(ours, process)
+        asyncio.get_running_loop().add_reader(ours, self._hear, zygote)
+        try:
+            async with asyncio.timeout(_UP_S):
+                await zygote.ready
+        except (TimeoutError, DriverError) as error:
+            process.kill()
+            await process.wait()
+            last = diary.read_text(errors="replace").strip().splitlines()[-1:]
+            text = str(error) or (last[0] if last else "it did not answer")
+            raise DriverError(f"the fork server of template {snapshot.kind}:{snapshot.path} failed: {text}") from None
+        return zygote
+
+    def _hear(self, zygote: _Zygote) -> None:
+        try:
+            data = zygote.control.recv(65_536)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._zygote_gone(zygote)
+            return
+        event = frames.events.decode(data)
+        if event.kind == "ready":
+            zygote.ready.set_result(None)
+        elif event.kind == "broken":
+            zygote.ready.set_exception(DriverError(event.detail))
+        else:
+            sandbox = self._live.get(event.name) or self._starting.get(event.name) or self._ending.get(event.name)
+            if sandbox is None:
+                return
+            if event.kind == "failed" and not sandbox.link.up.done():
+                sandbox.link.up.set_result(frames.Up(0, event.detail))
+            sandbox.link.close()
+            sandbox.ended.set()
+            self._gone(sandbox)
+
+    def _gone(self, sandbox: _Sandbox) -> None:
+        """Tell the executor of an end nobody asked for."""
+        if sandbox.name not in self._live or sandbox.wanted is not None:
+            return
+        killed = self._groups.oom_kills(sandbox.group) > sandbox.oom_kills
+        sandbox.wanted = EndReason.OUT_OF_MEMORY if killed else EndReason.DIED
+        self._on_exit(
+            sandbox.name, sandbox.wanted, "its first process was killed" if killed else "its first process ended"
+        )
+
+    def _zygote_gone(self, zygote: _Zygote) -> None:
+        asyncio.get_running_loop().remove_reader(zygote.control)
+        zygote.alive = False
+        if not zygote.ready.done():
+            zygote.ready.set_exception(DriverError(""))
+        for sandbox in (*self._live.values(), *self._starting.values(), *self._ending.values()):
+            if sandbox.zygote is zygote:
+                sandbox.link.close()
+                sandbox.ended.set()
+                self._gone(sandbox)
+
+    @staticmethod
+    def _kill(sandbox: _Sandbox) -> None:
+        if sandbox.zygote.alive:
+            with contextlib.suppress(OSError):
+                sandbox.zygote.control.send(frames.encode(frames.Order(sandbox.name, kill=True)))
+
+
+def _sizes(limits: Resources) -> tuple[int, int]:
+    """Return the sizes of a sandbox's disk and of its /dev/shm: both are memory, and must fit into it with room left,
+
+    so that a full disk is an error to the program that fills it and not the sandbox's end.
+    """
+    shm = min(_SHM, limits.memory // 8)
+    return max(min(limits.disk, limits.memory // 2), 1 << 20), max(shm, 1 << 16)

@@ -1,0 +1,145 @@
+"""What driver and agent say to each other: length-prefixed MessagePack, typed, and checked like any stranger's word."""
+
+import struct
+from typing import Final
+
+import msgspec
+
+from shoal.wire.messages import Command, CommandResult, InputFile
+
+LARGEST: Final = 4 * 1024 * 1024
+_HEAD: Final = struct.Struct(">I")
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A request of the driver; `id` returns with its answer."""
+
+    id: int
+
+
+class Run(Ask, frozen=True):
+    """Run a command; with `stream`, send its output as it comes, too."""
+
+    command: Command
+    stream: bool
+
+
+class Write(Ask, frozen=True):
+    """Write a piece of a file."""
+
+    path: str
+    data: bytes
+    offset: int
+    mode: int
+
+
+class Read(Ask, frozen=True):
+    """Read a piece of a file."""
+
+    path: str
+    offset: int
+    limit: int
+
+
+class Cancel(Ask, frozen=True):
+    """Kill the command that was asked for with this id."""
+
+
+class Tell(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A word of the agent."""
+
+    id: int
+
+
+class Up(Tell, frozen=True):
+    """The sandbox is made, or `error` says why it could not be."""
+
+    error: str = ""
+
+
+class Output(Tell, frozen=True):
+    """A piece of a streamed command's output."""
+
+    channel: int
+    data: bytes
+
+
+class Done(Tell, frozen=True):
+    """A command ended."""
+
+    result: CommandResult
+
+
+class Wrote(Tell, frozen=True):
+    """A piece of a file was written; `size` is the whole file's."""
+
+    size: int
+
+
+class Piece(Tell, frozen=True):
+    """A piece of a file."""
+
+    data: bytes
+    size: int
+    eof: bool
+
+
+class Failed(Tell, frozen=True):
+    """A file operation failed, in words for people."""
+
+    detail: str
+
+
+class Order(msgspec.Struct, frozen=True, array_like=True):
+    """What the fork server is asked: fork `name` (descriptors: its agent's socket, its control groups), or kill it."""
+
+    name: str
+    kill: bool = False
+    disk: int = 0
+    shm: int = 0
+    user: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    files: tuple[InputFile, ...] = ()
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """What the fork server says: it is `ready`, or a sandbox's first process ended, or it could not be forked."""
+
+    kind: str
+    name: str = ""
+    status: int = 0
+    detail: str = ""
+
+
+encode = msgspec.msgpack.Encoder().encode
+asks: Final = msgspec.msgpack.Decoder(Run | Write | Read | Cancel)
+tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Wrote | Piece | Failed)
+orders: Final = msgspec.msgpack.Decoder(Order)
+events: Final = msgspec.msgpack.Decoder(Event)
+
+
+def pack(message: Ask | Tell) -> bytes:
+    """Return a message with its length before it."""
+    body = encode(message)
+    return _HEAD.pack(len(body)) + body
+
+
+class Unpacker:
+    """Cuts a byte stream into messages' bodies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the bodies that are complete now. Raises ValueError for one larger than any honest one."""
+        self._buffer += data
+        found: list[bytes] = []
+        while len(self._buffer) >= _HEAD.size:
+            (length,) = _HEAD.unpack_from(self._buffer)
+            if length > LARGEST:
+                raise ValueError(f"a message of {length} bytes")
+            if len(self._buffer) < _HEAD.size + length:
+                break
+            found.append(bytes(self._buffer[_HEAD.size : _HEAD.size + length]))
+            del self._buffer[: _HEAD.size + length]
+        return found

@@ -1,0 +1,143 @@
+"""Read-only roots: the host's own, a directory as it is, an archive unpacked once."""
+
+import errno
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from shoal.wire.messages import Snapshot
+from shoal_executor.drivers.protocol import DriverError
+
+_USERS: Final = """root:x:0:0:root:/root:/bin/sh
+daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
+nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
+"""
+_GROUP: Final = "root:x:0:\ndaemon:x:1:\ntty:x:5:\nnogroup:x:65534:\n"
+_HOSTS: Final = "127.0.0.1 localhost sandbox\n::1 localhost\n"
+_FROM_HOST: Final = (
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ssl/openssl.cnf", "ca-certificates",
+    "ca-certificates.conf", "localtime", "timezone", "os-release", "debian_version", "lsb-release", "mime.types",
+    "services", "protocols", "terminfo", "profile", "bash.bashrc", "python3", "perl", "java", "nsswitch.conf",
+    "shells", "inputrc", "gai.conf", "host.conf",
+)  # fmt: skip
+"""What programs of the host's /usr expect under /etc. None of it is secret; nothing else of it is shown."""
+_EMPTY: Final = {"home": 0o755, "mnt": 0o755, "opt": 0o755, "srv": 0o755, "run": 0o755, "root": 0o700, "usr": 0o755,
+                 "proc": 0o755, "sys": 0o755, "dev": 0o755, "tmp": 0o1777, "var/tmp": 0o1777, "var/log": 0o755,
+                 "var/lib": 0o755, "var/cache": 0o755, "run/lock": 0o1777}  # fmt: skip
+
+
+def host_root(target: Path) -> None:
+    """Make the root of the `host` template: an empty one around the host's /usr, which is mounted in it later."""
+    staging = Path(tempfile.mkdtemp(dir=target.parent))
+    for name, mode in _EMPTY.items():
+        (staging / name).mkdir(parents=True, exist_ok=True)
+        (staging / name).chmod(mode)
+    staging.chmod(0o755)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        link = Path("/") / name
+        if link.is_symlink():
+            (staging / name).symlink_to(f"usr/{name}")
+        elif link.is_dir():
+            raise DriverError(f"template host: /{name} is not a link into /usr here; use dir: or tar: instead")
+    etc = staging / "etc"
+    etc.mkdir()
+    for name in _FROM_HOST:
+        source = Path("/etc") / name
+        copy = etc / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if source.is_symlink() and str(source.readlink()).startswith("/usr"):
+                copy.symlink_to(source.readlink())
+            elif source.is_dir():
+                shutil.copytree(source, copy, symlinks=True, ignore_dangling_symlinks=True, ignore=_unreadable)
+            elif source.exists():
+                shutil.copy2(source, copy)
+        except (OSError, shutil.Error):
+            continue  # a file of this host that this user may not read: the sandbox goes without
+    for name, text in {"passwd": _USERS, "group": _GROUP, "hosts": _HOSTS, "hostname": "sandbox\n"}.items():
+        (etc / name).write_text(text)
+    _publish(staging, target)
+
+
+def _unreadable(directory: str, names: list[str]) -> set[str]:
+    paths = {name: os.path.join(directory, name) for name in names}
+    return {name for name, path in paths.items() if not os.path.islink(path) and not os.access(path, os.R_OK)}
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack a tar into target, which appears whole or not at all. Nothing in it can reach outside: it is unpacked
+
+    by a process whose root is the new directory (without root privilege: by tarfile's own checks). Devices are left
+    out. Raises DriverError for what is no whole tar.
+    """
+    staging = Path(tempfile.mkdtemp(dir=target.parent))
+    report_r, report_w = os.pipe()
+    try:
+        stream = archive.open("rb")
+    except OSError as error:
+        staging.rmdir()
+        raise DriverError(f"template tar:{archive}: {error.strerror}") from None
+    pid = os.fork()
+    if pid == 0:
+        problem = b""
+        try:
+            if os.geteuid() == 0:
+                os.chroot(staging)
+            os.chdir("/" if os.geteuid() == 0 else staging)
+            os.umask(0)
+            with tarfile.open(fileobj=stream) as tar:
+                members = (member for member in tar if not member.isdev())
+                tar.extractall(".", members, filter="tar" if os.geteuid() else _plain)  # noqa: S202 - see above
+        except BaseException as error:  # whatever it is, the parent is told
+            problem = str(error).encode()[:2000] or repr(error).encode()
+        os.write(report_w, problem)
+        os._exit(1 if problem else 0)
+    os.close(report_w)
+    stream.close()
+    with open(report_r, "rb") as report:
+        problem = report.read()
+    _, status = os.waitpid(pid, 0)
+    if status:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise DriverError(f"template tar:{archive}: cannot be unpacked: {problem.decode(errors='replace') or 'killed'}")
+    staging.chmod(0o755)
+    _publish(staging, target)
+
+
+def _plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+    return member.replace(name=member.name.lstrip("/") or ".", deep=False)
+
+
+def _publish(staging: Path, target: Path) -> None:
+    try:
+        staging.rename(target)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def root_of(snapshot: Snapshot, state: Path) -> tuple[Path, str]:
+    """Return a snapshot's read-only root, made if it is not there yet, and the host's /usr if it belongs into it."""
+    images = state / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    match snapshot.kind:
+        case "host":
+            target = images / "host"
+            shutil.rmtree(target, ignore_errors=True)  # the host may have changed since
+            host_root(target)
+            return target, "/usr"
+        case "dir":
+            path = Path(snapshot.path)
+            if not path.is_dir():
+                raise DriverError(f"template dir:{path}: no such directory on this node")
+            return path, ""
+        case "tar":
+            target = images / "".join(c for c in snapshot.digest if c.isalnum())[:64]
+            if not target.is_dir():
+                unpack(Path(snapshot.path), target)
+            return target, ""
+    raise DriverError(f"a snapshot of kind {snapshot.kind!r} is nothing this driver can start from")

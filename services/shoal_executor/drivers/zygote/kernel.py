@@ -1,0 +1,188 @@
+"""The kernel calls that Python has no name for: namespaces, mounts, idmapped mounts, capabilities."""
+
+import ctypes
+import os
+import platform
+import signal
+import struct
+from typing import Final
+
+NEWNS: Final = 0x00020000
+NEWCGROUP: Final = 0x02000000
+NEWUTS: Final = 0x04000000
+NEWIPC: Final = 0x08000000
+NEWUSER: Final = 0x10000000
+NEWPID: Final = 0x20000000
+NEWNET: Final = 0x40000000
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_BIND: Final = 4096
+MS_REC: Final = 16384
+MS_PRIVATE: Final = 1 << 18
+MNT_DETACH: Final = 2
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
+PR_SET_SECCOMP: Final = 22
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+
+_MACHINE: Final = platform.machine()
+_CLONE: Final = {"x86_64": 56, "aarch64": 220}.get(_MACHINE, 56)
+_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}.get(_MACHINE, 155)
+_OPEN_TREE: Final = 428  # these three have one number on every architecture
+_MOVE_MOUNT: Final = 429
+_MOUNT_SETATTR: Final = 442
+_AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_RECURSIVE: Final = 0x8000
+_OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_MOUNT_ATTR_RDONLY: Final = 1
+_MOUNT_ATTR_NOSUID: Final = 2
+_MOUNT_ATTR_NODEV: Final = 4
+_MOUNT_ATTR_IDMAP: Final = 0x00100000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_holding = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock: a clone must come back with it
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """Mount. Raises OSError naming the target."""
+    _check(
+        _libc.mount(
+            source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
+        ),
+        f"mount {kind or 'bind'} at {target}",
+    )
+
+
+def bind(source: str, target: str, *, recursive: bool = False) -> None:
+    """Make source appear at target, too."""
+    mount(source, target, "", MS_BIND | (MS_REC if recursive else 0))
+
+
+def remount_read_only(target: str, flags: int = 0) -> None:
+    """Make one bind mount read-only."""
+    mount("none", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY | flags)
+
+
+def unmount(target: str) -> None:
+    """Detach what is mounted at target."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH), f"unmount {target}")
+
+
+def pivot_here() -> None:
+    """Make the current directory the root, and let go of the old one. The directory must be a mount point."""
+    _check(_libc.syscall(_PIVOT_ROOT, b".", b"."), "pivot_root")
+    unmount(".")
+    os.chdir("/")
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces for new ones."""
+    _check(_libc.unshare(flags), f"unshare {flags:#x}")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Enter a namespace."""
+    _check(_libc.setns(fd, kind), "setns")
+
+
+def clone(flags: int) -> int:
+    """Fork into new namespaces; returns as fork does. It saves the fork that unshare needs for a pid namespace."""
+    pid = _holding.syscall(_CLONE, ctypes.c_ulong(flags | signal.SIGCHLD), 0, 0, 0, 0)
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    return _check(pid, f"clone {flags:#x}")
+
+
+def prctl(option: int, value: int = 0) -> None:
+    """Set an attribute of this process."""
+    _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+def load_filter(program: bytes) -> None:
+    """Install a compiled seccomp filter on this process and all it starts."""
+    compiled = _Program(len(program) // 8, program)
+    _check(_libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(compiled), 0, 0), "seccomp")
+
+
+def drop_bounding(keep: frozenset[int]) -> None:
+    """Take all capabilities but these out of reach for ever."""
+    for capability in range(64):
+        if capability not in keep and _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            break  # beyond the last one this kernel knows
+
+
+def set_capabilities(keep: frozenset[int]) -> None:
+    """Have exactly these capabilities, none inheritable."""
+    bits = sum(1 << capability for capability in keep)
+    head = struct.pack("Ii", 0x20080522, 0)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    _check(_libc.capset(head, struct.pack("IIIIII", low, low, 0, high, high, 0)), "capset")
+
+
+def user_namespace(base: int, count: int) -> int:
+    """Return a descriptor of a new user namespace whose ids 0.. are `base`.. outside. Needs root."""
+    ready_r, ready_w = os.pipe()
+    done_r, done_w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            unshare(NEWUSER)
+            os.write(ready_w, b"x")
+            os.close(done_w)
+            os.read(done_r, 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(ready_w)
+        if not os.read(ready_r, 1):
+            raise OSError("this kernel gives no user namespace")
+        for kind in ("uid", "gid"):
+            with open(f"/proc/{pid}/{kind}_map", "w") as file:
+                file.write(f"0 {base} {count}")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(done_w)
+        os.waitpid(pid, 0)
+        for fd in (ready_r, done_r):
+            os.close(fd)
+
+
+def bind_mapped(source: str, target: str, namespace: int | None) -> None:
+    """Bind a directory read-only, its owners shifted into the user namespace, so that root inside owns root's files."""
+    tree = _check(
+        _libc.syscall(_OPEN_TREE, _AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC), f"open_tree {source}"
+    )
+    try:
+        flags = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+        attributes = struct.pack(
+            "QQQQ", flags | (_MOUNT_ATTR_IDMAP if namespace is not None else 0), 0, 0, namespace or 0
+        )
+        buffer = ctypes.create_string_buffer(attributes, len(attributes))
+        _check(
+            _libc.syscall(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, buffer, len(attributes)), f"mount_setattr {source}"
+        )
+        _check(
+            _libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH),
+            f"move_mount {target}",
+        )
+    finally:
+        os.close(tree)

@@ -1,0 +1,77 @@
+"""The driver's end of a sandbox's link: asks its agent, and hands out the answers."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+import msgspec
+
+from shoal_executor.drivers.protocol import OutputSink
+from shoal_executor.drivers.zygote import frames
+
+_UP: Final = 0
+
+
+class Link(asyncio.Protocol):
+    """One sandbox's link. What comes from the sandbox is a stranger's word: anything but an answer ends the link."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._unpacker = frames.Unpacker()
+        self._next = _UP
+        self._waiting: dict[int, tuple[asyncio.Future[frames.Tell | None], OutputSink | None]] = {}
+        self.up: asyncio.Future[frames.Tell | None] = asyncio.get_running_loop().create_future()
+        self._waiting[_UP] = (self.up, None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The link is there."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take answers."""
+        try:
+            for body in self._unpacker.feed(data):
+                self._take(frames.tells.decode(body))
+        except (ValueError, msgspec.DecodeError):
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The sandbox is gone: whoever still waits learns so."""
+        waiting, self._waiting = self._waiting, {}
+        for future, _ in waiting.values():
+            if not future.done():
+                future.set_result(None)
+
+    async def ask(self, make: Callable[[int], frames.Ask], output: OutputSink | None = None) -> frames.Tell | None:
+        """Ask, and wait for the answer: None when the sandbox ended instead. Cancelled, it cancels the command."""
+        if self._transport is None or self._transport.is_closing():
+            return None
+        self._next += 1
+        id = self._next
+        future: asyncio.Future[frames.Tell | None] = asyncio.get_running_loop().create_future()
+        self._waiting[id] = (future, output)
+        self._transport.write(frames.pack(make(id)))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not self._transport.is_closing():
+                self._transport.write(frames.pack(frames.Cancel(id)))
+            raise
+
+    def close(self) -> None:
+        """Cut the link; the sandbox ends with it."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _take(self, told: frames.Tell) -> None:
+        known = self._waiting.get(told.id)
+        if known is None:
+            return
+        future, output = known
+        if isinstance(told, frames.Output):
+            if output is not None and not future.done():
+                output(told.channel, told.data)
+            return
+        del self._waiting[told.id]
+        if not future.done():
+            future.set_result(told)

@@ -1,0 +1,276 @@
+"""The fork server of one template: enters the template once, then forks sandboxes out of itself.
+
+Run as a program of its own (`python -I -m shoal_executor.drivers.zygote.server`) with an empty environment. As root it
+begins with the host's privileges for as long as it takes to mount; before anything of a template or a tenant could run
+it has left them behind for a user namespace in which root is nobody outside. What it forks is born with its imports
+done.
+"""
+
+import contextlib
+import fcntl
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from typing import Final
+
+from shoal_executor.drivers.zygote import frames, kernel
+from shoal_executor.drivers.zygote.agent import Agent
+from shoal_executor.drivers.zygote.filter import compile_filter
+
+RANGE: Final = 65_536
+_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+_MASKED: Final = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats", "kallsyms", "kmsg")
+_READ_ONLY: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr")
+_KEPT: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31))
+"""CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, SYS_CHROOT, AUDIT_WRITE and
+
+SETFCAP: what a package manager needs to be root with, and all of it only inside the sandbox's own user namespace.
+"""
+_FLAGS: Final = (
+    kernel.NEWUSER | kernel.NEWNS | kernel.NEWPID | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET
+)  # fmt: skip
+
+
+class Server:
+    """One template's fork server."""
+
+    def __init__(self, control: socket.socket, single: bool) -> None:
+        self._control = control
+        self._map = "0 0 1" if single else f"0 0 {RANGE}"
+        self._filter = compile_filter()
+        self._pids: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> None:
+        """Fork, kill and reap as told, until the driver goes."""
+
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._wake_r, select.POLLIN)
+        self._say(frames.Event("ready"))
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._wake_r:
+                    self._reap()
+                else:
+                    self._obey()
+
+    def _say(self, event: frames.Event) -> None:
+        self._control.send(frames.encode(event))
+
+    def _obey(self) -> None:
+        data, fds, _, _ = socket.recv_fds(self._control, 1 << 18, 16)
+        if not data:
+            os._exit(0)
+        order = frames.orders.decode(data)
+        if order.kill:
+            with contextlib.suppress(KeyError, ProcessLookupError):
+                os.kill(self._pids[order.name], signal.SIGKILL)
+            return
+        try:
+            self._fork(order, fds)
+        except OSError as error:
+            self._say(frames.Event("failed", order.name, detail=str(error)))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _fork(self, order: frames.Order, fds: list[int]) -> None:
+        gate_r, gate_w = os.pipe()
+        pid = kernel.clone(_FLAGS)
+        if pid == 0:
+            link = socket.socket(fileno=os.dup(fds[0]))
+            try:
+                os.close(gate_w)
+                if not os.read(gate_r, 1):
+                    os._exit(1)
+                signal.set_wakeup_fd(-1)
+                agent = _enter(order, link, fds[1:], self._filter)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    link.sendall(frames.pack(frames.Up(0, f"{type(error).__name__}: {error}")))
+                os._exit(1)
+            try:
+                agent.serve()
+            except BaseException:
+                traceback.print_exc()  # into the fork server's log, on the host
+            finally:
+                os._exit(1)
+        os.close(gate_r)
+        try:
+            for kind in ("uid", "gid"):
+                if kind == "gid" and self._map == "0 0 1":
+                    with open(f"/proc/{pid}/setgroups", "w") as file:
+                        file.write("deny")
+                with open(f"/proc/{pid}/{kind}_map", "w") as file:
+                    file.write(self._map)
+            os.write(gate_w, b"x")
+        finally:
+            os.close(gate_w)
+        self._pids[order.name] = pid
+        self._names[pid] = order.name
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_r, 4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            name = self._names.pop(pid, None)
+            if name is not None:
+                del self._pids[name]
+                self._say(frames.Event("ended", name, status))
+
+
+def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program: bytes) -> Agent:
+    """Turn this fresh clone into the first process of a sandbox."""
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    for fd in cgroups:
+        os.write(fd, b"0")
+    kernel.unshare(kernel.NEWCGROUP)
+    kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
+    os.umask(0o022)
+    kernel.mount("tmpfs", "/box", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, f"size={order.disk},mode=755")
+    for name in ("u", "w", "m"):
+        os.mkdir(f"/box/{name}", 0o755)
+    options = "lowerdir=/image,upperdir=/box/u,workdir=/box/w,userxattr"
+    kernel.mount("overlay", "/box/m", "overlay", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    os.chdir("/box/m")
+    for name in ("proc", "dev", "tmp", "root"):
+        if not os.path.isdir(name):
+            os.mkdir(name, 0o1777 if name == "tmp" else 0o755)
+    if os.path.isdir("/usr"):
+        kernel.bind("/usr", "usr")
+    kernel.bind("/dev", "dev", recursive=True)
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("tmpfs", "dev/shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, f"size={order.shm},mode=1777")
+    kernel.mount(
+        "devpts", "dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620"
+    )
+    kernel.mount("proc", "proc", "proc", flags)
+    kernel.pivot_here()
+    for name in _READ_ONLY:
+        path = f"/proc/{name}"
+        if os.path.exists(path):
+            kernel.bind(path, path, recursive=True)
+            kernel.remount_read_only(path, flags)
+    for name in _MASKED:
+        if os.path.exists(f"/proc/{name}"):
+            kernel.bind("/dev/null", f"/proc/{name}")
+    _hostname_and_loopback()
+    os.setsid()
+    fd = link.fileno()
+    keep = os.dup2(fd, 3) if fd != 3 else 3
+    if fd != 3:
+        link.detach()
+        os.close(fd)
+        link = socket.socket(fileno=keep)
+    os.closerange(4, 1024)
+    os.set_inheritable(3, False)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    kernel.drop_bounding(_KEPT)
+    kernel.set_capabilities(_KEPT)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # cleared by the change of credentials
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    kernel.load_filter(program)
+    return Agent(link, dict(order.env), order.user)
+
+
+def _hostname_and_loopback() -> None:
+    socket.sethostname("sandbox")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        fcntl.ioctl(probe, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
+
+
+def _enter_template(image: str, usr: str, scratch: str, base: int) -> None:
+    """Leave the host for the template: its own mounts, and root that is nobody outside."""
+    root = base >= 0
+    namespace: int | None = None
+    if root:
+        kernel.unshare(kernel.NEWNS)
+        namespace = kernel.user_namespace(base, RANGE)
+    else:
+        uid, gid = os.geteuid(), os.getegid()
+        kernel.unshare(kernel.NEWUSER | kernel.NEWNS)
+        for kind, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{kind}", "w") as file:
+                file.write(text)
+    kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount("tmpfs", scratch, "tmpfs", kernel.MS_NOSUID, "size=1m,mode=755")
+    for name in ("image", "box", "proc", "dev", *(("usr",) if usr else ())):
+        os.mkdir(f"{scratch}/{name}", 0o755)
+    if root:
+        kernel.bind_mapped(image, f"{scratch}/image", namespace)
+        if usr:
+            kernel.bind_mapped(usr, f"{scratch}/usr", namespace)
+    else:
+        kernel.bind(image, f"{scratch}/image", recursive=True)
+        if usr:
+            kernel.bind(usr, f"{scratch}/usr", recursive=True)
+            kernel.remount_read_only(f"{scratch}/usr", kernel.MS_NOSUID | kernel.MS_NODEV)
+    _make_devices(f"{scratch}/dev")
+    kernel.bind("/proc", f"{scratch}/proc", recursive=True)
+    os.chdir(scratch)
+    kernel.pivot_here()
+    if namespace is not None:
+        kernel.setns(namespace, kernel.NEWUSER)
+        os.close(namespace)
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        # The change of uid hid this process's files under /proc from itself, and its clones' with them: it must write
+        # their uid maps.
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+        kernel.unshare(kernel.NEWNS)
+
+
+def _make_devices(place: str) -> None:
+    kernel.mount("tmpfs", place, "tmpfs", kernel.MS_NOSUID, "size=64k,mode=755")
+    for name in _DEVICES:
+        if os.path.exists(f"/dev/{name}"):
+            os.close(os.open(f"{place}/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
+            kernel.bind(f"/dev/{name}", f"{place}/{name}")
+    for name in ("shm", "pts"):
+        os.mkdir(f"{place}/{name}", 0o755)
+    links = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
+    for name, target in links.items():
+        os.symlink(target, f"{place}/{name}")
+
+
+def main() -> None:
+    """`server IMAGE USR SCRATCH BASE CONTROL`: USR is empty or the host's; BASE is the first outside uid, -1 without
+
+    root; CONTROL is the descriptor of the socket to the driver.
+    """
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    image, usr, scratch, base = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    control = socket.socket(fileno=int(sys.argv[5]))
+    try:
+        _enter_template(image, usr, scratch, base)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        server = Server(control, single=base < 0)
+    except OSError as error:
+        control.send(frames.encode(frames.Event("broken", detail=str(error))))
+        sys.exit(1)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    server.serve()
+
+
+if __name__ == "__main__":
+    main()

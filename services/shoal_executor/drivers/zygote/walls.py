@@ -1,0 +1,47 @@
+"""The driver's test of itself: one sandbox tries what none may do. It opens for writing, and never writes."""
+
+import secrets
+from typing import Final
+
+from shoal.wire.messages import Command, CommandResult, Resources, Snapshot
+from shoal_executor.drivers.protocol import Driver, DriverError, StartFailed, StartSpec
+
+HOST: Final = Snapshot("host", "host")
+
+_FORBIDDEN_TO_OPEN: Final = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sysrq-trigger",
+    "/usr/.shoal-wall",
+)
+_FORBIDDEN_TO_SEE: Final = ("/etc/shadow",)
+
+
+async def try_walls(driver: Driver) -> None:
+    """Start a sandbox and try its walls. Raises DriverError naming the first that does not hold."""
+    name = f"walls-{secrets.token_hex(6)}"
+    spec = StartSpec(name, HOST, Resources(memory=64 * 1024**2, pids=16))
+    async for outcome in driver.start([spec]):
+        if isinstance(outcome, StartFailed):
+            raise DriverError(outcome.detail)
+    try:
+        for path in _FORBIDDEN_TO_OPEN:
+            if (await _sh(driver, name, f"(: >> {path}) 2>/dev/null")).exit_code == 0:
+                raise DriverError(f"a sandbox can open {path} for writing")
+        for path in _FORBIDDEN_TO_SEE:
+            if (await _sh(driver, name, f"test -e {path}")).exit_code == 0:
+                raise DriverError(f"a sandbox can see the host's {path}")
+        pids = (await _sh(driver, name, "echo /proc/[0-9]*")).stdout.split()
+        if len(pids) > 4 or b"/proc/1" not in pids:
+            raise DriverError("a sandbox can see processes that are not its own")
+        routes = (await _sh(driver, name, "while read -r line; do echo $line; done < /proc/net/route")).stdout
+        if len(routes.splitlines()) != 1:  # the heading
+            raise DriverError(f"a sandbox has a route to a network: {routes.decode(errors='replace')}")
+        for attempt in ("unshare -Ur true", "mount -t tmpfs none /mnt"):
+            if (await _sh(driver, name, f"{attempt} 2>/dev/null")).exit_code == 0:
+                raise DriverError(f"a sandbox can {attempt!r}")
+    finally:
+        await driver.destroy([name])
+
+
+async def _sh(driver: Driver, name: str, line: str) -> CommandResult:
+    return await driver.run(name, Command(line=line, timeout_ms=10_000))

@@ -1,1 +1,107 @@
-"""Shoal"""
+"""Shoal: a sandbox fabric for agentic reinforcement learning.
+
+    async with shoal.connect() as cluster:
+        rollout = await cluster.rollout("host", n=64, run="grpo-7", timeout="10m")
+        async for sandbox in rollout.ready():
+            result = await sandbox.run("python3 solve.py", timeout=30)
+
+`shoal.connect_sync()` has the same without `async`. Public names are loaded when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.client.cluster import Cluster, connect
+    from shoal.client.errors import (
+        BadRequest,
+        ClusterFull,
+        CommandFailed,
+        FileError,
+        InfrastructureError,
+        Rejected,
+        RolloutEnded,
+        SandboxEnded,
+        SandboxLost,
+        ShoalError,
+        Timeout,
+        Unreachable,
+    )
+    from shoal.client.requests import Resources, command
+    from shoal.client.results import (
+        CommandResult,
+        Event,
+        NodeInfo,
+        RolloutInfo,
+        RolloutStatus,
+        RolloutSummary,
+        SandboxOutcome,
+    )
+    from shoal.client.rollout import Rollout
+    from shoal.client.sandbox import Files, Sandbox
+    from shoal.sync import connect as connect_sync
+    from shoal.wire.messages import EndReason
+
+__all__ = [
+    "BadRequest",
+    "Cluster",
+    "ClusterFull",
+    "CommandFailed",
+    "CommandResult",
+    "EndReason",
+    "Event",
+    "FileError",
+    "Files",
+    "InfrastructureError",
+    "NodeInfo",
+    "Rejected",
+    "Resources",
+    "Rollout",
+    "RolloutEnded",
+    "RolloutInfo",
+    "RolloutStatus",
+    "RolloutSummary",
+    "Sandbox",
+    "SandboxEnded",
+    "SandboxLost",
+    "SandboxOutcome",
+    "ShoalError",
+    "Timeout",
+    "Unreachable",
+    "command",
+    "connect",
+    "connect_sync",
+]
+
+_HOMES = {
+    "shoal.client.cluster": ("Cluster", "connect"),
+    "shoal.client.errors": (
+        "BadRequest", "ClusterFull", "CommandFailed", "FileError", "InfrastructureError", "Rejected", "RolloutEnded",
+        "SandboxEnded", "SandboxLost", "ShoalError", "Timeout", "Unreachable",
+    ),
+    "shoal.client.requests": ("Resources", "command"),
+    "shoal.client.results": (
+        "CommandResult", "Event", "NodeInfo", "RolloutInfo", "RolloutStatus", "RolloutSummary", "SandboxOutcome",
+    ),
+    "shoal.client.rollout": ("Rollout",),
+    "shoal.client.sandbox": ("Files", "Sandbox"),
+    "shoal.wire.messages": ("EndReason",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    elif name == "connect_sync":
+        value = importlib.import_module("shoal.sync").connect
+    elif name == "sync":
+        value = importlib.import_module("shoal.sync")
+    else:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "sync"})

@@ -1,0 +1,359 @@
+"""A trainer's connection to a cluster."""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+from shoal.bus.protocol import Bus, BusError
+from shoal.client import listing, requests
+from shoal.client.errors import BadRequest, ShoalError, Timeout, Unreachable
+from shoal.client.fold import RolloutFold
+from shoal.client.link import ANSWER_GRACE_S, Link
+from shoal.client.opening import Opening
+from shoal.client.requests import (
+    CommandLike,
+    FileLike,
+    Resources,
+    check_size,
+    checked,
+    encode_command,
+    rollout_spec,
+    split,
+    token,
+)
+from shoal.client.results import Event, NodeInfo, RolloutInfo, SandboxOutcome
+from shoal.client.rollout import Rollout
+from shoal.wire import streams, subjects
+from shoal.wire.codec import encode
+from shoal.wire.messages import RolloutCancelled, RolloutSpec, RolloutSubmitted
+from shoal.wire.quantities import parse_seconds
+
+DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+DEFAULT_TENANT: Final = "default"
+DEFAULT_RUN: Final = "default"
+FIRST_WORD_S: Final = 2.0
+_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def connect(
+    url: str | None = None,
+    *,
+    tenant: str | None = None,
+    timeout: float = 5.0,
+    bus: Bus | None = None,
+    answer_grace: float = ANSWER_GRACE_S,
+) -> "Opening[Cluster]":
+    """Connect to a cluster: `async with connect() as cluster`, or `cluster = await connect()` and `cluster.close()`.
+
+    url: a NATS address, or several separated by commas; without it SHOAL_URL, or nats://127.0.0.1:4222. tenant: on
+    whose account; without it SHOAL_TENANT, or "default". timeout: seconds for the first connection; once made, it is
+    made again whenever it breaks. answer_grace: seconds an answer may take beyond its command's own timeout. bus: use
+    this connection, which is closed with the cluster, instead of making one.
+
+    Raises BadRequest, and Unreachable, which says what to do.
+    """
+
+    async def open() -> Cluster:
+        address = url or os.environ.get("SHOAL_URL") or DEFAULT_URL
+        who = token(tenant or os.environ.get("SHOAL_TENANT") or DEFAULT_TENANT, "tenant")
+        seconds = checked(parse_seconds, timeout, "timeout")
+        chosen = bus
+        if chosen is None:
+            from shoal.bus.jetstream import JetStreamBus  # here: what only reads types needs no broker's client
+
+            try:
+                chosen = await JetStreamBus.connect(address, name=f"shoal-client.{who}", connect_timeout=seconds)
+            except BusError as error:
+                raise Unreachable(address, str(error)) from error
+        try:
+            cells = await chosen.get(streams.CLUSTER_BUCKET, "cells")
+        except BusError as error:
+            await chosen.close()
+            raise Unreachable(address, str(error)) from error
+        except BaseException:
+            await chosen.close()
+            raise
+        if cells is None:
+            await chosen.close()
+            raise Unreachable(address, "a broker does, but no cluster was ever set up there")
+        return Cluster(Link(chosen, address, who, int(cells), answer_grace))
+
+    return Opening(open, Cluster.close)
+
+
+class Cluster:
+    """What a trainer asks of a cluster. Made by `connect`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._closed = False
+
+    @property
+    def tenant(self) -> str:
+        """On whose account this connection acts."""
+        return self._link.tenant
+
+    @property
+    def url(self) -> str:
+        """The broker's address."""
+        return self._link.address
+
+    def rollout(
+        self,
+        template: str,
+        n: int | None = None,
+        *,
+        run: str = DEFAULT_RUN,
+        timeout: float | str | None = None,
+        resources: Resources | None = None,
+        command: CommandLike | None = None,
+        commands: Sequence[CommandLike] | None = None,
+        files: Mapping[str, FileLike] | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        on_lost: str | None = None,
+        max_attempts: int = 3,
+        priority: int = 0,
+        isolation: str = "",
+    ) -> Opening[Rollout]:
+        """Ask for n sandboxes: `await` it, or enter it with `async with`, which releases them.
+
+        timeout bounds the whole rollout ("10m", or seconds; without it an hour). With command (all run it) or commands
+        (one each) they run it at once and are gone: iterate over `outcomes()`. Without, iterate over `ready()`. files
+        are put into each sandbox beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail" or
+        "restart" a sandbox the platform lost, at most max_attempts starts; without it "restart" where commands travel
+        along, which can be run again, and else "fail". isolation: a driver's name; without it whichever there is.
+
+        Returns when the request is stored and the cluster has said its first word of it (two seconds at most: waiting
+        is durable). Raises BadRequest before anything is sent, Rejected, Unreachable, ClusterFull.
+        """
+
+        async def open() -> Rollout:
+            spec = rollout_spec(
+                template, n, timeout=timeout, resources=resources, command=command, commands=commands, files=files,
+                env=env, user=user, on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
+            )  # fmt: skip
+            return await self._start(spec, run, FIRST_WORD_S)
+
+        return Opening(open, Rollout.release)
+
+    async def submit(
+        self,
+        template: str,
+        n: int | None = None,
+        *,
+        run: str = DEFAULT_RUN,
+        timeout: float | str | None = None,  # noqa: ASYNC109 - the rollout's, kept by the cluster
+        resources: Resources | None = None,
+        command: CommandLike | None = None,
+        commands: Sequence[CommandLike] | None = None,
+        files: Mapping[str, FileLike] | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        on_lost: str | None = None,
+        max_attempts: int = 3,
+        priority: int = 0,
+        isolation: str = "",
+    ) -> str:
+        """Ask for sandboxes as `rollout` does; return the rollout's id as soon as the request is stored."""
+        spec = rollout_spec(
+            template, n, timeout=timeout, resources=resources, command=command, commands=commands, files=files,
+            env=env, user=user, on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
+        )  # fmt: skip
+        request = RolloutSubmitted(_new_id(), self.tenant, token(run, "run"), spec)
+        await self._publish(request, check_size(request))
+        return request.rollout
+
+    async def map(
+        self,
+        template: str,
+        commands: Sequence[CommandLike],
+        *,
+        run: str = DEFAULT_RUN,
+        timeout: float | str | None = None,  # noqa: ASYNC109 - the rollout's, kept by the cluster
+        command_timeout: float | str | None = None,
+        resources: Resources | None = None,
+        files: Mapping[str, FileLike] | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        on_lost: str | None = None,
+        max_attempts: int = 3,
+        priority: int = 0,
+        isolation: str = "",
+    ) -> list[SandboxOutcome]:
+        """Run each command in a sandbox of its own; return how each ended, in the commands' order.
+
+        timeout bounds all, command_timeout each command. More than fits into one request becomes several rollouts. A
+        sandbox the platform lost for good is an outcome with `infrastructure`, whose `exit_code` raises SandboxLost.
+        Raises as `rollout` does; then what was started is released.
+        """
+        if isinstance(commands, str):
+            raise BadRequest("commands", "it is one str; write a list with one command for each sandbox")
+        given = [requests.command(one, timeout=command_timeout) for one in commands]
+        if not given:
+            return []
+
+        def spec_of(n: int, part: Sequence[CommandLike]) -> RolloutSpec:
+            return rollout_spec(
+                template, n, timeout=timeout, resources=resources, commands=part, files=files, env=env, user=user,
+                on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
+            )  # fmt: skip
+
+        first = spec_of(1, given[:1])
+        base = RolloutSubmitted(_new_id(), self.tenant, token(run, "run"), first)
+        parts = split(given, len(encode(base)) - len(encode_command(given[0])))
+        specs = [spec_of(count, _shared(given[start : start + count])) for start, count in parts]
+        rollouts: list[Rollout] = []
+        outcomes: list[SandboxOutcome | None] = [None] * len(given)
+
+        async def collect(rollout: Rollout, start: int) -> None:
+            async for outcome in rollout.outcomes():
+                outcomes[start + outcome.index] = outcome
+
+        try:
+            for spec in specs:
+                rollouts.append(await self._start(spec, run, None))  # noqa: PERF401 - what has started is released
+            await _all(*(collect(rollout, start) for rollout, (start, _) in zip(rollouts, parts, strict=True)))
+        except BaseException:
+            await asyncio.gather(*(rollout.release() for rollout in rollouts), return_exceptions=True)
+            raise
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    async def attach(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> Rollout:
+        """Return a rollout that somebody submitted, as the log has it. Raises BadRequest when it is not there."""
+        known = self._link.rollouts.get(rollout_id)
+        if isinstance(known, Rollout):
+            return known
+        link = self._link
+        fold, last = await self._find(rollout_id, run, tenant)
+        rollout = Rollout(link, fold)
+        rollout.catch_up()
+        if fold.concluded is None and fold.rejected is None:
+            if not fold.spec.commands:
+                await link.follow_answers(rollout.cell, fold.tenant, fold.run)
+            link.rollouts[rollout_id] = rollout
+            rollout.fed_by(await link.follow_from(rollout.cell, fold.tenant, fold.run, last))
+        return rollout
+
+    async def cancel(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> None:
+        """Stop a rollout, whatever it is doing. Raises BadRequest when it is not there."""
+        known = self._link.rollouts.get(rollout_id)
+        if isinstance(known, Rollout):
+            await known.cancel()
+            return
+        fold, _ = await self._find(rollout_id, run, tenant)
+        subject = subjects.rollout_request(self._cell(rollout_id), fold.tenant, fold.run)
+        await self._link.publish(subject, RolloutCancelled(rollout_id, "client"), f"{rollout_id}:cancelled")
+
+    async def rollouts(self, since: float | str | None = "24h", *, run: str | None = None) -> list[RolloutInfo]:
+        """Return this tenant's rollouts submitted in the time given (None: all the log has), oldest first."""
+        run = None if run is None else token(run, "run")
+        try:
+            return await listing.rollouts(self._link.bus, self._link.cells, self.tenant, run, _ago(since))
+        except BusError as error:
+            raise self._link.explained(error) from error
+
+    async def nodes(self, since: float | str = "2m") -> list[NodeInfo]:
+        """Return the nodes whose executors were heard in the time given: alive, silent (for ten seconds), or left.
+
+        This machine's clock is compared with the broker's.
+        """
+        try:
+            return await listing.nodes(self._link.bus, self._link.cells, _ago(since) or 0, time.time_ns() // 1_000_000)
+        except BusError as error:
+            raise self._link.explained(error) from error
+
+    async def events(
+        self, run: str | None = None, *, follow: bool = False, since: float | str | None = None
+    ) -> AsyncIterator[Event]:
+        """Yield the messages of the log, by time: all, or those of one run of this tenant's.
+
+        since: how far back ("1h", or seconds). follow: go on with what comes; without since, begin with that.
+        """
+        run = None if run is None else token(run, "run")
+        found = listing.events(self._link.bus, self._link.cells, self.tenant, run, _ago(since), follow)
+        try:
+            async for event in found:
+                yield event
+        except BusError as error:
+            raise self._link.explained(error) from error
+        finally:
+            await found.aclose()
+
+    async def close(self) -> None:
+        """Disconnect. What runs in the cluster goes on: release a rollout to end it. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            await self._link.close()
+
+    def _cell(self, rollout: str) -> int:
+        return subjects.cell_of(rollout, self._link.cells)
+
+    async def _start(self, spec: RolloutSpec, run: str, first_word_s: float | None) -> Rollout:
+        link = self._link
+        request = RolloutSubmitted(_new_id(), self.tenant, token(run, "run"), spec)
+        payload = check_size(request)
+        cell = self._cell(request.rollout)
+        # Followed before it is submitted: nothing said of it can be missed.
+        following = [link.follow_rollouts(cell, self.tenant, run)]
+        if not spec.commands:
+            following.append(link.follow_answers(cell, self.tenant, run))
+        await asyncio.gather(*following)
+        rollout = Rollout(link, RolloutFold(request.rollout, self.tenant, run, spec))
+        link.rollouts[request.rollout] = rollout
+        try:
+            await self._publish(request, payload)
+            if first_word_s is not None:
+                await rollout.first_word(first_word_s)
+        except Timeout:
+            raise  # it may have been stored after all; unheard, it ends with its own timeout
+        except ShoalError:
+            link.rollouts.pop(request.rollout, None)
+            raise
+        except asyncio.CancelledError:
+            await asyncio.shield(rollout.release())  # nobody will
+            raise
+        return rollout
+
+    async def _publish(self, request: RolloutSubmitted, payload: bytes) -> None:
+        subject = subjects.rollout_request(self._cell(request.rollout), request.tenant, request.run)
+        await self._link.publish(subject, payload, f"{request.rollout}:submitted")
+
+    async def _find(self, rollout: str, run: str | None, tenant: str | None) -> tuple[RolloutFold, int]:
+        owner = self.tenant if tenant is None else token(tenant, "tenant")
+        where = "*" if run is None else token(run, "run")
+        try:
+            found = await listing.find(self._link.bus, self._cell(rollout), rollout, owner, where)
+        except BusError as error:
+            raise self._link.explained(error) from error
+        if found is None:
+            raise BadRequest(
+                "rollout", f"tenant {owner} has no rollout {rollout!r} in the log; `shoal ls` lists what there is"
+            )
+        return found
+
+
+def _new_id() -> str:
+    return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(15))
+
+
+def _ago(duration: float | str | None) -> int | None:
+    return listing.since(None if duration is None else checked(parse_seconds, duration, "since"))
+
+
+def _shared(commands: "Sequence[CommandLike]") -> "Sequence[CommandLike]":
+    """One command that all run travels once."""
+    return commands[:1] if all(one == commands[0] for one in commands) else commands
+
+
+async def _all(*work: Coroutine[Any, Any, None]) -> None:
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,130 @@
+"""Everything that can go wrong for a trainer, as one tree. Every text says what happened and what to do."""
+
+from typing import TYPE_CHECKING
+
+from shoal.wire.messages import EndReason
+
+if TYPE_CHECKING:
+    from shoal.client.results import CommandResult
+
+
+class ShoalError(Exception):
+    """Anything Shoal reports to a trainer."""
+
+
+class BadRequest(ShoalError, ValueError):
+    """A value given is not usable; nothing was published. `field` names it, `problem` says what would be right."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class Rejected(ShoalError):
+    """The scheduler did not admit a rollout. `code` is for programs, `detail` says what would be right."""
+
+    def __init__(self, rollout: str, code: str, detail: str) -> None:
+        super().__init__(f"the cluster rejected rollout {rollout} ({code}): {detail}")
+        self.rollout = rollout
+        self.code = code
+        self.detail = detail
+
+
+class InfrastructureError(ShoalError):
+    """The platform failed. Never a verdict on what ran inside a sandbox: do not score it, try again."""
+
+
+class SandboxLost(InfrastructureError):
+    """The platform lost a sandbox. `restarting`: it is being started again, empty, and `ready()` will yield it."""
+
+    def __init__(self, sandbox: str, reason: EndReason, detail: str = "", *, restarting: bool = False) -> None:
+        text = {
+            EndReason.NODE_LOST: "its node was lost",
+            EndReason.START_FAILED: "it could not be started",
+            EndReason.DIED: "its first process was killed though nobody asked",
+        }.get(reason, str(reason))
+        todo = (
+            "it is being started again, empty: take it from ready()"
+            if restarting
+            else "this says nothing about what ran in it: do not score it; ask for another, or use on_lost='restart'"
+        )
+        super().__init__(f"sandbox {sandbox} is lost: {text}{f' ({detail})' if detail else ''}; {todo}")
+        self.sandbox = sandbox
+        self.reason = reason
+        self.detail = detail
+        self.restarting = restarting
+
+
+class ClusterFull(InfrastructureError):
+    """The broker takes no new messages until older ones expire."""
+
+
+class SandboxEnded(ShoalError):
+    """A sandbox ended for a reason of its own or its trainer's: released, cancelled, out of memory, out of time."""
+
+    def __init__(self, sandbox: str, reason: EndReason, detail: str = "") -> None:
+        text, todo = {
+            EndReason.RELEASED: ("it was released", "use it before it is released"),
+            EndReason.CANCELLED: ("its rollout was cancelled", "submit a new one"),
+            EndReason.TIMED_OUT: ("its rollout's time was up", "ask for a longer timeout=, such as '2h'"),
+            EndReason.OUT_OF_MEMORY: ("it exceeded its memory limit", "ask for more: Resources(memory='1GiB')"),
+        }.get(reason, (str(reason), "look at its outcome"))
+        super().__init__(f"sandbox {sandbox} has ended: {text}{f' ({detail})' if detail else ''}; {todo}")
+        self.sandbox = sandbox
+        self.reason = reason
+        self.detail = detail
+
+
+class RolloutEnded(ShoalError):
+    """A rollout was stopped (`reason`: cancelled) before every sandbox of it was ready."""
+
+    def __init__(self, rollout: str, reason: str, missing: int) -> None:
+        super().__init__(
+            f"rollout {rollout} was {reason} while {missing} of its sandboxes were not ready; submit a new one"
+        )
+        self.rollout = rollout
+        self.reason = reason
+        self.missing = missing
+
+
+class CommandFailed(ShoalError):
+    """A command's exit code was not 0, and `check=True` asked for an error. `result` has all of it."""
+
+    def __init__(self, sandbox: str, command: str, result: "CommandResult") -> None:
+        last = result.stderr.strip().splitlines()[-1:] or [""]
+        what = "timed out" if result.timed_out else f"exited with {result.exit_code}"
+        super().__init__(f"command {command!r} in sandbox {sandbox} {what}{': ' + last[0] if last[0] else ''}")
+        self.sandbox = sandbox
+        self.command = command
+        self.result = result
+
+
+class FileError(ShoalError):
+    """A file in a sandbox cannot be read or written as asked."""
+
+    def __init__(self, sandbox: str, path: str, detail: str) -> None:
+        super().__init__(f"file {path!r} in sandbox {sandbox}: {detail}")
+        self.sandbox = sandbox
+        self.path = path
+        self.detail = detail
+
+
+class Timeout(ShoalError, TimeoutError):
+    """No answer in time. A command that exceeds its own timeout is a result with `timed_out`, not this."""
+
+
+class Unreachable(ShoalError, ConnectionError):
+    """No cluster answers at `address`."""
+
+    def __init__(self, address: str, detail: str) -> None:
+        super().__init__(f"no Shoal answers at {address}: {detail}; start one with `shoal up`, or set SHOAL_URL")
+        self.address = address
+        self.detail = detail
+
+
+def sandbox_error(sandbox: str, reason: EndReason, detail: str = "", *, restarting: bool = False) -> ShoalError:
+    """Return the error for using a sandbox that ended so: lost by the platform, or ended otherwise."""
+    if reason.infrastructure:
+        return SandboxLost(sandbox, reason, detail, restarting=restarting)
+    return SandboxEnded(sandbox, reason, detail)

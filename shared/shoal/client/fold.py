@@ -1,0 +1,215 @@
+"""A rollout as its trainer sees it: a fold of the rollout log by the cluster's own ledger. No I/O."""
+
+from dataclasses import dataclass, field
+
+from shoal.client.results import CommandResult, RolloutStatus, RolloutSummary, SandboxOutcome
+from shoal.machine import ranges
+from shoal.machine.ledger import Ledger, reason_of
+from shoal.wire.messages import (
+    AnyMessage,
+    EndReason,
+    Ranges,
+    RolloutCancelled,
+    RolloutConcluded,
+    RolloutDispatched,
+    RolloutQueued,
+    RolloutRejected,
+    RolloutReleased,
+    RolloutSpec,
+    RolloutSubmitted,
+    SandboxesEnded,
+    SandboxesFinished,
+    SandboxesReady,
+)
+
+_CONCLUSIONS = {
+    "released": EndReason.RELEASED,
+    "cancelled": EndReason.CANCELLED,
+    "timed_out": EndReason.TIMED_OUT,
+}
+
+
+@dataclass(slots=True)
+class Ready:
+    """Where a sandbox runs, and since when (ms of the broker's clock)."""
+
+    index: int
+    attempt: int
+    node: str
+    executor: str
+    isolation: str
+    time_ms: int
+    first_command_ms: int | None = None
+
+
+@dataclass(slots=True)
+class News:
+    """What one message changed: sandboxes that became ready, those that ended for good, those that start again."""
+
+    ready: list[Ready] = field(default_factory=list)
+    ended: list[SandboxOutcome] = field(default_factory=list)
+    again: list[tuple[int, EndReason, str]] = field(default_factory=list)
+
+
+class RolloutFold:
+    """The state of one rollout; `handle` each message of its run in the log's order."""
+
+    def __init__(self, rollout: str, tenant: str, run: str, spec: RolloutSpec) -> None:
+        self.rollout = rollout
+        self.tenant = tenant
+        self.run = run
+        self.spec = spec
+        self.ledger = Ledger(spec)
+        self.submitted_ms: int | None = None
+        self.heard = False  # whether the cluster has said anything about it
+        self.queued: RolloutQueued | None = None
+        self.dispatched = False
+        self.rejected: RolloutRejected | None = None
+        self.concluded: RolloutConcluded | None = None
+        self.where: dict[int, Ready] = {}
+        self.outcomes: list[SandboxOutcome] = []
+        """How sandboxes ended, in the log's order, each once."""
+
+    def name(self, index: int) -> str:
+        """Return a sandbox's name."""
+        return f"{self.rollout}-{index}"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come: every sandbox has ended, or none will ever start."""
+        return self.ledger.concluded or self.rejected is not None
+
+    def handle(self, message: AnyMessage, time_ms: int) -> News:
+        """Fold one message of the log; what is another rollout's, late or a repeat changes nothing."""
+        news = News()
+        if getattr(message, "rollout", None) != self.rollout:
+            return news
+        indices: Ranges = getattr(message, "indices", ())
+        if not ranges.valid(indices, self.spec.n):
+            return news  # the scheduler gives such a report up, too
+        match message:
+            case RolloutSubmitted():
+                if self.submitted_ms is None:
+                    self.submitted_ms = time_ms
+                return news
+            case RolloutReleased():
+                self._close(self.ledger.close(indices, EndReason.RELEASED), EndReason.RELEASED, "", news)
+                return news
+            case RolloutCancelled(by=by):
+                everything = ranges.whole(self.spec.n)
+                detail = f"by {by}" if by else ""
+                self._close(self.ledger.close(everything, EndReason.CANCELLED), EndReason.CANCELLED, detail, news)
+                return news
+            case SandboxesReady():
+                for index in ranges.indices(self.ledger.ready(message.attempt, indices)):
+                    where = Ready(index, message.attempt, message.node, message.executor, message.isolation, time_ms)
+                    self.where[index] = where
+                    news.ready.append(where)
+            case SandboxesFinished():
+                self._finish(message, time_ms, news)
+            case SandboxesEnded(attempt=attempt, reason=reason, detail=detail, node=node):
+                gone, again = self.ledger.end(attempt, indices, reason)
+                for index in ranges.indices(again):
+                    self.where.pop(index, None)
+                    news.again.append((index, reason, detail))
+                self._close(gone, reason, detail, news, node)
+            case RolloutQueued():
+                self.queued = message
+            case RolloutDispatched():
+                self.queued, self.dispatched = None, True
+            case RolloutRejected():
+                if not self.dispatched and self.concluded is None:
+                    self.rejected = message
+            case RolloutConcluded(reason=why):
+                self.concluded = self.concluded or message
+                reason = _CONCLUSIONS.get(why, EndReason.NODE_LOST)
+                detail = "" if why in _CONCLUSIONS else "the cluster concluded the rollout, but no report of it came"
+                self._close(self.ledger.close(ranges.whole(self.spec.n), reason), reason, detail, news)
+            case _:
+                return news
+        self.heard = True
+        return news
+
+    def note_command(self, index: int, attempt: int, time_ms: int) -> None:
+        """Note when a command of a sandbox was done; the first counts."""
+        where = self.where.get(index)
+        if where is not None and where.attempt == attempt and where.first_command_ms is None:
+            where.first_command_ms = time_ms
+
+    def since_submitted(self, time_ms: float | None) -> float | None:
+        """Return ms from submission to a moment of the broker's clock."""
+        if time_ms is None or self.submitted_ms is None:
+            return None
+        return max(time_ms - self.submitted_ms, 0.0)
+
+    def status(self) -> RolloutStatus:
+        """Return the rollout as it is now."""
+        ready = self.ledger.ready_count()
+        ended = self.spec.n - self.ledger.live
+        if self.rejected is not None:
+            state = "rejected"
+        elif self.concluded is not None:
+            state = self.concluded.reason
+        elif self.dispatched or ready or ended:
+            state = "running"
+        else:
+            state = "queued" if self.queued else "submitted"
+        waiting = self.queued if state in ("queued", "running") else None
+        return RolloutStatus(
+            self.rollout,
+            self.tenant,
+            self.run,
+            self.spec.template,
+            self.spec.n,
+            state,
+            self.ledger.live - ready,
+            ready,
+            ended,
+            dict(self.ledger.counts()),
+            waiting.waiting if waiting else 0,
+            waiting.ahead if waiting else 0,
+            waiting.reason if waiting else "",
+        )
+
+    def summary(self) -> RolloutSummary:
+        """Return how it ended, by this fold's own count. It must have concluded."""
+        assert self.concluded is not None
+        return RolloutSummary(self.rollout, self.spec.n, dict(self.ledger.counts()), self.concluded.reason)
+
+    def _finish(self, message: SandboxesFinished, time_ms: int, news: News) -> None:
+        for done in message.results:
+            if not 0 <= done.index < self.spec.n or not self.ledger.finish(message.attempt, done.index, done.result):
+                continue
+            self.where.pop(done.index, None)
+            outcome = SandboxOutcome(
+                self.name(done.index),
+                done.index,
+                message.attempt,
+                reason_of(done.result),
+                message.node,
+                message.isolation,
+                CommandResult.of(done.result),
+                "",
+                self.since_submitted(time_ms - done.run_us / 1000),
+                self.since_submitted(time_ms),
+            )
+            news.ended.append(outcome)
+            self.outcomes.append(outcome)
+
+    def _close(self, gone: Ranges, reason: EndReason, detail: str, news: News, node: str = "") -> None:
+        for index in ranges.indices(gone):
+            where = self.where.pop(index, None)
+            outcome = SandboxOutcome(
+                self.name(index),
+                index,
+                self.ledger.attempt(index),
+                reason,
+                where.node if where else node,
+                where.isolation if where else "",
+                None,
+                detail,
+                self.since_submitted(where.time_ms) if where else None,
+                self.since_submitted(where.first_command_ms) if where else None,
+            )
+            news.ended.append(outcome)
+            self.outcomes.append(outcome)

@@ -1,0 +1,265 @@
+"""One trainer's connection: what it publishes, what it follows, and who waits for which answer.
+
+One reader per cell and run for reports, one for answers; each message is handed to whom it concerns in the turn of the
+event loop in which it came.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from shoal.bus.protocol import (
+    Bus,
+    BusError,
+    Delivery,
+    NoStreamError,
+    PublishTimeoutError,
+    Stored,
+    StreamFullError,
+    TooLargeError,
+)
+from shoal.client.errors import BadRequest, ClusterFull, ShoalError, Timeout, Unreachable
+from shoal.client.feed import Feed
+from shoal.wire import streams, subjects
+from shoal.wire.codec import encode
+from shoal.wire.messages import (
+    AnyMessage,
+    CommandFinished,
+    CommandOutput,
+    CommandRefused,
+    FileRead,
+    FileWritten,
+)
+
+ANSWER_GRACE_S: Final = 30.0
+"""How long an answer may take beyond the command's own timeout."""
+
+Answer = CommandFinished | CommandRefused | FileRead | FileWritten
+OutputSink = Callable[[str, bytes], None]
+"""Called with "stdout" or "stderr" and a piece of output, as it comes."""
+
+
+class Follower(Protocol):
+    """A rollout, as the connection sees it."""
+
+    def handle(self, message: AnyMessage, time_ms: int) -> None:
+        """Take a message of the rollout log."""
+        ...
+
+    def answered(self, message: CommandFinished, time_ms: int) -> None:
+        """Take note of a command that is done."""
+        ...
+
+    def broken(self, error: ShoalError) -> None:
+        """Take note that nothing more will come."""
+        ...
+
+
+class Pending:
+    """One command or file operation whose answer is awaited."""
+
+    def __init__(self, on_output: OutputSink | None) -> None:
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.waiters = 0
+        self._on_output = on_output
+        self._part = 0
+
+    def output(self, message: CommandOutput) -> None:
+        """Hand a piece of output on, each once. What the callback raises becomes the answer."""
+        if self._on_output is None or message.part < self._part or self.answer.done():
+            return
+        self._part = message.part + 1
+        try:
+            self._on_output("stdout" if message.channel == 1 else "stderr", message.data)
+        except Exception as error:  # the callback is the trainer's: its error is for whoever called run()
+            self.answer.set_exception(error)
+
+    def resolve(self, message: Answer) -> None:
+        """Give the answer."""
+        if not self.answer.done():
+            self.answer.set_result(message)
+
+    def fail(self, error: BaseException) -> None:
+        """Give up on the answer."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Link:
+    """A connection with all that waits on it. `address` is for people."""
+
+    def __init__(self, bus: Bus, address: str, tenant: str, cells: int, grace_s: float = ANSWER_GRACE_S) -> None:
+        self.bus = bus
+        self.address = address
+        self.tenant = tenant
+        self.cells = cells
+        self.grace_s = grace_s
+        self.rollouts: dict[str, Follower] = {}
+        self._pending: dict[str, Pending] = {}
+        self._shared: dict[tuple[str, str], asyncio.Task[Feed]] = {}
+        self._own: set[Feed] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+
+    # --- publishing
+
+    async def publish(self, subject: str, message: AnyMessage | bytes, id: str) -> None:
+        """Publish and wait until it is stored. Raises a ShoalError."""
+        payload = message if isinstance(message, bytes) else encode(message)
+        try:
+            await self.bus.publish(subject, payload, id)
+        except BusError as error:
+            raise self.explained(error) from error
+
+    def explained(self, error: BusError) -> ShoalError:
+        """Return a trouble of the bus as a trainer's error."""
+        match error:
+            case StreamFullError():
+                return ClusterFull(f"the cluster's log is full: {error}")
+            case TooLargeError():
+                return BadRequest("request", str(error))
+            case PublishTimeoutError():
+                return Timeout(f"{error}; look at the broker at {self.address}, then try again: copies are dropped")
+            case NoStreamError():
+                return Unreachable(self.address, f"the broker answers, but {error}")
+            case _:
+                return Unreachable(self.address, str(error))
+
+    # --- following
+
+    async def follow_rollouts(self, cell: int, tenant: str, run: str) -> None:
+        """Hear every report on this run's rollouts that comes from now on."""
+        await self._follow(streams.rollout(cell).name, subjects.rollout_filter(cell, tenant, run), self._reported)
+
+    async def follow_answers(self, cell: int, tenant: str, run: str) -> None:
+        """Hear every answer to this run's commands that comes from now on."""
+        await self._follow(streams.trajectory(cell).name, subjects.trajectory(cell, tenant, run), self._answered)
+
+    async def follow_from(self, cell: int, tenant: str, run: str, after: int) -> Feed:
+        """Hear the reports on one run's rollouts after a sequence; `finish` what is returned."""
+        feed = await self._open(
+            streams.rollout(cell).name, subjects.rollout_filter(cell, tenant, run), self._reported, after
+        )
+        self._own.add(feed)
+        return feed
+
+    def finish(self, feed: Feed) -> None:
+        """End what `follow_from` returned, also from within it."""
+        self._own.discard(feed)
+        ending = asyncio.create_task(feed.close(), name="shoal end of a reader")
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def _follow(self, stream: str, only: str, handle: Callable[[AnyMessage, Delivery], None]) -> None:
+        key = (stream, only)
+        if key not in self._shared:
+            self._shared[key] = asyncio.create_task(self._open(stream, only, handle, None), name=f"shoal open {only}")
+        opening = self._shared[key]
+        try:
+            await asyncio.shield(opening)
+        except ShoalError:
+            if self._shared.get(key) is opening:
+                del self._shared[key]
+            raise
+
+    async def _open(
+        self, stream: str, only: str, handle: Callable[[AnyMessage, Delivery], None], after: int | None
+    ) -> Feed:
+        try:
+            reader = await self.bus.reader(stream, after=after, filters=[only])
+        except BusError as error:
+            raise self.explained(error) from error
+        return Feed(reader, only, handle, self._broken)
+
+    def _reported(self, message: AnyMessage, delivery: Delivery) -> None:
+        follower = self.rollouts.get(getattr(message, "rollout", ""))
+        if follower is not None:
+            follower.handle(message, delivery.time_ms)
+
+    def _answered(self, message: AnyMessage, delivery: Delivery) -> None:
+        match message:
+            case CommandOutput(id=id):
+                if id in self._pending:
+                    self._pending[id].output(message)
+            case CommandFinished() | CommandRefused() | FileRead() | FileWritten():
+                if isinstance(message, CommandFinished) and message.rollout in self.rollouts:
+                    self.rollouts[message.rollout].answered(message, delivery.time_ms)
+                if message.id in self._pending:
+                    self._pending[message.id].resolve(message)
+            case _:
+                pass
+
+    def _broken(self, error: BusError) -> None:
+        explained = self.explained(error)
+        for follower in list(self.rollouts.values()):
+            follower.broken(explained)
+        for pending in self._pending.values():
+            pending.fail(explained)
+
+    # --- asking a sandbox
+
+    async def ask(
+        self,
+        subject: str,
+        message: AnyMessage,
+        id: str,
+        within_s: float | None,
+        what: str,
+        among: set[Pending],
+        on_output: OutputSink | None = None,
+    ) -> Answer:
+        """Publish a command and wait for its answer; meanwhile it is in `among`, for its sandbox's end to fail it.
+
+        An id that is awaited already is not published again: both get the one answer. Raises Timeout after within_s
+        seconds; `what` says what was waited for.
+        """
+        pending = self._pending.get(id)
+        if pending is None:
+            pending = self._pending[id] = Pending(on_output)
+            among.add(pending)
+            # A broker drops a copy of a message, but the executor must hear a repeated command to repeat its answer.
+            stored = self.bus.publish(subject, encode(message), f"{id}:{secrets.token_hex(6)}")
+            stored.add_done_callback(lambda done: self._published(done, pending))
+        pending.waiters += 1
+        try:
+            await asyncio.wait({pending.answer}, timeout=within_s)
+            if not pending.answer.done():
+                raise Timeout(
+                    f"no answer to {what} within {within_s:g} s; its executor may be busy or gone: try again with the"
+                    " same id= to get the recorded answer, or release the sandbox"
+                )
+            return pending.answer.result()
+        finally:
+            pending.waiters -= 1
+            if not pending.waiters:
+                among.discard(pending)
+                self._pending.pop(id, None)
+                if not pending.answer.cancel() and not pending.answer.cancelled():
+                    pending.answer.exception()  # it has been heard, or whoever waited was cancelled
+
+    def _published(self, stored: "asyncio.Future[Stored]", pending: Pending) -> None:
+        if stored.cancelled():
+            pending.fail(Timeout("publishing a command was given up because the connection was closed; connect again"))
+            return
+        error = stored.exception()
+        if error is not None:
+            pending.fail(self.explained(error) if isinstance(error, BusError) else error)
+
+    async def close(self) -> None:
+        """Stop following, fail whatever still waits, disconnect."""
+        opening = list(self._shared.values())
+        self._shared.clear()
+        for task in opening:
+            if not task.done():
+                task.cancel()
+        done = await asyncio.gather(*opening, return_exceptions=True)
+        feeds = [*self._own, *(feed for feed in done if isinstance(feed, Feed))]
+        self._own.clear()
+        closed = Unreachable(self.address, "this connection was closed")
+        for follower in list(self.rollouts.values()):
+            follower.broken(closed)
+        self.rollouts.clear()
+        for pending in self._pending.values():
+            pending.fail(closed)
+        await asyncio.gather(*self._ending, *(feed.close() for feed in feeds))
+        await self.bus.close()

@@ -1,0 +1,249 @@
+"""From what people write to what is published, checked: nothing is sent that cannot be right."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from shoal.client.errors import BadRequest
+from shoal.wire import messages, subjects
+from shoal.wire.codec import encode
+from shoal.wire.messages import Command, InputFile, OnLost, RolloutSpec, RolloutSubmitted
+from shoal.wire.quantities import BadValueError, parse_bytes, parse_seconds
+
+MOST_SANDBOXES: Final = 100_000
+MOST_BYTES: Final = 700_000
+"""Bytes of one encoded request: a broker takes 1 MiB by default, and what others add must fit as well."""
+MOST_OUTPUT: Final = 256 * 1024
+PIECE: Final = 256 * 1024
+"""Bytes of a file in one message."""
+
+CommandLike = str | Sequence[str] | Command
+FileLike = bytes | str | Path
+T = TypeVar("T")
+
+
+def checked(parse: Callable[..., T], *args: object) -> T:
+    """Call a parser of the contract; its BadValueError becomes a BadRequest."""
+    try:
+        return parse(*args)
+    except BadValueError as error:
+        raise BadRequest(error.field, error.problem) from error
+
+
+def whole_number(value: object, name: str, least: int, most: int) -> int:
+    """Return value if it is an integer from least to most. Raises BadRequest."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadRequest(name, f"{value!r} is not a whole number from {least} to {most}")
+    return value
+
+
+def milliseconds(value: float | str | None, name: str) -> int:
+    """Return a duration in ms, at least 1; 0 for None. Raises BadRequest."""
+    return 0 if value is None else max(round(checked(parse_seconds, value, name) * 1000), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Limits of one sandbox: memory and disk as sizes (`"256MiB"`, or bytes), cpu in cores, pids as a count.
+
+    Raises BadRequest for what is no such limit.
+    """
+
+    memory: int | str = "256MiB"
+    cpu: float = 1.0
+    pids: int = 256
+    disk: int | str = "128MiB"
+    wire: messages.Resources = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cpu, bool) or not isinstance(self.cpu, int | float) or not 0.001 <= self.cpu <= 10_000:
+            raise BadRequest("cpu", f"{self.cpu!r} is not a number of cores from 0.001 to 10000, such as 0.5 or 2")
+        limits = messages.Resources(
+            checked(parse_bytes, self.memory, "memory"),
+            round(self.cpu * 1000),
+            whole_number(self.pids, "pids", 1, 4_194_304),
+            checked(parse_bytes, self.disk, "disk"),
+        )
+        object.__setattr__(self, "wire", limits)
+
+
+def pairs(env: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """Return an environment as the wire has it. Raises BadRequest."""
+    found = []
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise BadRequest("env", f"{name!r} is not the name of a variable; it may hold neither '=' nor a NUL")
+        if not isinstance(value, str) or "\0" in value:
+            raise BadRequest("env", f"the value of {name} must be a str without NUL, not {value!r}")
+        found.append((name, value))
+    return tuple(found)
+
+
+def command(
+    what: CommandLike,
+    *,
+    timeout: float | str | None = None,
+    cwd: str = "",
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | str | None = None,
+    user: str = "",
+    output_limit: int | str | None = None,
+    session: bool = False,
+) -> Command:
+    """Return a command as the wire has it: a str is a line for a shell, a list of str is a program and its arguments.
+
+    timeout in seconds or as `"30s"`; output_limit in bytes of each stream, at most 256 KiB. Raises BadRequest.
+    """
+    if isinstance(what, Command):
+        return what
+    line = ""
+    argv: tuple[str, ...] = ()
+    if isinstance(what, str):
+        line = what
+        if not line.strip():
+            raise BadRequest("command", "it is empty; write a shell line such as 'python3 solve.py', or a list")
+    else:
+        argv = tuple(what)
+        if not argv or not all(isinstance(part, str) for part in argv) or not argv[0]:
+            raise BadRequest("command", f"{what!r} is not a list of str that begins with a program's name")
+        if session:
+            raise BadRequest("command", "a session takes shell lines; write the command as one str")
+    if "\0" in line or any("\0" in part for part in argv):
+        raise BadRequest("command", "it holds a NUL character, which no program can be given")
+    limit = Command().output_limit if output_limit is None else checked(parse_bytes, output_limit, "output_limit")
+    if limit > MOST_OUTPUT:
+        raise BadRequest("output_limit", f"{limit} exceeds 256 KiB; write more than that to a file and read the file")
+    return Command(
+        argv,
+        line,
+        cwd,
+        pairs(env),
+        stdin.encode() if isinstance(stdin, str) else (stdin or b""),
+        milliseconds(timeout, "timeout"),
+        limit,
+        user,
+        session,
+    )
+
+
+def shown(value: Command) -> str:
+    """Return a command as people would type it."""
+    return value.line or shlex.join(value.argv)
+
+
+def input_files(files: Mapping[str, FileLike] | None) -> tuple[InputFile, ...]:
+    """Return files as the wire has them; a Path is read from this machine, with its mode. Raises BadRequest."""
+    found = []
+    for path, content in (files or {}).items():
+        mode = 0o644
+        if not path or "\0" in path:
+            raise BadRequest("files", f"{path!r} is not a path")
+        if isinstance(content, Path):
+            try:
+                data, mode = content.read_bytes(), content.stat().st_mode & 0o777
+            except OSError as error:
+                raise BadRequest("files", f"cannot read {content}: {error.strerror}") from error
+        else:
+            data = content.encode() if isinstance(content, str) else bytes(content)
+        found.append(InputFile(path, data, mode))
+    return tuple(found)
+
+
+def rollout_spec(
+    template: str,
+    n: int | None,
+    *,
+    timeout: float | str | None = None,
+    resources: Resources | None = None,
+    command: CommandLike | None = None,
+    commands: Sequence[CommandLike] | None = None,
+    files: Mapping[str, FileLike] | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str = "",
+    on_lost: str | None = None,
+    max_attempts: int = 3,
+    priority: int = 0,
+    isolation: str = "",
+) -> RolloutSpec:
+    """Return the spec of a rollout. Raises BadRequest for everything that can be known to be wrong beforehand."""
+    if not isinstance(template, str) or not template.strip():
+        raise BadRequest("template", "it is empty; write 'host', 'dir:PATH' or 'tar:PATH'")
+    if command is not None and commands is not None:
+        raise BadRequest("commands", "give either command (all run it) or commands (one for each sandbox), not both")
+    if isinstance(commands, str):
+        raise BadRequest("commands", "it is one str; write command=..., or a list with one command for each sandbox")
+    given = tuple(map(_command, [command] if command is not None else commands or ()))
+    if commands is not None and n is None:
+        n = len(given)
+    n = whole_number(1 if n is None else n, "n", 1, MOST_SANDBOXES)
+    if commands is not None and len(given) not in (1, n):
+        raise BadRequest("commands", f"there are {len(given)} for {n} sandboxes; give one, or one for each")
+    policy = (OnLost.RESTART if given else OnLost.FAIL) if on_lost is None else on_lost
+    if policy not in tuple(OnLost):
+        raise BadRequest("on_lost", f"{on_lost!r} is no policy; write 'fail' or 'restart'")
+    return RolloutSpec(
+        template,
+        n,
+        given,
+        (resources or Resources()).wire,
+        input_files(files),
+        pairs(env),
+        user,
+        milliseconds(timeout, "timeout") or RolloutSpec(template, n).timeout_ms,
+        OnLost(policy),
+        whole_number(max_attempts, "max_attempts", 1, 255),
+        whole_number(priority, "priority", -(2**31), 2**31 - 1),
+        isolation,
+    )
+
+
+_command = command  # `rollout_spec` has a parameter of this name
+
+
+def check_size(message: RolloutSubmitted) -> bytes:
+    """Return the encoded request. Raises BadRequest when it is more than a message can hold."""
+    payload = encode(message)
+    if len(payload) > MOST_BYTES:
+        raise BadRequest(
+            "files" if message.spec.files else "commands",
+            f"the request has {len(payload)} bytes, at most {MOST_BYTES} fit; put large files into a template"
+            " (dir:PATH, tar:PATH), or write them with sandbox.files.write",
+        )
+    return payload
+
+
+def split(commands: Sequence[Command], base_bytes: int) -> list[tuple[int, int]]:
+    """Return `(first, count)` parts of commands, each within the limits of one request that has base_bytes already."""
+    parts: list[tuple[int, int]] = []
+    first, size = 0, base_bytes
+    for number, one in enumerate(commands):
+        weight = len(encode_command(one))
+        if base_bytes + weight > MOST_BYTES:
+            raise BadRequest(
+                "commands",
+                f"command {number} and the files have {base_bytes + weight} bytes, at most {MOST_BYTES} fit; put large"
+                " files into a template (dir:PATH, tar:PATH)",
+            )
+        if number > first and (size + weight > MOST_BYTES or number - first == MOST_SANDBOXES):
+            parts.append((first, number - first))
+            first, size = number, base_bytes
+        size += weight
+    if first < len(commands):
+        parts.append((first, len(commands) - first))
+    return parts
+
+
+def encode_command(one: Command) -> bytes:
+    """Return a command's bytes inside a request."""
+    return msgspec.msgpack.encode(one)
+
+
+def token(value: str, name: str) -> str:
+    """Return value if it can be a tenant's or run's name. Raises BadRequest."""
+    if not isinstance(value, str):
+        raise BadRequest(name, f"{value!r} is not a name; write letters, digits, '-' or '_'")
+    return checked(subjects.token, value, name)

@@ -1,0 +1,200 @@
+"""What a trainer gets back, as plain values."""
+
+from dataclasses import dataclass
+
+from shoal.client.errors import ShoalError, sandbox_error
+from shoal.wire import messages
+from shoal.wire.messages import AnyMessage, EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What a command did. `duration` in seconds. Death by signal N is exit code 128 + N; not startable: 126 or 127.
+
+    `stdout` and `stderr` are text, with undecodable bytes replaced; the bytes are in `stdout_bytes`, `stderr_bytes`.
+    """
+
+    exit_code: int
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+    duration: float
+    timed_out: bool = False
+    out_of_memory: bool = False
+    stdout_dropped: int = 0  # bytes beyond the output limit
+    stderr_dropped: int = 0
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as text."""
+        return self.stderr_bytes.decode(errors="replace")
+
+    @property
+    def ok(self) -> bool:
+        """Whether it exited with 0, by itself."""
+        return self.exit_code == 0 and not self.timed_out
+
+    @property
+    def truncated(self) -> bool:
+        """Whether output beyond the limit was dropped."""
+        return bool(self.stdout_dropped or self.stderr_dropped)
+
+    @classmethod
+    def of(cls, result: messages.CommandResult) -> "CommandResult":
+        """Return the wire's result in a trainer's terms."""
+        return cls(
+            result.exit_code,
+            result.stdout,
+            result.stderr,
+            result.duration_us / 1_000_000,
+            result.timed_out,
+            result.out_of_memory,
+            result.stdout_dropped,
+            result.stderr_dropped,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxOutcome:
+    """How one sandbox ended. `result` is None when no command of its rollout came to its end.
+
+    `exit_code`, `stdout` and `stderr` are the result's; where there is none they raise SandboxLost or SandboxEnded, so
+    that a sandbox the platform lost cannot pass for one whose command failed. Times in ms since submission, by the
+    broker's clock; None where it did not come to that.
+    """
+
+    sandbox: str
+    index: int
+    attempt: int
+    reason: EndReason
+    node: str = ""
+    isolation: str = ""
+    result: CommandResult | None = None
+    detail: str = ""
+    ready_ms: float | None = None
+    first_command_ms: float | None = None
+
+    @property
+    def infrastructure(self) -> bool:
+        """Whether the platform failed: never a verdict on what ran inside."""
+        return self.reason.infrastructure
+
+    @property
+    def ok(self) -> bool:
+        """Whether its command succeeded. Raises SandboxLost when the platform lost it."""
+        if self.infrastructure:
+            raise self.error()
+        return self.reason is EndReason.SUCCEEDED
+
+    @property
+    def exit_code(self) -> int:
+        """The command's exit code. Raises SandboxLost or SandboxEnded where there is no result."""
+        return self._result().exit_code
+
+    @property
+    def stdout(self) -> str:
+        """The command's output. Raises SandboxLost or SandboxEnded where there is no result."""
+        return self._result().stdout
+
+    @property
+    def stderr(self) -> str:
+        """The command's error output. Raises SandboxLost or SandboxEnded where there is no result."""
+        return self._result().stderr
+
+    def error(self) -> ShoalError:
+        """Return the error that says how this sandbox ended without a result."""
+        return sandbox_error(self.sandbox, self.reason, self.detail)
+
+    def _result(self) -> CommandResult:
+        if self.result is None:
+            raise self.error()
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSummary:
+    """How a rollout ended. `reason` is finished, released, cancelled or timed_out."""
+
+    rollout: str
+    n: int
+    counts: dict[EndReason, int]
+    reason: str
+
+    @property
+    def succeeded(self) -> int:
+        """How many sandboxes' commands exited with 0."""
+        return self.counts.get(EndReason.SUCCEEDED, 0)
+
+    @property
+    def lost(self) -> int:
+        """How many the platform failed."""
+        return sum(count for reason, count in self.counts.items() if reason.infrastructure)
+
+    @property
+    def failed(self) -> int:
+        """How many ended neither with success, nor lost, nor because they were released."""
+        return sum(self.counts.values()) - self.succeeded - self.lost - self.counts.get(EndReason.RELEASED, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutStatus:
+    """A rollout at one moment.
+
+    `state` is submitted (no word yet), queued, running, rejected, or its conclusion: finished, released, cancelled,
+    timed_out. While sandboxes wait for room, `waiting` counts them, `ahead` those before
+    them, and `waiting_reason` says why.
+    """
+
+    rollout: str
+    tenant: str
+    run: str
+    template: str
+    n: int
+    state: str
+    pending: int
+    ready: int
+    ended: int
+    counts: dict[EndReason, int]
+    waiting: int = 0
+    ahead: int = 0
+    waiting_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutInfo(RolloutStatus):
+    """A rollout in a listing. `submitted_ms`: when, in ms since the epoch, by the broker's clock."""
+
+    submitted_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node. `state`: alive, silent or left. `live` and `starting` count sandboxes of its whole executor."""
+
+    node: str
+    executor: str
+    isolation: str
+    state: str
+    slots: int
+    memory: int
+    live: int
+    starting: int
+    last_seen_ms: int
+    labels: tuple[tuple[str, str], ...] = ()
+    unenforced: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of the log. `message` is None where this version cannot decode it."""
+
+    stream: str
+    sequence: int
+    time_ms: int
+    subject: str
+    id: str
+    message: AnyMessage | None

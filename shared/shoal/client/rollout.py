@@ -1,0 +1,234 @@
+"""A rollout in its trainer's hands."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from types import TracebackType
+
+from shoal.client.errors import BadRequest, Rejected, RolloutEnded, ShoalError, Timeout
+from shoal.client.feed import Feed
+from shoal.client.fold import News, RolloutFold
+from shoal.client.link import Link
+from shoal.client.results import RolloutStatus, RolloutSummary, SandboxOutcome
+from shoal.client.sandbox import Sandbox
+from shoal.machine import ranges
+from shoal.wire import subjects
+from shoal.wire.messages import (
+    AnyMessage,
+    CommandFinished,
+    EndReason,
+    RolloutCancelled,
+    RolloutReleased,
+)
+
+
+class Rollout:
+    """A group of sandboxes. As a context manager it releases what is left of them."""
+
+    def __init__(self, link: Link, fold: RolloutFold) -> None:
+        self.link = link
+        self.id = fold.rollout
+        self.tenant = fold.tenant
+        self.run = fold.run
+        self.n = fold.spec.n
+        self.cell = subjects.cell_of(self.id, link.cells)
+        self._fold = fold
+        self._live: dict[int, Sandbox] = {}
+        self._arrived: deque[Sandbox] = deque()
+        self._missing = 0
+        self._released = False
+        self._failure: ShoalError | None = None
+        self._feed: Feed | None = None
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Rollout {self.id}: {self._fold.status().state}>"
+
+    async def __aenter__(self) -> "Rollout":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.release()
+
+    async def ready(self) -> AsyncIterator[Sandbox]:
+        """Yield each sandbox as soon as it takes commands; end when every one was yielded or released.
+
+        A sandbox the platform lost before it was ready comes out, too, as one whose operations raise SandboxLost
+        (`sandbox.lost` tells): n sandboxes go in, n come out. One that is restarted after a loss comes out anew; call
+        ready() again for those that were lost after it ended. Each comes out once, however many iterate.
+
+        Raises Rejected; Timeout when the rollout's time was up, and RolloutEnded when it was cancelled, before all
+        were ready; BadRequest for a rollout with commands, whose sandboxes only have outcomes.
+        """
+        if self._fold.spec.commands:
+            raise BadRequest("ready", "commands travel with this rollout: iterate over outcomes() instead")
+        ledger = self._fold.ledger
+        while True:
+            while self._arrived:
+                yield self._arrived.popleft()
+            if self._fold.rejected is None and ledger.live == ledger.ready_count():
+                break
+            self._raise_failure()
+            await self._change()
+        if self._missing:
+            state = self._fold.status().state
+            if any(reason is EndReason.TIMED_OUT for reason, _ in ledger.counts()):
+                raise Timeout(
+                    f"the time of rollout {self.id} was up while {self._missing} of its {self.n} sandboxes were not"
+                    " ready; ask for a longer timeout=, or for fewer"
+                )
+            raise RolloutEnded(self.id, state if state != "running" else "cancelled", self._missing)
+
+    async def outcomes(self) -> AsyncIterator[SandboxOutcome]:
+        """Yield how each sandbox ended, as it ends, each exactly once; every iteration begins with the first.
+
+        A sandbox that the platform lost has an outcome with `infrastructure`. Raises Rejected.
+        """
+        position = 0
+        while True:
+            while position < len(self._fold.outcomes):
+                yield self._fold.outcomes[position]
+                position += 1
+            if self._fold.ledger.concluded:
+                return
+            self._raise_failure()
+            await self._change()
+
+    async def wait(self, timeout: float | None = None) -> RolloutSummary:  # noqa: ASYNC109 - the sync face has no other
+        """Wait until the cluster has concluded the rollout; for one without commands, that is once it is released.
+
+        timeout in seconds. Raises Rejected, Timeout.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while self._fold.concluded is None:
+                    self._raise_failure()
+                    await self._change()
+        except TimeoutError as error:
+            raise Timeout(
+                f"rollout {self.id} has not concluded within {timeout} s; wait longer, or release() it"
+            ) from error
+        return self._fold.summary()
+
+    def status(self) -> RolloutStatus:
+        """Return the rollout as it is now, as far as this client has heard."""
+        return self._fold.status()
+
+    @property
+    def failures(self) -> list[SandboxOutcome]:
+        """The sandboxes the platform lost for good so far."""
+        return [outcome for outcome in self._fold.outcomes if outcome.infrastructure]
+
+    async def release(self) -> None:
+        """Give back all its sandboxes, and those still waiting. Idempotent."""
+        if self._released or self._fold.over:
+            return
+        self._released = True
+        for sandbox in list(self._live.values()):
+            sandbox.ended_by(EndReason.RELEASED)
+        message = RolloutReleased(self.id, ranges.whole(self.n))
+        await self.link.publish(self._request(), message, f"{self.id}:released")
+
+    async def cancel(self) -> None:
+        """Stop it, whatever it is doing; its sandboxes end as cancelled. Idempotent."""
+        if not self._fold.over:
+            await self.link.publish(self._request(), RolloutCancelled(self.id, "client"), f"{self.id}:cancelled")
+
+    # --- the connection's side
+
+    def handle(self, message: AnyMessage, time_ms: int) -> None:
+        """Take a message of the rollout log."""
+        self._apply(self._fold.handle(message, time_ms))
+        if self._fold.concluded is not None or self._fold.rejected is not None:
+            self.link.rollouts.pop(self.id, None)
+            if self._feed is not None:
+                self.link.finish(self._feed)
+                self._feed = None
+        self._change_now()
+
+    def answered(self, message: CommandFinished, time_ms: int) -> None:
+        """Take note of a command that is done."""
+        self._fold.note_command(message.index, message.attempt, time_ms)
+        sandbox = self._live.get(message.index)
+        if sandbox is not None and sandbox.attempt == message.attempt and sandbox.first_command_ms is None:
+            sandbox.first_command_ms = self._fold.since_submitted(time_ms)
+
+    def broken(self, error: ShoalError) -> None:
+        """Take note that nothing more will come."""
+        self._failure = error
+        self._change_now()
+
+    def catch_up(self) -> None:
+        """Take over what was folded before: the sandboxes that live, and those that ended."""
+        self._apply(News(list(self._fold.where.values()), list(self._fold.outcomes)))
+
+    def fed_by(self, feed: Feed) -> None:
+        """Note the reader that is this rollout's alone, to be ended with it."""
+        if self.id in self.link.rollouts:
+            self._feed = feed
+        else:
+            self.link.finish(feed)
+
+    async def first_word(self, within_s: float) -> None:
+        """Wait until the cluster has said something about it, or the time is up. Raises Rejected."""
+        try:
+            async with asyncio.timeout(within_s):
+                while not self._fold.heard:
+                    self._raise_failure()
+                    await self._change()
+        except TimeoutError:
+            return  # it is stored, and the scheduler will come to it
+        if self._fold.rejected is not None:
+            self._raise_failure()
+
+    async def release_one(self, index: int) -> None:
+        """Give one sandbox back."""
+        if self._released or self._fold.over:
+            return
+        message = RolloutReleased(self.id, ((index, 1),))
+        await self.link.publish(self._request(), message, f"{self.id}:released:{index}")
+
+    def _request(self) -> str:
+        return subjects.rollout_request(self.cell, self.tenant, self.run)
+
+    def _apply(self, news: News) -> None:
+        for where in news.ready:
+            sandbox = Sandbox(self, where.index, where.attempt, where.node, where.executor, where.isolation)
+            sandbox.ready_ms = self._fold.since_submitted(where.time_ms)
+            self._live[where.index] = sandbox
+            self._arrived.append(sandbox)
+            if self._released:
+                sandbox.ended_by(EndReason.RELEASED)
+        for index, reason, detail in news.again:
+            lost = self._live.pop(index, None)
+            if lost is not None:
+                lost.ended_by(reason, detail, restarting=True)
+        for outcome in news.ended:
+            self._ended(outcome)
+
+    def _ended(self, outcome: SandboxOutcome) -> None:
+        sandbox = self._live.pop(outcome.index, None)
+        if sandbox is not None:
+            sandbox.ended_by(outcome.reason, outcome.detail)
+        elif outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
+            self._missing += 1
+        elif outcome.reason is not EndReason.RELEASED and not self._fold.spec.commands:
+            never = Sandbox(self, outcome.index, outcome.attempt, outcome.node, "", outcome.isolation)
+            never.ended_by(outcome.reason, outcome.detail)
+            self._arrived.append(never)
+
+    def _raise_failure(self) -> None:
+        rejected = self._fold.rejected
+        if rejected is not None:
+            raise Rejected(self.id, rejected.code, rejected.detail)
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+
+    def _change_now(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,229 @@
+"""One live sandbox: run commands in it, read and write its files, release it."""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from shoal.client.errors import BadRequest, CommandFailed, FileError, ShoalError, sandbox_error
+from shoal.client.link import Answer, OutputSink, Pending
+from shoal.client.requests import MOST_BYTES, PIECE, CommandLike, command, shown, whole_number
+from shoal.client.results import CommandResult
+from shoal.wire import subjects
+from shoal.wire.codec import encode
+from shoal.wire.messages import (
+    CommandFinished,
+    CommandRefused,
+    EndReason,
+    FileRead,
+    FileWritten,
+    ReadFile,
+    RunCommand,
+    WriteFile,
+)
+
+if TYPE_CHECKING:
+    from shoal.client.rollout import Rollout
+
+FILE_TIMEOUT_S: Final = 60.0
+_MOST_ID: Final = 200
+
+
+class Sandbox:
+    """A sandbox of a rollout, in one attempt. Its `name` is `<rollout>-<index>`.
+
+    Every operation raises SandboxLost when the platform lost it, and SandboxEnded when it ended otherwise; also one
+    that was under way.
+    """
+
+    def __init__(self, rollout: "Rollout", index: int, attempt: int, node: str, executor: str, isolation: str) -> None:
+        self.rollout = rollout
+        self.index = index
+        self.attempt = attempt
+        self.node = node
+        self.executor = executor
+        self.isolation = isolation
+        self.name = f"{rollout.id}-{index}"
+        self.ready_ms: float | None = None
+        """Ms from submission to readiness, by the broker's clock."""
+        self.first_command_ms: float | None = None
+        """Ms from submission to the end of its first command, by the broker's clock."""
+        self.files = Files(self)
+        self._end: ShoalError | None = None
+        self._reason: EndReason | None = None
+        self._pending: set[Pending] = set()
+        self._session = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.name} on {self.node or 'no node'}{f', {self._reason}' if self._reason else ''}>"
+
+    @property
+    def ended(self) -> EndReason | None:
+        """Why it ended, or None while it lives."""
+        return self._reason
+
+    @property
+    def lost(self) -> bool:
+        """Whether the platform lost it: what happened in it says nothing."""
+        return self._reason is not None and self._reason.infrastructure
+
+    async def run(
+        self,
+        what: CommandLike,
+        *,
+        timeout: float | str | None = None,  # noqa: ASYNC109 - the command's, kept by the sandbox
+        cwd: str = "",
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | str | None = None,
+        user: str = "",
+        output_limit: int | str | None = None,
+        session: bool = False,
+        on_output: OutputSink | None = None,
+        check: bool = False,
+        id: str | None = None,
+    ) -> CommandResult:
+        """Run a command to its end: a str is a line for a shell, a list of str a program and its arguments.
+
+        timeout: seconds, or such as "30s"; what exceeds it is killed, and the result says `timed_out`. output_limit:
+        bytes of each stream, at most 256 KiB. session: run it in the sandbox's one persistent shell. on_output: called
+        in the event loop with "stdout" or "stderr" and bytes as they come. check: raise CommandFailed unless it exits
+        with 0. id: makes a repetition harmless; the sandbox runs an id once and answers the same ever after.
+
+        Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, or Timeout when no answer comes.
+        """
+        wire = command(
+            what,
+            timeout=timeout,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            user=user,
+            output_limit=output_limit,
+            session=session,
+        )
+        head = self._head(id)
+        message = RunCommand(*head, wire, on_output is not None)
+        if len(encode(message)) > MOST_BYTES:
+            raise BadRequest("stdin" if stdin else "command", "it is too long for one message; write a file and use it")
+        within = wire.timeout_ms / 1000 + self.rollout.link.grace_s if wire.timeout_ms else None
+        if session:  # the shell takes one line at a time: only then does its time run
+            async with self._session:
+                answer = await self._ask(message, within, f"command {shown(wire)!r}", on_output)
+        else:
+            answer = await self._ask(message, within, f"command {shown(wire)!r}", on_output)
+        if not isinstance(answer, CommandFinished):
+            raise self._unexpected(answer)
+        result = CommandResult.of(answer.result)
+        if check and not result.ok:
+            raise CommandFailed(self.name, shown(wire), result)
+        return result
+
+    async def release(self) -> None:
+        """Give it back. Idempotent."""
+        if self._reason is None:
+            self.ended_by(EndReason.RELEASED)
+            await self.rollout.release_one(self.index)
+
+    # --- the rollout's side
+
+    def ended_by(self, reason: EndReason, detail: str = "", *, restarting: bool = False) -> None:
+        """Note its end; what is under way fails."""
+        if self._reason is not None:
+            return
+        self._reason = reason
+        self._end = sandbox_error(self.name, reason, detail, restarting=restarting)
+        for pending in list(self._pending):
+            pending.fail(sandbox_error(self.name, reason, detail, restarting=restarting))
+
+    async def write_piece(self, path: str, data: bytes, offset: int, mode: int) -> None:
+        """Write one piece of a file."""
+        message = WriteFile(*self._head(None), path, data, offset, mode)
+        answer = await self._ask(message, FILE_TIMEOUT_S, f"writing {path!r}", None)
+        if not isinstance(answer, FileWritten):
+            raise self._unexpected(answer, path)
+
+    async def read_piece(self, path: str, offset: int) -> FileRead:
+        """Read one piece of a file."""
+        message = ReadFile(*self._head(None), path, offset, PIECE)
+        answer = await self._ask(message, FILE_TIMEOUT_S, f"reading {path!r}", None)
+        if not isinstance(answer, FileRead):
+            raise self._unexpected(answer, path)
+        return answer
+
+    def _head(self, id: str | None) -> tuple[str, str, str, int, str, int, int]:
+        if id is not None and not 0 < len(id) <= _MOST_ID:
+            raise BadRequest("id", f"write 1 to {_MOST_ID} characters")
+        # Executors know commands by id alone: the sandbox's name keeps one trainer's "step-1" from another's.
+        full = f"{self.name}.{self.attempt}:{id if id is not None else '~' + secrets.token_hex(8)}"
+        rollout = self.rollout
+        return (full, rollout.tenant, rollout.run, rollout.cell, rollout.id, self.index, self.attempt)
+
+    async def _ask(
+        self,
+        message: RunCommand | WriteFile | ReadFile,
+        within_s: float | None,
+        what: str,
+        on_output: OutputSink | None,
+    ) -> Answer:
+        if self._reason is not None and self._end is not None:
+            raise self._end.with_traceback(None)
+        subject = subjects.executor_command(self.executor, self.rollout.tenant)
+        what = f"{what} in sandbox {self.name}"
+        return await self.rollout.link.ask(subject, message, message.id, within_s, what, self._pending, on_output)
+
+    def _unexpected(self, answer: Answer, path: str | None = None) -> ShoalError:
+        if not isinstance(answer, CommandRefused):
+            return BadRequest("id", f"{answer.id!r} was used for another kind of operation; choose another one")
+        match answer.code:
+            case "sandbox_gone":
+                # An executor that knows nothing of it was restarted without it.
+                reason = self._reason or answer.reason or EndReason.NODE_LOST
+                return sandbox_error(self.name, reason, answer.detail)
+            case "file_error":
+                return FileError(self.name, path or "", answer.detail)
+            case "answer_gone":
+                return BadRequest(
+                    "id", f"this command ran before and its answer is no longer kept: {answer.detail}; `shoal events`"
+                )
+            case _:
+                return BadRequest("command" if path is None else "path", answer.detail)
+
+
+class Files:
+    """The files of a sandbox. A relative path is relative to where its commands run."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    async def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Write a file, with the directories it needs; large ones in pieces. Raises FileError."""
+        content = data.encode() if isinstance(data, str) else bytes(data)
+        _path(path)
+        whole_number(mode, "mode", 0, 0o7777)
+        for offset in range(0, max(len(content), 1), PIECE):
+            await self._sandbox.write_piece(path, content[offset : offset + PIECE], offset, mode)
+
+    async def read(self, path: str) -> str:
+        """Return a file as UTF-8 text. Raises FileError; also when it is no such text."""
+        content = await self.read_bytes(path)
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise FileError(self._sandbox.name, path, f"it is not UTF-8 ({error.reason}); use read_bytes") from error
+
+    async def read_bytes(self, path: str) -> bytes:
+        """Return a file's bytes; large ones come in pieces. Raises FileError."""
+        _path(path)
+        pieces: list[bytes] = []
+        offset = 0
+        while True:
+            piece = await self._sandbox.read_piece(path, offset)
+            pieces.append(piece.data)
+            offset += len(piece.data)
+            if piece.eof or not piece.data:
+                return b"".join(pieces)
+
+
+def _path(path: str) -> None:
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise BadRequest("path", f"{path!r} is not a path")

@@ -1,0 +1,245 @@
+"""The client without `async`: the same methods, run in the event loop of a background thread.
+
+    with shoal.sync.connect() as cluster:
+        with cluster.rollout("host", n=64) as rollout:
+            for sandbox in rollout.ready():
+                print(sandbox.run("python3 solve.py", timeout=30).stdout)
+
+Every class wraps its asynchronous namesake; what has no `await` there is reached through unchanged. Callbacks such as
+`on_output` are called in the background thread.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from shoal.bus.protocol import Bus
+from shoal.client import cluster as cluster_
+from shoal.client import rollout as rollout_
+from shoal.client import sandbox as sandbox_
+from shoal.client.link import ANSWER_GRACE_S
+
+P = ParamSpec("P")
+R = TypeVar("R")
+W = TypeVar("W", bound="_Wrapped")
+
+
+class Portal:
+    """An event loop in a thread of its own."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="shoal", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def call(self, work: Awaitable[R]) -> R:
+        """Return what the awaited work gives; interrupted, it is cancelled."""
+
+        async def awaited() -> R:
+            return await work
+
+        future = asyncio.run_coroutine_threadsafe(awaited(), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.get_running_loop().shutdown_asyncgens()
+
+        self.call(end())
+        self.closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Wrapped:
+    """Something asynchronous, and the portal to its loop."""
+
+    def __init__(self, portal: Portal, inner: Any) -> None:
+        self._portal = portal
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+
+def _plain(method: Callable[Concatenate[Any, P], Awaitable[R]]) -> Callable[Concatenate[Any, P], R]:
+    def call(self: _Wrapped, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._portal.call(method(self._inner, *args, **kwargs))
+
+    _describe(call, method)
+    return call
+
+
+def _giving(
+    method: Callable[Concatenate[Any, P], Awaitable[Any]], wrapper: type[W]
+) -> Callable[Concatenate[Any, P], W]:
+    def call(self: _Wrapped, *args: P.args, **kwargs: P.kwargs) -> W:
+        return wrapper(self._portal, self._portal.call(method(self._inner, *args, **kwargs)))
+
+    _describe(call, method)
+    return call
+
+
+def _iterating(method: Callable[Concatenate[Any, P], AsyncIterator[R]]) -> Callable[Concatenate[Any, P], Iterator[R]]:
+    def call(self: _Wrapped, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        return _each(self._portal, method(self._inner, *args, **kwargs))
+
+    _describe(call, method)
+    return call
+
+
+def _each(portal: Portal, found: Any) -> Iterator[Any]:
+    try:
+        while True:
+            try:
+                item = portal.call(anext(found))
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        if not portal.closed:
+            portal.call(found.aclose())
+
+
+def _describe(call: Any, method: Any) -> None:
+    call.__name__, call.__qualname__, call.__doc__ = method.__name__, method.__qualname__, method.__doc__
+
+
+class Files(_Wrapped):
+    """See `shoal.Files`."""
+
+    _inner: sandbox_.Files
+    write = _plain(sandbox_.Files.write)
+    read = _plain(sandbox_.Files.read)
+    read_bytes = _plain(sandbox_.Files.read_bytes)
+
+
+class Sandbox(_Wrapped):
+    """See `shoal.Sandbox`."""
+
+    _inner: sandbox_.Sandbox
+    run = _plain(sandbox_.Sandbox.run)
+    release = _plain(sandbox_.Sandbox.release)
+
+    @property
+    def files(self) -> Files:
+        """Its files."""
+        return Files(self._portal, self._inner.files)
+
+
+class Rollout(_Wrapped):
+    """See `shoal.Rollout`."""
+
+    _inner: rollout_.Rollout
+    outcomes = _iterating(rollout_.Rollout.outcomes)
+    wait = _plain(rollout_.Rollout.wait)
+    release = _plain(rollout_.Rollout.release)
+    cancel = _plain(rollout_.Rollout.cancel)
+
+    def ready(self) -> Iterator[Sandbox]:
+        """Yield each sandbox as soon as it takes commands; see `shoal.Rollout.ready`."""
+        for sandbox in _each(self._portal, self._inner.ready()):
+            yield Sandbox(self._portal, sandbox)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Cluster(_Wrapped):
+    """See `shoal.Cluster`."""
+
+    _inner: cluster_.Cluster
+    rollout = _giving(cluster_.Cluster.rollout, Rollout)
+    attach = _giving(cluster_.Cluster.attach, Rollout)
+    submit = _plain(cluster_.Cluster.submit)
+    map = _plain(cluster_.Cluster.map)
+    cancel = _plain(cluster_.Cluster.cancel)
+    rollouts = _plain(cluster_.Cluster.rollouts)
+    nodes = _plain(cluster_.Cluster.nodes)
+    events = _iterating(cluster_.Cluster.events)
+
+    def close(self) -> None:
+        """Disconnect and end the background thread. Idempotent."""
+        portal = self._portal
+        if portal is not _ENDED:
+            self._portal = _ENDED
+            try:
+                portal.call(self._inner.close())
+            finally:
+                portal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Ended(Portal):
+    """Stands where a closed connection's portal was."""
+
+    def __init__(self) -> None:
+        pass
+
+    def call(self, work: Awaitable[R]) -> R:
+        """Refuse."""
+        if asyncio.iscoroutine(work):
+            work.close()
+        raise RuntimeError("this connection was closed; connect again")
+
+
+_ENDED = _Ended()
+
+
+def connect(
+    url: str | None = None,
+    *,
+    tenant: str | None = None,
+    timeout: float = 5.0,
+    bus: Callable[[], Bus] | None = None,
+    answer_grace: float = ANSWER_GRACE_S,
+) -> Cluster:
+    """Connect to a cluster as `shoal.connect` does; use it with `with`, or `close()` it.
+
+    bus: makes the connection to use instead, called in the background thread.
+    """
+    portal = Portal()
+
+    async def open() -> cluster_.Cluster:
+        made = bus() if bus is not None else None
+        return await cluster_.connect(url, tenant=tenant, timeout=timeout, bus=made, answer_grace=answer_grace)
+
+    try:
+        return Cluster(portal, portal.call(open()))
+    except BaseException:
+        portal.close()
+        raise

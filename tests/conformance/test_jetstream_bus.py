@@ -128,6 +128,19 @@ class TestBrokerRestart:
         assert told
         await bus.close()
 
+    async def test_closing_without_a_broker(self, own: EmbeddedBroker) -> None:
+        bus = await JetStreamBus.connect(own.url)
+        log = Log()
+        await bus.ensure([log.stream])
+        reader = await bus.reader(log.name)
+        waiting = asyncio.create_task(reader.batch())
+        await asyncio.sleep(0.05)
+        await own.stop()
+        await asyncio.sleep(0.3)
+        async with asyncio.timeout(20):
+            await bus.close()
+        assert waiting.cancelled()
+
     async def test_a_value_is_the_newest_after_a_restart(self, own: EmbeddedBroker) -> None:
         bus = await JetStreamBus.connect(own.url)
         for sequence in range(1, 200):

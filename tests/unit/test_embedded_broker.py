@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.broker import BrokerError, EmbeddedBroker
+from shoal.broker import BrokerError, EmbeddedBroker, running_pid
 from shoal.bus.jetstream import JetStreamBus
 from shoal.wire.streams import Stream
 
@@ -83,9 +83,12 @@ async def test_a_port_in_use(tmp_path: Path) -> None:
 
 
 async def test_a_state_directory_in_use(tmp_path: Path) -> None:
-    async with EmbeddedBroker(tmp_path, port=0):
+    assert running_pid(tmp_path) is None
+    async with EmbeddedBroker(tmp_path, port=0) as broker:
+        assert running_pid(tmp_path) == broker.pid
         with pytest.raises(BrokerError, match=r"runs on .* already"):
             await EmbeddedBroker(tmp_path, port=0).start()
+    assert running_pid(tmp_path) is None
     async with EmbeddedBroker(tmp_path, port=0):
         pass
 

@@ -213,6 +213,20 @@ class EmbeddedBroker:
         await self.stop()
 
 
+def running_pid(state: Path) -> int | None:
+    """Return the process id of the server that runs on a state directory, detached or not; None where none does."""
+    try:
+        with (state / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+    except BlockingIOError:
+        with contextlib.suppress(OSError, ValueError):
+            return int((state / "nats.pid").read_text())
+    except OSError:
+        pass
+    return None
+
+
 def find_server() -> Path:
     """Return the nats-server program: beside this Python, as the wheel puts it there, or on the path."""
     beside = Path(sys.executable).parent / "nats-server"

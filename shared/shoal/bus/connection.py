@@ -78,9 +78,10 @@ class Connection:
         client = Client()
         failures: list[str] = []
         failed = asyncio.Event()
+        dialing = True
 
         async def on_error(error: Exception) -> None:
-            if self._up.is_set():
+            if not dialing:
                 self.tell(f"{type(error).__name__}: {error}")
                 return
             failures.append(str(error) or type(error).__name__)
@@ -134,6 +135,7 @@ class Connection:
             raise
         finally:
             giving_up.cancel()
+        dialing = False
         self.client = client
         await self._connected(fresh=True)
 

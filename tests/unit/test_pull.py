@@ -1,0 +1,108 @@
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.bus import Log, take
+from shoal.broker import EmbeddedBroker
+from shoal.bus.jetstream import JetStreamBus
+from shoal.bus.pull import Position, parse_ack_subject
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "$JS.ACK.STREAM.consumer.1.42.7.1700000000123456789.3",
+        "$JS.ACK.hub.ACCHASH.STREAM.consumer.1.42.7.1700000000123456789.3",
+        "$JS.ACK._.ACCHASH.STREAM.consumer.1.42.7.1700000000123456789.3.random",
+    ],
+)
+def test_a_delivery_says_where_it_stands(reply: str) -> None:
+    assert parse_ack_subject(reply) == Position("consumer", 42, 7, 1_700_000_000_123_456_789, 3)
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "_INBOX.a.b", "$JS.ACK.S.c.1.2.3.4", "$JS.ACK.d.S.c.1.2.3.4.5", "$JS.ACK.S.c.1.x.3.4.5"]
+)
+def test_what_is_no_delivery(reply: str) -> None:
+    with pytest.raises(ValueError):
+        parse_ack_subject(reply)
+
+
+@pytest.mark.broker
+class TestRecovery:
+    """Whatever happens to its consumer, a reader skips nothing and repeats nothing."""
+
+    async def follow_through(self, bus: JetStreamBus, harm: Any) -> int:
+        log = Log()
+        await bus.ensure([log.stream])
+        reader = await bus.reader(log.name)
+        found: list[int] = []
+        for round in range(4):
+            futures = [bus.publish(log.subject(), b"", f"{round}-{i}") for i in range(300)]
+            found += [message.sequence for message in await take(reader, 100)]
+            await harm(log, reader)
+            await asyncio.gather(*futures)
+            found += [message.sequence for message in await take(reader, 200)]
+        assert found == list(range(1, 1201))
+        return reader.restarts
+
+    async def test_its_consumer_is_deleted(self, broker: EmbeddedBroker) -> None:
+        bus = await JetStreamBus.connect(broker.url)
+        client = bus._connection.client
+
+        async def delete(log: Log, reader: Any) -> None:
+            reply = await client.request(f"$JS.API.CONSUMER.NAMES.{log.name}", b"")
+            for name in json.loads(reply.data)["consumers"]:
+                await client.request(f"$JS.API.CONSUMER.DELETE.{log.name}.{name}", b"")
+
+        assert await self.follow_through(bus, delete) >= 1
+        await bus.close()
+
+    async def test_a_delivery_is_lost(self, broker: EmbeddedBroker) -> None:
+        bus = await JetStreamBus.connect(broker.url)
+
+        async def steal(log: Log, reader: Any) -> None:
+            reader._consumer_sequence -= 1  # as if one more was expected than came
+
+        assert await self.follow_through(bus, steal) >= 1
+        await bus.close()
+
+    async def test_the_connection_breaks(self, broker: EmbeddedBroker) -> None:
+        bus = await JetStreamBus.connect(broker.url)
+
+        async def cut(log: Log, reader: Any) -> None:
+            await bus._connection.client.force_reconnect()
+
+        assert await self.follow_through(bus, cut) >= 3
+        await bus.close()
+
+    async def test_the_client_gives_up_for_good(self, broker: EmbeddedBroker) -> None:
+        told: list[str] = []
+        bus = await JetStreamBus.connect(broker.url, on_error=told.append)
+
+        async def close(log: Log, reader: Any) -> None:
+            await bus._connection.client.close()
+
+        assert await self.follow_through(bus, close) >= 3
+        assert any("connection to the broker is lost" in text for text in told)
+        await bus.close()
+
+    async def test_it_is_left_alone_for_longer_than_a_pull_lasts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("shoal.bus.pull._EXPIRES_S", 0.5)
+        monkeypatch.setattr("shoal.bus.pull._HEARTBEAT_S", 0.1)
+        async with EmbeddedBroker(tmp_path, port=0) as broker:
+            bus = await JetStreamBus.connect(broker.url)
+            log = Log()
+            await bus.ensure([log.stream])
+            reader = await bus.reader(log.name)
+            for round in range(3):
+                await asyncio.sleep(0.8)
+                await bus.publish(log.subject(), b"", f"{round}")
+                assert [message.sequence for message in await take(reader, 1)] == [round + 1]
+            assert reader.restarts == 0
+            await bus.close()

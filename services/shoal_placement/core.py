@@ -1,0 +1,345 @@
+"""Placement's core: which node holds which sandboxes, and what waits for room.
+
+A reservation lasts from the start command to SlotsReleased of the same boot. What a silent executor held stays reserved
+on its nodes, in case the same boot comes back: it is then told to destroy it.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
+from shoal.wire import messages as m
+from shoal.wire import subjects
+
+SILENCE_MS: Final = 10_000
+_KEPT_MS: Final = 86_400_000  # how long a release that came before its request is remembered
+_BOOTS_KEPT: Final = 16
+
+
+@dataclass(slots=True)
+class _Node:
+    spec: m.NodeSpec
+    executor: "_Executor"
+    number: int
+    slots: int
+    memory: int
+    held: dict[tuple[str, int], tuple[m.Ranges, int]] = field(default_factory=dict)  # and the memory of each sandbox
+
+
+@dataclass(slots=True)
+class _Executor:
+    name: str
+    boot: str
+    isolation: str
+    start_ms: float
+    heard_ms: int
+    alive: bool = True
+    busy_until_ms: float = 0.0
+    nodes: dict[str, _Node] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Rollout:
+    expires_ms: int
+    tenant: str = ""
+    run: str = ""
+    cell: int = 0
+    seen: dict[int, m.Ranges] = field(default_factory=dict)
+    gone: m.Ranges = ()
+    all_gone: bool = False
+
+
+class PlacementCore:
+    """Places groups on the nodes of one cell. Raises LawBrokenError for messages that make no sense."""
+
+    def __init__(self, cell: int) -> None:
+        self._cell = cell
+        self._executors: dict[str, _Executor] = {}
+        self._boots: dict[str, list[str]] = {}  # past boots, whose late messages mean nothing
+        self._rollouts: dict[str, _Rollout] = {}
+        self._waiting: list[m.PlaceRequested] = []
+        self._told: m.CellCapacity | None = None
+        self._numbers = 0
+
+    def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
+        """Fold one message. Raises LawBrokenError, having changed nothing."""
+        now = cause.time_ms
+        effects: list[Effect] = []
+        match message:
+            case m.PlaceRequested():
+                self._request(message, now, effects)
+            case m.ReleaseRequested():
+                self._release(message, now, effects)
+            case m.ExecutorJoined():
+                self._join(message, now, effects)
+            case m.ExecutorBeat(executor=name, boot=boot):
+                executor = self._executors.get(name)
+                if executor is not None and executor.boot == boot and executor.alive:
+                    executor.heard_ms = max(executor.heard_ms, now)
+            case m.ExecutorLeft(executor=name, boot=boot):
+                executor = self._executors.get(name)
+                if executor is not None and executor.boot == boot:
+                    self._lose(executor, "its executor left", effects)
+                    self._forget(executor)
+            case m.SlotsReleased():
+                self._free(message)
+                self._place_waiting(now, effects)
+            case m.Tick():
+                self._pass_time(now, effects)
+            case _:
+                raise LawBrokenError(f"placement has no use for {type(message).__name__}")
+        self._tell(effects)
+        return effects
+
+    def wake_at_ms(self) -> int | None:
+        """Return when the first executor would count as silent or the first record expires (broker's time, ms)."""
+        silent = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
+        return min([*silent, *(r.expires_ms for r in self._rollouts.values())], default=None)
+
+    def outstanding(self) -> Sequence[Effect]:
+        """Return nothing: every effect here is a message."""
+        return ()
+
+    # --- requests
+
+    def _request(self, message: m.PlaceRequested, now: int, effects: list[Effect]) -> None:
+        if message.cell != self._cell:
+            raise LawBrokenError(f"a request for cell {message.cell} reached cell {self._cell}")
+        if not message.indices or not ranges.valid(message.indices, message.spec.n):
+            raise LawBrokenError(f"indices {message.indices} are not those of a rollout of {message.spec.n}")
+        if len(message.spec.commands) not in (0, 1, message.spec.n):
+            raise LawBrokenError(f"{len(message.spec.commands)} commands for {message.spec.n} sandboxes")
+        if now >= message.deadline_ms:
+            return  # the scheduler ends it; that also lets the record of repeats be dropped at the deadline
+        record = self._rollouts.setdefault(message.rollout, _Rollout(message.deadline_ms))
+        record.tenant, record.run, record.cell = message.tenant, message.run, message.cell
+        record.expires_ms = max(record.expires_ms, message.deadline_ms)
+        seen = record.seen.get(message.attempt, ())
+        news = ranges.without(message.indices, seen)
+        record.seen[message.attempt] = ranges.collect([*ranges.indices(seen), *ranges.indices(news)])
+        wanted = () if record.all_gone else ranges.without(news, record.gone)
+        if wanted:
+            self._waiting.append(_narrowed(message, wanted))
+            self._place_waiting(now, effects)
+
+    def _release(self, message: m.ReleaseRequested, now: int, effects: list[Effect]) -> None:
+        if message.indices and not ranges.valid(message.indices, 2**31):
+            raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
+        record = self._rollouts.setdefault(message.rollout, _Rollout(now + _KEPT_MS))
+        news = ranges.without(message.indices, record.gone)
+        if record.all_gone or (message.indices and not news):
+            return
+        if message.indices:
+            record.gone = ranges.collect([*ranges.indices(record.gone), *ranges.indices(news)])
+        else:
+            record.all_gone = True
+        self._waiting = [kept for w in self._waiting if (kept := _remaining(w, message.rollout, message.indices))]
+        for executor in self._executors.values():
+            if executor.alive and any(
+                rollout == message.rollout and (not message.indices or ranges.intersect(held, message.indices))
+                for node in executor.nodes.values()
+                for (rollout, _), (held, _) in node.held.items()
+            ):
+                destroy = m.DestroySandboxes(executor.boot, message.rollout, message.indices, message.reason)
+                effects.append(Publish(subjects.executor_control(executor.name), destroy))
+        self._place_waiting(now, effects)  # what was at the head of the queue may be gone
+
+    # --- executors
+
+    def _join(self, message: m.ExecutorJoined, now: int, effects: list[Effect]) -> None:
+        names = [node.node for node in message.nodes]
+        if len(dict.fromkeys(names)) != len(names) or not message.starts_per_s > 0:
+            raise LawBrokenError("an executor names each node once and starts more than none a second")
+        if any(node.slots < 0 or node.memory < 0 for node in message.nodes):
+            raise LawBrokenError("a node has no fewer than 0 slots and bytes")
+        subjects.executor_control(message.executor)
+        known = self._executors.get(message.executor)
+        if known is not None and known.boot == message.boot:
+            known.heard_ms = max(known.heard_ms, now)
+            if not known.alive:
+                known.alive = True
+                for node in known.nodes.values():
+                    for (rollout, _), (held, _) in node.held.items():
+                        destroy = m.DestroySandboxes(known.boot, rollout, held, m.EndReason.NODE_LOST)
+                        effects.append(Publish(subjects.executor_control(known.name), destroy))
+                self._place_waiting(now, effects)
+            return
+        if message.boot in self._boots.get(message.executor, ()):
+            return
+        if known is not None:
+            self._lose(known, "its executor restarted", effects)
+            self._forget(known)
+        executor = _Executor(message.executor, message.boot, message.isolation, 1000 / message.starts_per_s, now)
+        for spec in message.nodes:
+            self._numbers += 1
+            executor.nodes[spec.node] = _Node(spec, executor, self._numbers, spec.slots, spec.memory)
+        self._executors[message.executor] = executor
+        self._place_waiting(now, effects)
+
+    def _lose(self, executor: _Executor, why: str, effects: list[Effect]) -> None:
+        if not executor.alive:
+            return
+        executor.alive = False
+        for node in executor.nodes.values():
+            for (rollout, attempt), (held, _) in node.held.items():
+                record = self._rollouts.get(rollout)
+                if record is not None:  # otherwise its deadline has passed, and the scheduler has ended it
+                    self._end(record, rollout, attempt, held, node.spec.node, m.EndReason.NODE_LOST, why, effects)
+
+    def _forget(self, executor: _Executor) -> None:
+        del self._executors[executor.name]
+        past = self._boots.setdefault(executor.name, [])
+        past.append(executor.boot)
+        del past[:-_BOOTS_KEPT]
+
+    def _free(self, message: m.SlotsReleased) -> None:
+        if not ranges.valid(message.indices, 2**31):
+            raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
+        executor = self._executors.get(message.executor)
+        node = executor.nodes.get(message.node) if executor and executor.boot == message.boot else None
+        key = (message.rollout, message.attempt)
+        if node is None or key not in node.held:
+            return
+        held, memory = node.held[key]
+        left = ranges.without(held, message.indices)
+        freed = ranges.count(held) - ranges.count(left)
+        node.slots += freed
+        node.memory += freed * memory
+        if left:
+            node.held[key] = (left, memory)
+        else:
+            del node.held[key]
+
+    def _pass_time(self, now: int, effects: list[Effect]) -> None:
+        for executor in self._executors.values():
+            if executor.alive and now > executor.heard_ms + SILENCE_MS:
+                self._lose(executor, f"its executor was silent for {SILENCE_MS // 1000} s", effects)
+        expired = [name for name, record in self._rollouts.items() if now >= record.expires_ms]
+        for name in expired:
+            del self._rollouts[name]
+        if expired:
+            self._waiting = [w for w in self._waiting if w.rollout in self._rollouts]
+            self._place_waiting(now, effects)
+
+    # --- choosing nodes
+
+    def _place_waiting(self, now: int, effects: list[Effect]) -> None:
+        """Place what fits, first come first served among those that want the same isolation."""
+        blocked: dict[str, None] = {}
+        left: list[m.PlaceRequested] = []
+        for request in self._waiting:
+            isolation = request.spec.isolation
+            rest = request.indices if "" in blocked or isolation in blocked else self._place(request, now, effects)
+            if rest:
+                blocked[isolation] = None
+                left.append(_narrowed(request, rest))
+        self._waiting = left
+
+    def _place(self, request: m.PlaceRequested, now: int, effects: list[Effect]) -> m.Ranges:
+        memory = request.spec.resources.memory
+        offered = [
+            node
+            for executor in self._executors.values()
+            if executor.alive and request.spec.isolation in ("", executor.isolation)
+            for node in executor.nodes.values()
+        ]
+        largest = max((node.spec.memory for node in offered if node.spec.slots), default=None)
+        if largest is not None and largest < memory:
+            detail = f"it asks for {memory} bytes of memory, and the largest node has {largest}"
+            record = self._rollouts[request.rollout]
+            failed = m.EndReason.START_FAILED
+            self._end(record, request.rollout, request.attempt, request.indices, "", failed, detail, effects)
+            return ()
+        # Each sandbox goes where it would be started soonest; a node to be avoided comes after all others.
+        heap = [
+            (
+                node.spec.node in request.avoid,
+                max(node.executor.busy_until_ms, now) + node.executor.start_ms,
+                -node.slots,
+                node.number,
+                node,
+            )
+            for node in offered
+            if node.slots > 0 and node.memory >= memory
+        ]
+        heapq.heapify(heap)
+        shares: dict[int, tuple[_Node, int]] = {}
+        wanted = ranges.count(request.indices)
+        while wanted and heap:
+            avoided, start, _, number, node = heap[0]
+            executor = node.executor
+            current = max(executor.busy_until_ms, now) + executor.start_ms
+            if current > start:  # another node of its executor took a place in the queue
+                heapq.heapreplace(heap, (avoided, current, -node.slots, number, node))
+                continue
+            executor.busy_until_ms = current
+            node.slots -= 1
+            node.memory -= memory
+            wanted -= 1
+            shares[number] = (node, shares.get(number, (node, 0))[1] + 1)
+            if node.slots > 0 and node.memory >= memory:
+                heapq.heapreplace(heap, (avoided, current + executor.start_ms, -node.slots, number, node))
+            else:
+                heapq.heappop(heap)
+        rest = request.indices
+        for node, share in shares.values():
+            part, rest = ranges.take(rest, share)
+            key = (request.rollout, request.attempt)
+            held = node.held.get(key, ((), memory))[0]
+            node.held[key] = (ranges.collect([*ranges.indices(held), *ranges.indices(part)]), memory)
+            effects.append(Publish(subjects.executor_control(node.executor.name), _start(request, node, part)))
+        return rest
+
+    def _end(
+        self, record: _Rollout, rollout: str, attempt: int, indices: m.Ranges, node: str, reason: m.EndReason,
+        detail: str, effects: list[Effect],
+    ) -> None:  # fmt: skip
+        subject = subjects.rollout_sandbox(record.cell, record.tenant, record.run)
+        effects.append(Publish(subject, m.SandboxesEnded(rollout, attempt, indices, node, reason, detail)))
+
+    def _tell(self, effects: list[Effect]) -> None:
+        alive = [executor for executor in self._executors.values() if executor.alive]
+        nodes = [node for executor in alive for node in executor.nodes.values()]
+        isolations = tuple(sorted(dict.fromkeys(executor.isolation for executor in alive)))
+        capacity = m.CellCapacity(sum(node.spec.slots for node in nodes), len(nodes), isolations)
+        if capacity != self._told and (self._told is not None or nodes):
+            self._told = capacity
+            effects.append(Publish(subjects.rollout_system(self._cell), capacity))
+
+    def check(self) -> None:
+        """Assert that no node is over-committed and that its account balances."""
+        for executor in self._executors.values():
+            for node in executor.nodes.values():
+                counts = [(ranges.count(held), memory) for held, memory in node.held.values()]
+                assert node.slots == node.spec.slots - sum(count for count, _ in counts) >= 0
+                assert node.memory == node.spec.memory - sum(count * memory for count, memory in counts) >= 0
+        assert all(ranges.count(w.indices) for w in self._waiting)
+
+
+def _narrowed(request: m.PlaceRequested, indices: m.Ranges) -> m.PlaceRequested:
+    r = request
+    return m.PlaceRequested(
+        r.rollout, r.tenant, r.run, r.cell, r.attempt, indices, r.spec, r.snapshot, r.deadline_ms, r.avoid
+    )
+
+
+def _remaining(request: m.PlaceRequested, rollout: str, indices: m.Ranges) -> m.PlaceRequested | None:
+    """Return what a release leaves of a waiting request."""
+    if request.rollout != rollout:
+        return request
+    left = ranges.without(request.indices, indices) if indices else ()
+    return _narrowed(request, left) if left else None
+
+
+def _start(request: m.PlaceRequested, node: _Node, indices: m.Ranges) -> m.StartSandboxes:
+    spec = request.spec
+    one_each = len(spec.commands) == spec.n and spec.n > 1
+    commands = tuple(spec.commands[i] for i in ranges.indices(indices)) if one_each else spec.commands
+    return m.StartSandboxes(
+        node.executor.boot, node.spec.node, request.rollout, request.tenant, request.run, request.cell,
+        request.attempt, indices, request.snapshot, spec.resources, commands, spec.files, spec.env, spec.user,
+        request.deadline_ms,
+    )  # fmt: skip

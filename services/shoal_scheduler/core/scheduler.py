@@ -1,0 +1,285 @@
+"""The scheduler's state machine: admits rollouts, orders them into the cell's window, and concludes them."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
+from shoal.machine.ledger import Ledger
+from shoal.wire import messages as m
+from shoal.wire import subjects
+from shoal.wire.quantities import BadValueError
+from shoal_scheduler.core.admission import problem
+
+_REMEMBERED_MS: Final = 86_400_000
+_REMEMBERED: Final = 1_000_000
+_FRESH_MS: Final = 10_000  # how long what a directory or a tar stood for is believed
+_SHARE: Final = 64  # sandboxes a rollout is given at a time while several compete
+
+
+@dataclass(slots=True)
+class _Rollout:
+    request: m.RolloutSubmitted
+    order: int
+    deadline_ms: int
+    ledger: Ledger
+    fresh: m.Ranges  # never dispatched
+    snapshot: m.Snapshot | None = None
+    again: list[tuple[int, m.Ranges, str]] = field(default_factory=list)  # attempt, indices, the node that failed
+    in_flight: int = 0
+    queued: str = ""
+
+    def outcome(self, cell: int, message: m.Message) -> Publish:
+        return Publish(subjects.rollout_outcome(cell, self.request.tenant, self.request.run), message)  # type: ignore[arg-type]
+
+
+class SchedulerCore:
+    """The rollouts of one cell. `quota` is the most sandboxes a rollout may ask for."""
+
+    def __init__(self, cell: int, quota: int = 100_000) -> None:
+        self._cell = cell
+        self._quota = quota
+        self._rollouts: dict[str, _Rollout] = {}
+        self._waiting: dict[str, None] = {}  # those with something to dispatch
+        self._past: dict[str, int] = {}  # concluded or rejected: until when they are remembered
+        self._templates: dict[tuple[str, str], tuple[m.Snapshot, int]] = {}
+        self._unresolved: dict[tuple[str, str], dict[str, None]] = {}
+        self._in_flight = 0
+        self._tenants: dict[str, int] = {}
+        self._deadlines: list[tuple[int, str]] = []
+        self._capacity = m.CellCapacity(0, 0, ())
+        self._orders = 0
+
+    def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
+        """Fold one message. Raises LawBrokenError, having changed nothing."""
+        now = cause.time_ms
+        effects: list[Effect] = []
+        match message:
+            case m.RolloutSubmitted():
+                self._submit(message, now, effects)
+            case m.TemplateResolved():
+                self._resolved(message, now, effects)
+            case m.CellCapacity():
+                self._capacity = message
+            case m.SandboxesReady(rollout=name, attempt=attempt, indices=indices):
+                if (rollout := self._reported(name, attempt, indices)) is not None:
+                    rollout.ledger.ready(attempt, indices)
+                return ()
+            case m.SandboxesFinished(rollout=name, attempt=attempt, results=results):
+                if len({r.index for r in results}) != len(results) or any(r.index < 0 for r in results):
+                    raise LawBrokenError("each sandbox has one result and an index from 0")
+                if (rollout := self._reported(name, attempt, ranges.collect(r.index for r in results))) is not None:
+                    ended = sum(rollout.ledger.finish(attempt, r.index, r.result) for r in results)
+                    self._landed(rollout, ended)
+                    self._conclude(rollout, "finished", now, effects)
+            case m.SandboxesEnded(rollout=name, attempt=attempt, indices=indices, reason=reason, node=node):
+                if (rollout := self._reported(name, attempt, indices)) is not None:
+                    gone, again = rollout.ledger.end(attempt, indices, reason)
+                    self._landed(rollout, ranges.count(gone) + ranges.count(again))
+                    if again:
+                        rollout.again.append((attempt + 1, again, node))
+                        self._waiting[name] = None
+                    self._conclude(rollout, "finished", now, effects)
+            case m.RolloutReleased(rollout=name, indices=indices):
+                self._close(name, indices, m.EndReason.RELEASED, now, effects)
+            case m.RolloutCancelled(rollout=name):
+                self._close(name, (), m.EndReason.CANCELLED, now, effects)
+            case m.Tick():
+                while self._deadlines and self._deadlines[0][0] <= now:
+                    _, name = heapq.heappop(self._deadlines)
+                    self._close(name, (), m.EndReason.TIMED_OUT, now, effects)
+            case m.RolloutQueued() | m.RolloutDispatched() | m.RolloutRejected() | m.RolloutConcluded():
+                return ()  # its own words, read back
+            case _:
+                raise LawBrokenError(f"the scheduler has no use for {type(message).__name__}")
+        self._dispatch(effects)
+        return effects
+
+    def wake_at_ms(self) -> int | None:
+        """Return the first deadline (broker's time, ms); it may be that of a rollout which is over."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def outstanding(self) -> Sequence[Effect]:
+        """Return nothing: every effect here is a message."""
+        return ()
+
+    # --- admission
+
+    def _submit(self, request: m.RolloutSubmitted, now: int, effects: list[Effect]) -> None:
+        name, spec = request.rollout, request.spec
+        try:
+            subjects.token(name, "rollout")
+            subjects.rollout_outcome(self._cell, request.tenant, request.run)
+        except BadValueError as error:
+            raise LawBrokenError(str(error)) from error
+        self._forget(now)
+        if name in self._rollouts or name in self._past:
+            return
+        refused = problem(spec)
+        if refused is None and spec.n > self._quota:
+            refused = "quota", f"n: {spec.n} is more than the {self._quota} sandboxes one rollout may have here"
+        if refused is None and self._capacity.nodes and spec.isolation not in ("", *self._capacity.isolations):
+            offered = ", ".join(self._capacity.isolations)
+            refused = "unsupported_isolation", f"isolation: no node offers {spec.isolation!r}; use one of: {offered}"
+        if refused is not None:
+            self._past[name] = now + _REMEMBERED_MS
+            subject = subjects.rollout_outcome(self._cell, request.tenant, request.run)
+            effects.append(Publish(subject, m.RolloutRejected(name, *refused)))
+            return
+        self._orders += 1
+        rollout = _Rollout(request, self._orders, now + spec.timeout_ms, Ledger(spec), ranges.whole(spec.n))
+        self._rollouts[name] = rollout
+        heapq.heappush(self._deadlines, (rollout.deadline_ms, name))
+        key = (request.tenant, spec.template)
+        known = self._templates.get(key)
+        if known is not None and (spec.template == "host" or now - known[1] <= _FRESH_MS):
+            rollout.snapshot = known[0]
+            self._waiting[name] = None
+            return
+        if key not in self._unresolved:
+            ask = m.ResolveTemplate(self._cell, request.tenant, spec.template)
+            effects.append(Publish(subjects.snapshot(subjects.SYSTEM, "request"), ask))
+        self._unresolved.setdefault(key, {})[name] = None
+
+    def _resolved(self, message: m.TemplateResolved, now: int, effects: list[Effect]) -> None:
+        key = (message.tenant, message.template)
+        askers = self._unresolved.pop(key, {})
+        if message.snapshot is not None and askers:
+            fresh = {k: v for k, v in self._templates.items() if k[1] == "host" or now - v[1] <= _FRESH_MS}
+            self._templates = {**fresh, key: (message.snapshot, now)}
+        for name in askers:
+            rollout = self._rollouts.get(name)
+            if rollout is None:
+                continue
+            if message.snapshot is None:
+                effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, "unknown_template", message.error)))
+                self._drop(name, now)
+            else:
+                rollout.snapshot = message.snapshot
+                self._waiting[name] = None
+
+    # --- what becomes of sandboxes
+
+    def _reported(self, name: str, attempt: int, indices: m.Ranges) -> _Rollout | None:
+        """Return the rollout a report is of, None when it is over. Raises LawBrokenError for an impossible report."""
+        rollout = self._rollouts.get(name)
+        if not ranges.valid(indices, rollout.ledger.n if rollout else 2**31):
+            raise LawBrokenError(f"indices {indices} are not those of rollout {name}")
+        if rollout is None:
+            return None
+        unsent = [(0, rollout.fresh), *((number, waiting) for number, waiting, _ in rollout.again)]
+        if any(number == attempt and waiting and ranges.intersect(indices, waiting) for number, waiting in unsent):
+            raise LawBrokenError(f"a report of sandboxes of rollout {name} that nobody was asked to start")
+        return rollout
+
+    def _landed(self, rollout: _Rollout, count: int) -> None:
+        tenant = rollout.request.tenant
+        rollout.in_flight -= count
+        self._in_flight -= count
+        self._tenants[tenant] = self._tenants.get(tenant, 0) - count
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
+
+    def _close(self, name: str, indices: m.Ranges, reason: m.EndReason, now: int, effects: list[Effect]) -> None:
+        rollout = self._rollouts.get(name)
+        if not ranges.valid(indices, rollout.ledger.n if rollout else 2**31):
+            raise LawBrokenError(f"indices {indices} are not those of rollout {name}")
+        if rollout is None:
+            return
+        news = rollout.ledger.close(indices or ranges.whole(rollout.ledger.n), reason)
+        if not news:
+            return
+        sent = ranges.without(news, rollout.fresh)
+        rollout.fresh = ranges.without(rollout.fresh, news)
+        kept: list[tuple[int, m.Ranges, str]] = []
+        for attempt, waiting, node in rollout.again:
+            sent = ranges.without(sent, waiting)
+            if left := ranges.without(waiting, news):
+                kept.append((attempt, left, node))
+        rollout.again = kept
+        self._landed(rollout, ranges.count(sent))
+        if sent:
+            everything = () if rollout.ledger.concluded else sent
+            ask = m.ReleaseRequested(name, everything, reason)
+            effects.append(Publish(subjects.placement_request(self._cell), ask))
+        self._conclude(rollout, reason.value, now, effects)
+
+    def _conclude(self, rollout: _Rollout, reason: str, now: int, effects: list[Effect]) -> None:
+        if rollout.ledger.concluded:
+            name = rollout.request.rollout
+            told = m.RolloutConcluded(name, rollout.ledger.counts(), reason)
+            effects.append(rollout.outcome(self._cell, told))
+            self._drop(name, now)
+
+    def _drop(self, name: str, now: int) -> None:
+        rollout = self._rollouts.pop(name)
+        self._waiting.pop(name, None)
+        key = (rollout.request.tenant, rollout.request.spec.template)
+        self._unresolved.get(key, {}).pop(name, None)  # the question stays asked for whoever comes next
+        self._past[name] = now + _REMEMBERED_MS
+        self._forget(now)
+        if len(self._deadlines) > 2 * len(self._rollouts) + 64:
+            self._deadlines = sorted((r.deadline_ms, n) for n, r in self._rollouts.items())
+
+    def _forget(self, now: int) -> None:
+        while self._past:
+            oldest = next(iter(self._past))
+            if self._past[oldest] > now and len(self._past) <= _REMEMBERED:
+                return
+            del self._past[oldest]
+
+    # --- order
+
+    def _dispatch(self, effects: list[Effect]) -> None:
+        while self._waiting and (window := self._capacity.slots - self._in_flight) > 0:
+            rollout = min((self._rollouts[name] for name in self._waiting), key=self._rank)
+            self._send(rollout, window if len(self._waiting) == 1 else min(window, _SHARE), effects)
+            if not rollout.again and not rollout.fresh:
+                del self._waiting[rollout.request.rollout]
+        reason = "every slot is taken" if self._capacity.nodes else "no node has joined yet"
+        if any(self._rollouts[name].queued != reason for name in self._waiting):
+            for ahead, rollout in enumerate(sorted((self._rollouts[name] for name in self._waiting), key=self._rank)):
+                if rollout.queued != reason:
+                    rollout.queued = reason
+                    count = ranges.count(rollout.fresh) + sum(ranges.count(r) for _, r, _ in rollout.again)
+                    queued = m.RolloutQueued(rollout.request.rollout, ahead, count, reason)
+                    effects.append(rollout.outcome(self._cell, queued))
+
+    def _rank(self, rollout: _Rollout) -> tuple[bool, int, int, int]:
+        tenant = self._tenants.get(rollout.request.tenant, 0)
+        return (not rollout.again, -rollout.request.spec.priority, tenant, rollout.order)
+
+    def _send(self, rollout: _Rollout, limit: int, effects: list[Effect]) -> None:
+        assert rollout.snapshot is not None
+        request = rollout.request
+        if rollout.again:
+            attempt, waiting, node = rollout.again.pop(0)
+            part, rest = ranges.take(waiting, limit)
+            if rest:
+                rollout.again.insert(0, (attempt, rest, node))
+        else:
+            attempt, node = 0, ""
+            part, rollout.fresh = ranges.take(rollout.fresh, limit)
+        self._landed(rollout, -ranges.count(part))
+        place = m.PlaceRequested(
+            request.rollout, request.tenant, request.run, self._cell, attempt, part, request.spec, rollout.snapshot,
+            rollout.deadline_ms, (node,) if node else (),
+        )  # fmt: skip
+        effects.append(Publish(subjects.placement_request(self._cell), place))
+        if attempt == 0 and not rollout.fresh:
+            effects.append(rollout.outcome(self._cell, m.RolloutDispatched(request.rollout, rollout.snapshot)))
+
+    def check(self) -> None:
+        """Assert that every sandbox is unsent, in flight or ended, and that the sums agree."""
+        for name, rollout in self._rollouts.items():
+            rollout.ledger.check()
+            assert not rollout.ledger.concluded
+            unsent = ranges.count(rollout.fresh) + sum(ranges.count(r) for _, r, _ in rollout.again)
+            assert rollout.in_flight >= 0
+            assert rollout.in_flight + unsent == rollout.ledger.live
+            assert (name in self._waiting) == (unsent > 0 and rollout.snapshot is not None)
+            assert name not in self._past
+        assert self._in_flight == sum(r.in_flight for r in self._rollouts.values())
+        assert self._in_flight == sum(self._tenants.values())

@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 
+from shoal.bus.ending import end
 from shoal.bus.protocol import UnreachableError
 
 _PENDING_BYTES: Final = 64 * 1024**2
@@ -128,8 +129,7 @@ class Connection:
             except (OSError, NatsError, ValueError) as error:
                 raise UnreachableError(self._unreachable(str(error) or type(error).__name__)) from error
         except BaseException:
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
+            await end(connecting)
             with contextlib.suppress(Exception):
                 await client.close()
             raise
@@ -223,8 +223,7 @@ class Connection:
         """Disconnect for good."""
         self._closing = True
         if self._redialing is not None:
-            self._redialing.cancel()
-            await asyncio.gather(self._redialing, return_exceptions=True)
+            await end(self._redialing)
         if not self.client.is_closed:
             await self.client.close()
         self._up.clear()

@@ -14,6 +14,7 @@ import msgspec
 from nats.errors import BadHeaderError, BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
 
+from shoal.bus.ending import end
 from shoal.bus.protocol import (
     BusError,
     NoStreamError,
@@ -267,8 +268,7 @@ class Outbox:
         self._closed = True
         if self._sweeping is not None:
             self._sweeping.cancel()
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        await end(self._pump)
         for entry in (*self._under_way.values(), *self._queue):
             if not entry.future.done():
                 entry.future.set_exception(_timed_out(entry, timeout_s))

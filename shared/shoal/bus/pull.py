@@ -19,6 +19,7 @@ from nats.errors import Error as NatsError
 
 from shoal.bus.api import Api
 from shoal.bus.connection import Connection
+from shoal.bus.ending import end
 from shoal.bus.protocol import BusError, Delivery, NoStreamError
 
 _AHEAD: Final = 4096  # messages asked for or held beyond what the reader has taken
@@ -138,8 +139,7 @@ class PullReader:
         if self._taken is not None:
             self._taken.cancel()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
         if self._connection.ready:
             try:
                 if self._subscription is not None:

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import structlog
 
+from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, BusError, Delivery, Reader, Stored, TooLargeError
 from shoal.machine.core import Cause, Core, Effect, Inspect, LawBrokenError, Publish, effect_id
 from shoal.wire import subjects
@@ -139,10 +140,7 @@ class Shell:
             await self._until(stop, tasks)
             await self._finish(tasks)
         finally:
-            everything = [*tasks, *self._performing]
-            for task in everything:
-                task.cancel()
-            await asyncio.gather(*everything, return_exceptions=True)
+            await end(*tasks, *self._performing)
             await reader.close()
 
     async def _until(self, stop: asyncio.Event | None, tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -159,9 +157,7 @@ class Shell:
     async def _finish(self, tasks: list[asyncio.Task[None]]) -> None:
         """Let what was folded be stored and acknowledged, for a short while; the rest is repeated by the next life."""
         follow, acknowledge, *ticks = tasks
-        for task in (follow, *ticks):
-            task.cancel()
-        await asyncio.wait({follow, *ticks})
+        await end(follow, *ticks)
 
         settled = asyncio.create_task(self._settled.wait())
         await asyncio.wait({settled, acknowledge}, timeout=_FAREWELL_S, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,22 @@
+"""Ending tasks that may swallow their cancellation."""
+
+import asyncio
+from typing import Any, Final
+
+_AGAIN_S: Final = 0.1
+
+
+async def end(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks and wait until they have ended, whatever they raise.
+
+    Once is not enough: `asyncio.wait_for` of Python 3.11 loses a cancellation that meets its result, and nats-py
+    swallows one that meets a flush.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()

@@ -85,7 +85,7 @@ class _Wrapped:
 
 
 def _plain(method: Callable[Concatenate[Any, P], Awaitable[R]]) -> Callable[Concatenate[Any, P], R]:
-    def call(self: _Wrapped, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: _Wrapped, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._portal.call(method(self._inner, *args, **kwargs))
 
     _describe(call, method)
@@ -95,7 +95,7 @@ def _plain(method: Callable[Concatenate[Any, P], Awaitable[R]]) -> Callable[Conc
 def _giving(
     method: Callable[Concatenate[Any, P], Awaitable[Any]], wrapper: type[W]
 ) -> Callable[Concatenate[Any, P], W]:
-    def call(self: _Wrapped, *args: P.args, **kwargs: P.kwargs) -> W:
+    def call(self: _Wrapped, /, *args: P.args, **kwargs: P.kwargs) -> W:
         return wrapper(self._portal, self._portal.call(method(self._inner, *args, **kwargs)))
 
     _describe(call, method)
@@ -103,7 +103,7 @@ def _giving(
 
 
 def _iterating(method: Callable[Concatenate[Any, P], AsyncIterator[R]]) -> Callable[Concatenate[Any, P], Iterator[R]]:
-    def call(self: _Wrapped, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+    def call(self: _Wrapped, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         return _each(self._portal, method(self._inner, *args, **kwargs))
 
     _describe(call, method)

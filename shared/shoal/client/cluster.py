@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from shoal.bus.protocol import Bus, BusError
@@ -268,7 +268,7 @@ class Cluster:
 
     async def events(
         self, run: str | None = None, *, follow: bool = False, since: float | str | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Yield the messages of the log, by time: all, or those of one run of this tenant's.
 
         since: how far back ("1h", or seconds). follow: go on with what comes; without since, begin with that.

@@ -45,7 +45,7 @@ async def find(bus: Bus, cell: int, rollout: str, tenant: str, run: str = "*") -
 async def rollouts(bus: Bus, cells: int, tenant: str, run: str | None, since_ms: int | None) -> list[RolloutInfo]:
     """Return a tenant's rollouts submitted since then, oldest first."""
     per_cell = await asyncio.gather(*(_rollouts(bus, cell, tenant, run or "*", since_ms) for cell in range(cells)))
-    return sorted((info for infos in per_cell for info in infos), key=lambda info: (info.submitted_ms, info.rollout))
+    return sorted((info for infos in per_cell for info in infos), key=lambda info: info.submitted_ms)
 
 
 async def _rollouts(bus: Bus, cell: int, tenant: str, run: str, since_ms: int | None) -> list[RolloutInfo]:

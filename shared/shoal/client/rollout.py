@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 
 from shoal.client.errors import BadRequest, Rejected, RolloutEnded, ShoalError, Timeout
@@ -52,7 +52,7 @@ class Rollout:
     ) -> None:
         await self.release()
 
-    async def ready(self) -> AsyncIterator[Sandbox]:
+    async def ready(self) -> AsyncGenerator[Sandbox, None]:
         """Yield each sandbox as soon as it takes commands; end when every one was yielded or released.
 
         A sandbox the platform lost before it was ready comes out, too, as one whose operations raise SandboxLost
@@ -81,7 +81,7 @@ class Rollout:
                 )
             raise RolloutEnded(self.id, state if state != "running" else "cancelled", self._missing)
 
-    async def outcomes(self) -> AsyncIterator[SandboxOutcome]:
+    async def outcomes(self) -> AsyncGenerator[SandboxOutcome, None]:
         """Yield how each sandbox ended, as it ends, each exactly once; every iteration begins with the first.
 
         A sandbox that the platform lost has an outcome with `infrastructure`. Raises Rejected.

@@ -31,9 +31,9 @@ def _bad(spec: RolloutSpec) -> str | None:
         ("resources.pids", r.pids, 4, 2**22),
         ("resources.disk", r.disk, 1, 2**60),
     )
-    for name, value, least, most in numbers:
-        if not least <= value <= most:
-            return f"{name}: {value} cannot be used; give a number from {least} to {most}"
+    for field, number, least, most in numbers:
+        if not least <= number <= most:
+            return f"{field}: {number} cannot be used; give a number from {least} to {most}"
     if len(spec.commands) not in (0, 1, spec.n):
         return f"commands: there are {len(spec.commands)}; give none, one for all, or one for each of the {spec.n}"
     for command in spec.commands:

@@ -199,6 +199,8 @@ class SchedulerCore:
             if left := ranges.without(waiting, news):
                 kept.append((attempt, left, node))
         rollout.again = kept
+        if not kept and not rollout.fresh:
+            self._waiting.pop(name, None)
         self._landed(rollout, ranges.count(sent))
         if sent:
             everything = () if rollout.ledger.concluded else sent

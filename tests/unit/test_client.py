@@ -1,21 +1,12 @@
 """The client against a scripted cluster."""
 
 import asyncio
-import subprocess
-import sys
-import threading
 
 import pytest
 
 import shoal
-from shoal.bus.memory import MemoryBroker
-from shoal.bus.protocol import Bus
-from shoal.wire import subjects
 from shoal.wire.messages import (
     EndReason,
-    ExecutorBeat,
-    ExecutorJoined,
-    NodeSpec,
     OnLost,
     RolloutCancelled,
     RolloutQueued,
@@ -23,7 +14,7 @@ from shoal.wire.messages import (
     RolloutReleased,
     RolloutSubmitted,
 )
-from unit.client_fabric import EXECUTOR, Fabric, all_ready, all_run, job_result
+from unit.client_fabric import Fabric, all_ready, all_run, job_result
 
 
 def reject(fabric: Fabric, request: RolloutSubmitted) -> None:
@@ -291,125 +282,3 @@ async def test_attach_goes_on_where_the_log_is() -> None:
         assert (await again.wait()).counts == {EndReason.RELEASED: 2}
         with pytest.raises(shoal.BadRequest, match="shoal ls"):
             await cluster.attach("rnothing")
-
-
-async def test_listings() -> None:
-    async with Fabric(all_run) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
-        assert await cluster.rollouts() == []
-        assert await cluster.nodes() == []
-        await cluster.map("host", ["x"] * 4, run="r1")
-        await cluster.submit("host", n=2, run="r2")
-        (first, second) = await cluster.rollouts()
-        assert (first.run, first.n, first.state, first.counts) == ("r1", 4, "finished", {EndReason.SUCCEEDED: 4})
-        assert (second.run, second.submitted_ms >= first.submitted_ms > 0) == ("r2", True)
-        assert [info.run for info in await cluster.rollouts(None, run="r2")] == ["r2"]
-        node = subjects.placement_node(0)
-        now = fabric.broker.clock()
-        fabric.broker.clock = lambda: now - 60_000
-        fabric.publish(node, ExecutorJoined("e2", "b", "simulated", (NodeSpec("n2", 8, 2**30),)))
-        fabric.broker.clock = lambda: now
-        fabric.publish(node, ExecutorJoined(EXECUTOR, "b", "simulated", (NodeSpec("n1", 8, 2**30),)))
-        fabric.publish(node, ExecutorBeat(EXECUTOR, "b", 3, 1))
-        found = [(info.node, info.state, info.live, info.starting) for info in await cluster.nodes()]
-        assert found == [("n1", "alive", 3, 1), ("n2", "silent", 0, 0)]
-        kinds = [type(event.message).__name__ async for event in cluster.events("r1")]
-        assert kinds == ["RolloutSubmitted", *["SandboxesFinished"] * 4, "RolloutConcluded"]
-        await cluster.submit("host", run="r3")
-        following = cluster.events("r3", follow=True, since="1h")
-        assert isinstance((await anext(following)).message, RolloutSubmitted)
-        second_id = await cluster.submit("host", run="r3")
-        message = (await anext(following)).message
-        assert isinstance(message, RolloutSubmitted)
-        assert message.rollout == second_id
-        await following.aclose()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        ({"n": 0}, "n"),
-        ({"n": True}, "n"),
-        ({"n": 100_001}, "n"),
-        ({"template": " "}, "template"),
-        ({"run": "a.b"}, "run"),
-        ({"timeout": "soon"}, "timeout"),
-        ({"n": 3, "commands": ["a", "b"]}, "commands"),
-        ({"commands": "a"}, "commands"),
-        ({"command": ""}, "command"),
-        ({"command": []}, "command"),
-        ({"on_lost": "cry"}, "on_lost"),
-        ({"max_attempts": 0}, "max_attempts"),
-        ({"env": {"A=B": "x"}}, "env"),
-        ({"files": {"a": b"x" * 800_000}}, "files"),
-    ],
-)
-async def test_a_bad_request_is_found_before_anything_is_sent(arguments: dict[str, object], field: str) -> None:
-    async with Fabric() as fabric, shoal.connect(bus=fabric.connect()) as cluster:
-        with pytest.raises(shoal.BadRequest) as caught:
-            await cluster.rollout(**{"template": "host", **arguments})  # type: ignore[arg-type]
-        assert caught.value.field == field
-        assert fabric.broker.messages("SHOAL_ROLLOUT_0") == []
-
-
-@pytest.mark.parametrize("limits", [{"memory": "12 potatoes"}, {"cpu": 0}, {"pids": 0}, {"disk": 0}])
-def test_bad_resources(limits: dict[str, object]) -> None:
-    with pytest.raises(shoal.BadRequest):
-        shoal.Resources(**limits)  # type: ignore[arg-type]
-
-
-async def test_no_cluster_and_a_closed_connection_say_what_to_do() -> None:
-    with pytest.raises(shoal.Unreachable, match="shoal up"):
-        await shoal.connect("nats://nowhere", bus=MemoryBroker().connect())
-    async with Fabric(all_ready) as fabric:
-        cluster = await shoal.connect(bus=fabric.connect())
-        rollout = await cluster.rollout("host")
-        before = asyncio.all_tasks()
-        await cluster.close()
-        await cluster.close()
-        assert not [task for task in before if not task.done() and task.get_name().startswith("shoal")]
-        with pytest.raises(shoal.Unreachable, match="closed"):
-            await rollout.wait()
-
-
-def test_the_synchronous_face() -> None:
-    def script(fabric: Fabric, request: RolloutSubmitted) -> None:
-        (all_run if request.spec.commands else all_ready)(fabric, request)
-
-    fabric = None
-
-    def bus() -> Bus:  # called in the client's thread, whose loop the fabric shares
-        nonlocal fabric
-        fabric = Fabric(script)
-        asyncio.get_running_loop().create_task(fabric.__aenter__())
-        return fabric.connect()
-
-    with shoal.connect_sync(bus=bus) as cluster:
-        with cluster.rollout("host", n=2) as rollout:
-            for sandbox in rollout.ready():
-                assert sandbox.run("x", check=True).stdout == "x"
-                sandbox.files.write("f", "text")
-                assert sandbox.files.read("f") == "text"
-                with pytest.raises(shoal.FileError):
-                    sandbox.files.read("g")
-            assert rollout.status().n == 2
-        outcomes = cluster.map("host", ["a", "b"])
-        assert [outcome.stdout for outcome in outcomes] == ["a", "b"]
-        assert sorted(outcome.index for outcome in rollout.outcomes()) == [0, 1]
-        assert len(cluster.rollouts()) == 2
-        assert {event.stream for event in cluster.events("default")} == {"SHOAL_ROLLOUT_0", "SHOAL_TRAJECTORY_0"}
-        with pytest.raises(shoal.BadRequest):
-            cluster.rollout("host", n=0)
-    with pytest.raises(RuntimeError, match="closed"):
-        cluster.rollouts()
-    assert not [thread for thread in threading.enumerate() if thread.name == "shoal"]
-
-
-def test_importing_loads_only_what_a_trainer_has() -> None:
-    code = (
-        "import sys, shoal\nfor name in shoal.__all__: getattr(shoal, name)\nimport shoal.bus.jetstream\n"
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    loaded = set(done.stdout.split())
-    assert "nats" in loaded
-    assert not loaded & {"click", "rich", "structlog", "uvloop", "pyseccomp", "msgpack", "orjson"}

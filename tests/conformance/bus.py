@@ -249,7 +249,7 @@ class BusConformance:
         await bus.ensure([short])
         await bus.publish(log.subject(), b"old", "old")
         async with asyncio.timeout(30):
-            while await bus.first_sequence(log.name) == 1:  # noqa: ASYNC110
+            while await bus.first_sequence(log.name) == 1:
                 await asyncio.sleep(0.1)
         await bus.publish(log.subject(), b"new", "new")
         message = (await take(await bus.reader(log.name), 1))[0]

@@ -48,7 +48,7 @@ def bare_start(root: Path, command: list[str]) -> float:
 
 
 async def through_shoal(cluster: shoal.Cluster, command: list[str]) -> tuple[float, float]:
-    """Run the command in a rollout of one; returns first_command_ms by the broker's clock, and wall ms at the client."""
+    """Run the command in a rollout of one; returns first_command_ms (the broker's clock) and the client's wall ms."""
     began = time.perf_counter()
     rollout = await cluster.rollout("host", n=1, command=command, run="first-command")
     async for outcome in rollout.outcomes():

@@ -10,6 +10,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 _COMPARISONS: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
@@ -83,19 +84,19 @@ def _faults(tree: ast.Module) -> Iterator[Callable[[], None]]:
         match node:
             case ast.Compare(ops=[operation, *_]) if type(operation) in _COMPARISONS:
                 swapped = _COMPARISONS[type(operation)]
-                yield lambda node=node, new=swapped: node.ops.__setitem__(0, new())
+                yield partial(node.ops.__setitem__, 0, swapped())
             case ast.BinOp(op=operator) if type(operator) in _OPERATORS:
                 other = _OPERATORS[type(operator)]
-                yield lambda node=node, new=other: setattr(node, "op", new())
+                yield partial(setattr, node, "op", other())
             case ast.BoolOp(op=ast.And()):
-                yield lambda node=node: setattr(node, "op", ast.Or())
+                yield partial(setattr, node, "op", ast.Or())
             case ast.BoolOp(op=ast.Or()):
-                yield lambda node=node: setattr(node, "op", ast.And())
+                yield partial(setattr, node, "op", ast.And())
             case ast.Constant(value=bool() as truth):
-                yield lambda node=node, truth=truth: setattr(node, "value", not truth)
+                yield partial(setattr, node, "value", not truth)
             case ast.Constant(value=int() as number):
-                yield lambda node=node, number=number: setattr(node, "value", number + 1)
+                yield partial(setattr, node, "value", number + 1)
             case ast.If(test=test) | ast.While(test=test):
-                yield lambda node=node, test=test: setattr(node, "test", ast.UnaryOp(ast.Not(), test))
+                yield partial(setattr, node, "test", ast.UnaryOp(ast.Not(), test))
             case ast.Return(value=ast.expr()):
-                yield lambda node=node: setattr(node, "value", ast.Constant(None))
+                yield partial(setattr, node, "value", ast.Constant(None))

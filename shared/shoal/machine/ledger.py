@@ -31,7 +31,7 @@ def reason_of(result: CommandResult) -> EndReason:
 class Ledger:
     """The sandboxes of one rollout: each pending, ready or ended, in its present attempt."""
 
-    __slots__ = ("_attempts", "_ended", "_on_lost", "_limit", "_states", "n")
+    __slots__ = ("_attempts", "_ended", "_limit", "_on_lost", "_states", "n")
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.n = spec.n
@@ -114,7 +114,7 @@ class Ledger:
         return ranges.collect(gone), ranges.collect(again)
 
     def close(self, indices: Ranges, reason: EndReason) -> Ranges:
-        """End these sandboxes whatever their attempt (release, cancel, time out); returns those for which it is news."""
+        """End these sandboxes whatever their attempt (release, cancel, time out); returns those it is news for."""
         news = self.open(indices) if indices else ()
         for index in ranges.indices(news):
             self._end(index, reason)

@@ -118,7 +118,8 @@ class Unreachable(ShoalError, ConnectionError):
     """No cluster answers at `address`."""
 
     def __init__(self, address: str, detail: str) -> None:
-        super().__init__(f"no Shoal answers at {address}: {detail}; start one with `shoal up`, or set SHOAL_URL")
+        advice = "" if "`shoal up`" in detail else "; start one with `shoal up`, or set SHOAL_URL"
+        super().__init__(f"no Shoal answers at {address}: {detail}{advice}")
         self.address = address
         self.detail = detail
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from shoal.wire.messages import Command, CommandResult
 from shoal_executor.drivers.zygote import frames
-from shoal_executor.drivers.zygote.commands import Running, spawn
+from shoal_executor.drivers.zygote.commands import Running, account, spawn
 from shoal_executor.drivers.zygote.session import Session
 
 _READ: Final = 65_536
@@ -29,6 +29,10 @@ class Agent:
         self._link = link
         self._env = env
         self._user = user
+        try:
+            self._home = env.get("HOME") or account(user or "root")[2]
+        except OSError:
+            self._home = "/"
         self._selector = selectors.DefaultSelector()
         self._unpacker = frames.Unpacker()
         self._out = bytearray()
@@ -42,8 +46,7 @@ class Agent:
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # commands must not inherit Python's
         self._link.setblocking(False)
         self._watch(self._link.fileno(), selectors.EVENT_READ, self._from_driver)
         self._watch(wake_r, selectors.EVENT_READ, lambda: self._reap(wake_r))
@@ -277,7 +280,7 @@ class Agent:
             self.tell(frames.Piece(asked.id, data, size, len(data) < asked.limit or asked.offset + len(data) >= size))
 
     def _path(self, path: str) -> str:
-        return os.path.normpath(os.path.join(self._env.get("HOME", "/"), path))
+        return os.path.normpath(os.path.join(self._home, path))
 
     # ---
 

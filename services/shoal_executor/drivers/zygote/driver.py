@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,7 @@ from shoal_executor.drivers.zygote.walls import try_walls
 
 _UP_S: Final = 30.0
 _FIRST_UID: Final = 1_879_048_192
+_PIECE: Final = 1024**2
 _SHM: Final = 64 * 1024**2
 
 log = structlog.get_logger()
@@ -127,10 +129,15 @@ class ZygoteDriver:
         return result
 
     async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
-        """Have the agent write a piece of a file."""
-        answer = await self._ask(self._get(name), lambda id: frames.Write(id, path, data, offset, mode))
-        assert isinstance(answer, frames.Wrote)
-        return answer.size
+        """Have the agent write a piece of a file, in smaller pieces where it is large."""
+        sandbox = self._get(name)
+        size = 0
+        for start in range(0, max(len(data), 1), _PIECE):
+            write = frames.Write(0, path, data[start : start + _PIECE], offset + start, mode)
+            answer = await self._ask(sandbox, partial(_numbered, write))
+            assert isinstance(answer, frames.Wrote)
+            size = answer.size
+        return size
 
     async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
         """Have the agent read a piece of a file."""
@@ -331,6 +338,10 @@ class ZygoteDriver:
         if sandbox.zygote.alive:
             with contextlib.suppress(OSError):
                 sandbox.zygote.control.send(frames.encode(frames.Order(sandbox.name, kill=True)))
+
+
+def _numbered(write: frames.Write, id: int) -> frames.Write:
+    return msgspec.structs.replace(write, id=id)
 
 
 def _sizes(limits: Resources) -> tuple[int, int]:

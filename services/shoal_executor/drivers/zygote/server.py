@@ -7,6 +7,7 @@ done.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import gc
 import os
@@ -172,6 +173,7 @@ def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program
             kernel.bind("/dev/null", f"/proc/{name}")
     _hostname_and_loopback()
     os.setsid()
+    _forget_arguments()
     fd = link.fileno()
     keep = os.dup2(fd, 3) if fd != 3 else 3
     if fd != 3:
@@ -188,6 +190,16 @@ def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.load_filter(program)
     return Agent(link, dict(order.env), order.user)
+
+
+def _forget_arguments() -> None:
+    """Blank what /proc/1/cmdline would tell of the host's paths. Where it is stands in proc(5): fields 48 and 49."""
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    if 0 < start < end:
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, b"shoal", min(5, end - start))
 
 
 def _hostname_and_loopback() -> None:

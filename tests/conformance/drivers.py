@@ -1,0 +1,247 @@
+"""What every driver must do. A driver's test class inherits this and offers a fixture `driver`, opened."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+import pytest
+
+from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Resources, Snapshot
+from shoal_executor.drivers.protocol import (
+    Driver,
+    NoSuchSandboxError,
+    SandboxFileError,
+    Started,
+    StartFailed,
+    StartSpec,
+)
+
+HOST = Snapshot("host", "host")
+
+
+def fresh(stem: str = "r") -> str:
+    return f"{stem}{secrets.token_hex(5)}-0"
+
+
+async def start(driver: Driver, specs: Sequence[StartSpec]) -> list[Started | StartFailed]:
+    return [outcome async for outcome in driver.start(specs)]
+
+
+async def one(driver: Driver, **options: object) -> str:
+    """Start one sandbox; returns its name."""
+    spec = StartSpec(fresh(), HOST, **options)  # type: ignore[arg-type]  # the tests name real fields
+    assert await start(driver, [spec]) == [Started(spec.name)]
+    return spec.name
+
+
+async def sh(driver: Driver, name: str, line: str, **options: object) -> CommandResult:
+    return await driver.run(name, Command(line=line, **options))  # type: ignore[arg-type]  # as above
+
+
+class DriverConformance:
+    """Inherited by each driver."""
+
+    real = True
+    """Whether commands are carried out, or only simulated."""
+
+    # --- any driver
+
+    async def test_starts_lists_and_ends_many(self, driver: Driver) -> None:
+        await driver.prepare(HOST)
+        names = [fresh() for _ in range(12)]
+        outcomes = await start(driver, [StartSpec(name, HOST) for name in names])
+        assert {outcome.name for outcome in outcomes if isinstance(outcome, Started)} == set(names)
+        assert set(names) <= set(await driver.list())
+        await driver.destroy(names[:6])
+        assert set(await driver.list()) & set(names) == set(names[6:])
+        await driver.destroy(names)  # those that are gone are passed over
+        assert not set(await driver.list()) & set(names)
+
+    async def test_runs_a_command(self, driver: Driver) -> None:
+        name = await one(driver)
+        result = await sh(driver, name, "echo hello")
+        assert result.exit_code == 0
+        assert b"hello" in result.stdout
+        assert not result.timed_out
+        await driver.destroy([name])
+
+    async def test_a_sandbox_that_is_gone_takes_nothing(self, driver: Driver) -> None:
+        name = await one(driver)
+        await driver.destroy([name])
+        with pytest.raises(NoSuchSandboxError):
+            await sh(driver, name, "true")
+        with pytest.raises(NoSuchSandboxError):
+            await driver.read_file(name, "a")
+        with pytest.raises(NoSuchSandboxError):
+            await driver.write_file(name, "a", b"")
+
+    async def test_files_in_pieces(self, driver: Driver) -> None:
+        name = await one(driver)
+        assert await driver.write_file(name, "deep/er/a.bin", b"0123456789") == 10
+        assert await driver.write_file(name, "deep/er/a.bin", b"abc", offset=10) == 13
+        piece = await driver.read_file(name, "deep/er/a.bin", offset=8, limit=3)
+        assert (piece.data, piece.size, piece.eof) == (b"89a", 13, False)
+        assert (await driver.read_file(name, "deep/er/a.bin", offset=11)).eof
+        assert await driver.write_file(name, "deep/er/a.bin", b"x") == 1  # offset 0 truncates
+        with pytest.raises(SandboxFileError, match="absent"):
+            await driver.read_file(name, "absent")
+        await driver.destroy([name])
+
+    async def test_input_files_are_there_from_the_start(self, driver: Driver) -> None:
+        name = await one(driver, files=(InputFile("in.txt", b"given", 0o600),))
+        assert (await driver.read_file(name, "in.txt")).data == b"given"
+        await driver.destroy([name])
+
+    async def test_output_has_its_limit(self, driver: Driver) -> None:
+        name = await one(driver)
+        pieces: list[bytes] = []
+        command = Command(line="echo " + "x" * 500, output_limit=100)
+        result = await driver.run(name, command, lambda _, data: pieces.append(data))
+        assert len(result.stdout) == 100
+        assert result.stdout_dropped > 300
+        assert b"".join(pieces) == result.stdout
+        await driver.destroy([name])
+
+    async def test_close_ends_everything_and_may_come_twice(self, driver: Driver) -> None:
+        await one(driver)
+        await driver.close()
+        assert await driver.list() == []
+        await driver.close()
+
+    # --- drivers that carry commands out
+
+    async def test_commands_share_files_and_background_processes(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        await sh(driver, name, "sleep 1000 & echo $! > pid; echo one > state")
+        result = await sh(driver, name, "kill -0 $(cat pid) && cat state")
+        assert (result.exit_code, result.stdout) == (0, b"one\n")
+        await driver.destroy([name])
+
+    async def test_argv_line_cwd_env_and_stdin(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver, env=(("GIVEN", "by spec"),))
+        shown = await driver.run(name, Command(("sh", "-c", 'echo "$1"', "sh", "a  b; $(no)")))
+        assert shown.stdout == b"a  b; $(no)\n"
+        assert (await sh(driver, name, "pwd", cwd="/usr")).stdout == b"/usr\n"
+        assert (await sh(driver, name, 'echo "$GIVEN $MORE"', env=(("MORE", "now"),))).stdout == b"by spec now\n"
+        much = bytes(range(256)) * 2000
+        assert (await sh(driver, name, "wc -c", stdin=much)).stdout.strip() == str(len(much)).encode()
+        assert (await sh(driver, name, "cat")).stdout == b""  # no input is an end, not a wait
+        await driver.destroy([name])
+
+    async def test_exit_codes_signals_and_what_cannot_be_started(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        assert (await sh(driver, name, "exit 3")).exit_code == 3
+        assert (await sh(driver, name, "kill -TERM $$")).exit_code == 128 + 15
+        missing = await driver.run(name, Command(("no-such-program",)))
+        assert missing.exit_code == 127
+        assert b"no-such-program" in missing.stderr
+        nowhere = await sh(driver, name, "true", cwd="/no/such/place")
+        assert nowhere.exit_code == 126
+        assert b"/no/such/place" in nowhere.stderr
+        stranger = await sh(driver, name, "true", user="no-such-user")
+        assert stranger.exit_code == 126
+        await driver.destroy([name])
+
+    async def test_a_timeout_kills_the_command_and_spares_the_rest(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        await sh(driver, name, "sleep 1000 & echo $! > pid")
+        result = await sh(driver, name, "echo begun; sleep 600 & sleep 600", timeout_ms=300)
+        assert result.timed_out
+        assert result.stdout == b"begun\n"
+        assert (await sh(driver, name, "kill -0 $(cat pid)")).exit_code == 0
+        assert (await sh(driver, name, "ps -e -o args= | grep -c '[s]leep 600'")).stdout == b"0\n"
+        await driver.destroy([name])
+
+    async def test_streams_both_channels_as_they_come(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        seen: list[tuple[int, bytes]] = []
+        first = asyncio.Event()
+
+        def sink(channel: int, data: bytes) -> None:
+            seen.append((channel, data))
+            first.set()
+
+        line = "echo out; echo err >&2; while [ ! -e go ]; do sleep 0.02; done; echo end"
+        running = asyncio.create_task(driver.run(name, Command(line=line), sink))
+        async with asyncio.timeout(20):
+            await first.wait()  # before the command has ended
+            await driver.write_file(name, "go", b"")
+            result = await running
+        assert result.stdout == b"out\nend\n" == b"".join(data for channel, data in seen if channel == 1)
+        assert result.stderr == b"err\n" == b"".join(data for channel, data in seen if channel == 2)
+        await driver.destroy([name])
+
+    async def test_the_session_keeps_its_directory_and_variables(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        assert (await sh(driver, name, "cd /usr; greeting=hello; f() { echo f; }", session=True)).exit_code == 0
+        kept = await sh(driver, name, 'pwd; echo "$greeting"; f; echo err >&2; false', session=True)
+        assert (kept.exit_code, kept.stdout, kept.stderr) == (1, b"/usr\nhello\nf\n", b"err\n")
+        slow = await sh(driver, name, "sleep 600", session=True, timeout_ms=200)
+        assert slow.timed_out
+        assert (await sh(driver, name, "pwd", session=True)).stdout == b"/usr\n"  # the shell outlived it
+        assert (await sh(driver, name, "exit 7", session=True)).exit_code == 7
+        assert (await sh(driver, name, "pwd", session=True)).stdout != b"/usr\n"  # a new shell
+        unended = await sh(driver, name, "printf no-newline", session=True)
+        assert unended.stdout == b"no-newline"
+        await driver.destroy([name])
+
+    async def test_many_commands_at_once(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        results = await asyncio.gather(*(sh(driver, name, f"sleep 0.05; echo {i}") for i in range(24)))
+        assert [result.stdout for result in results] == [f"{i}\n".encode() for i in range(24)]
+        await driver.destroy([name])
+
+    async def test_a_destroyed_sandbox_ends_its_commands(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        running = asyncio.create_task(sh(driver, name, "sleep 600"))
+        await sh(driver, name, "true")
+        await driver.destroy([name])
+        with pytest.raises(NoSuchSandboxError) as caught:
+            await running
+        assert caught.value.reason is EndReason.RELEASED
+
+    async def test_a_cancelled_command_is_killed(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        running = asyncio.create_task(sh(driver, name, "sleep 601"))
+        count = "ps -e -o args= | grep -c '[s]leep 601'"
+        async with asyncio.timeout(20):
+            while (await sh(driver, name, count)).stdout == b"0\n":
+                pass
+            running.cancel()
+            while (await sh(driver, name, count)).stdout != b"0\n":
+                pass
+        await driver.destroy([name])
+
+    async def test_file_errors_are_of_the_sandbox_not_of_the_driver(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver, resources=Resources(disk=4 * 1024**2))
+        with pytest.raises(SandboxFileError, match="directory"):
+            await driver.read_file(name, "/usr")
+        with pytest.raises(SandboxFileError):
+            await driver.write_file(name, "/usr/bin/new", b"")
+        await sh(driver, name, "mkfifo pipe")
+        with pytest.raises(SandboxFileError):
+            await driver.read_file(name, "pipe")
+        with pytest.raises(SandboxFileError, match="space"):
+            await driver.write_file(name, "big", bytes(8 * 1024**2))
+        await driver.destroy([name])
+
+    async def test_a_bad_snapshot_is_refused(self, driver: Driver) -> None:
+        self.needs_real()
+        spec = StartSpec(fresh(), Snapshot("dir-x", "dir", "/no/such/directory"))
+        (outcome,) = await start(driver, [spec])
+        assert isinstance(outcome, StartFailed)
+        assert "/no/such/directory" in outcome.detail
+
+    def needs_real(self) -> None:
+        if not self.real:
+            pytest.skip("this driver carries no command out")

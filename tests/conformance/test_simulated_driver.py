@@ -1,0 +1,40 @@
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from conformance.drivers import HOST, DriverConformance, fresh, start
+from shoal.wire.messages import Command
+from shoal_executor.drivers.protocol import Started, StartFailed, StartSpec
+from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+
+
+class TestSimulatedDriver(DriverConformance):
+    real = False
+
+    @pytest_asyncio.fixture
+    async def driver(self) -> AsyncIterator[SimulatedDriver]:
+        driver = SimulatedDriver()
+        await driver.open(lambda *_: None)
+        yield driver
+        await driver.close()
+
+
+async def test_what_happens_depends_on_seed_and_name_only() -> None:
+    async def lived(seed: int) -> list[str]:
+        driver = SimulatedDriver(Profile(seed, start_ms=0.2, start_failure_rate=0.5, command_failure_rate=0.5))
+        outcomes = await start(driver, [StartSpec(f"r-{i}", HOST) for i in range(40)])
+        story = [f"{outcome}" for outcome in outcomes]
+        live = [outcome.name for outcome in outcomes if isinstance(outcome, Started)]
+        story += [f"{(await driver.run(name, Command(('x',)))).exit_code}" for name in live]
+        assert any(isinstance(outcome, StartFailed) for outcome in outcomes)
+        return sorted(story)
+
+    assert await lived(1) == await lived(1) != await lived(2)
+
+
+async def test_results_say_that_they_are_simulated() -> None:
+    driver = SimulatedDriver()
+    name = fresh()
+    await start(driver, [StartSpec(name, HOST)])
+    assert (await driver.run(name, Command(("x",)))).stdout.startswith(b"simulated")
+    assert driver.isolation == "simulated"

@@ -1,0 +1,130 @@
+import asyncio
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from conformance.drivers import DriverConformance, fresh, one, sh, start
+from shoal.wire.messages import Command, Snapshot
+from shoal_executor.drivers.protocol import DriverError, Started, StartSpec
+from shoal_executor.drivers.zygote.driver import ZygoteDriver
+
+pytestmark = pytest.mark.sandbox
+
+
+@pytest_asyncio.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[ZygoteDriver]:
+    driver = ZygoteDriver(tmp_path / "state")
+    await driver.open(lambda *_: None)
+    yield driver
+    await driver.close()
+
+
+class TestZygoteDriver(DriverConformance):
+    pass
+
+
+def small_root(place: Path) -> Path:
+    """A root with one static program in it and nothing else: no shell, no library, no interpreter."""
+    (place / "bin").mkdir(parents=True)
+    busybox = Path("/bin/busybox")
+    if busybox.exists():
+        (place / "bin/busybox").write_bytes(busybox.read_bytes())
+        (place / "bin/busybox").chmod(0o755)
+    (place / "data").write_text("of the template")
+    (place / "data").chmod(0o644)
+    return place
+
+
+async def test_a_directory_is_a_template_and_stays_as_it_was(driver: ZygoteDriver, tmp_path: Path) -> None:
+    root = small_root(tmp_path / "root")
+    before = sorted((path.relative_to(root), path.stat().st_mtime_ns) for path in root.rglob("*"))
+    snapshot = Snapshot("dir-small", "dir", str(root))
+    names = [fresh(), fresh()]
+    assert len(await start(driver, [StartSpec(name, snapshot) for name in names])) == 2
+    assert (await driver.read_file(names[0], "/data")).data == b"of the template"
+    await driver.write_file(names[0], "/data", b"changed")
+    await driver.write_file(names[0], "/new", b"new")
+    assert (await driver.read_file(names[0], "/data")).data == b"changed"
+    assert (await driver.read_file(names[1], "/data")).data == b"of the template"
+    # The agent needs nothing of the image; a shell line needs a shell, and says so.
+    assert (await driver.run(names[0], Command(line="true"))).exit_code == 127
+    await driver.destroy(names)
+    assert before == sorted((path.relative_to(root), path.stat().st_mtime_ns) for path in root.rglob("*"))
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+async def test_an_archive_cannot_reach_outside(driver: ZygoteDriver, tmp_path: Path, through_link: bool) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    archive = tmp_path / "root.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("bin", "etc"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        link = tarfile.TarInfo("way-out")
+        link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+        tar.addfile(link)
+        for name in ("way-out/planted",) if through_link else ("/absolute", "../../climbed"):
+            entry = tarfile.TarInfo(name)
+            tar.addfile(entry)
+        device = tarfile.TarInfo("disk")
+        device.type, device.devmajor, device.devminor = tarfile.BLKTYPE, 8, 0
+        tar.addfile(device)
+    snapshot = Snapshot("tar-hostile", "tar", str(archive))
+    if through_link:
+        with pytest.raises(DriverError, match="cannot be unpacked"):
+            await driver.prepare(snapshot)
+        assert not (tmp_path / "state/images/tarhostile").exists()
+        assert list(outside.iterdir()) == []
+        return
+    await driver.prepare(snapshot)
+    image = tmp_path / "state/images/tarhostile"
+    assert list(outside.iterdir()) == []
+    assert not (tmp_path / "climbed").exists()
+    assert not await asyncio.to_thread(Path("/absolute").exists)
+    assert (image / "absolute").exists()
+    assert not (image / "disk").exists()
+
+
+async def test_a_truncated_archive_leaves_nothing(driver: ZygoteDriver, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.tar"
+    (tmp_path / "file").write_bytes(bytes(100_000))
+    with tarfile.open(whole, "w") as tar:
+        tar.add(tmp_path / "file", "file")
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:50_000])
+    with pytest.raises(DriverError, match=r"cut\.tar"):
+        await driver.prepare(Snapshot("tar-cut", "tar", str(tmp_path / "cut.tar")))
+    images = {path.name for path in (tmp_path / "state/images").iterdir()}
+    assert images == {"host"}
+    await driver.prepare(Snapshot("tar-whole", "tar", str(whole)))
+    name = fresh()
+    assert await start(driver, [StartSpec(name, Snapshot("tar-whole", "tar", str(whole)))]) == [Started(name)]
+    assert (await driver.read_file(name, "/file")).size == 100_000
+
+
+async def test_commands_run_as_the_user_that_was_asked_for(driver: ZygoteDriver) -> None:
+    name = await one(driver, user="nobody")
+    assert (await sh(driver, name, "id -u")).stdout == b"65534\n"
+    assert (await sh(driver, name, "id -u", user="root")).stdout == b"0\n"
+    assert (await sh(driver, name, "echo x > /etc/passwd")).exit_code != 0
+    assert (await sh(driver, name, "echo x >> /etc/passwd && chown 5:5 /etc/hosts", user="root")).exit_code == 0
+
+
+async def test_what_a_killed_executor_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    first = ZygoteDriver(state)
+    await first.open(lambda *_: None)
+    left = await one(first)
+    second = ZygoteDriver(state)
+    await second.open(lambda *_: None)  # as after a kill -9: the first was never closed
+    assert await second.list() == []
+    name = await one(second)
+    assert (await sh(second, name, "true")).exit_code == 0
+    await second.close()
+    groups = await asyncio.to_thread(lambda: {path.name for path in Path("/sys/fs/cgroup").glob("*/shoal-*/*")})
+    assert left not in groups
+    await first.close()

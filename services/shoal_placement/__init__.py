@@ -1,1 +1,1 @@
-"""Placement: owns a cell's nodes and their slots. Hears requests, executors and freed slots; says starts and destroys."""
+"""Placement: owns a cell's nodes and slots. Hears requests, executors and freed slots; says starts and destroys."""

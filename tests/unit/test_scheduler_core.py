@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+
+from shoal.machine.core import Cause, LawBrokenError
+from shoal.wire import messages as m
+from shoal_scheduler.core.admission import problem
+from shoal_scheduler.core.scheduler import SchedulerCore
+
+HOST = m.Snapshot("host", "host")
+
+
+def fold(core: SchedulerCore, message: Any, now: int = 1) -> list[Any]:
+    effects = core.handle(message, Cause("S", now, now))
+    core.check()
+    return [effect.message for effect in effects]  # type: ignore[union-attr]
+
+
+def submitted(n: int = 4, slots: int = 10) -> tuple[SchedulerCore, list[Any]]:
+    core = SchedulerCore(0)
+    fold(core, m.CellCapacity(slots, 1, ("zygote",)))
+    fold(core, m.RolloutSubmitted("r", "t", "run", m.RolloutSpec("host", n, timeout_ms=1000)))
+    return core, fold(core, m.TemplateResolved("t", "host", HOST))
+
+
+def test_partial_dispatch_says_what_waits() -> None:
+    _, said = submitted(n=4, slots=3)
+    assert said[0].indices == ((0, 3),)
+    assert said[1] == m.RolloutQueued("r", 0, 1, "every slot is taken")
+
+
+def test_release_of_part_then_the_deadline() -> None:
+    core, _ = submitted()
+    released = m.RolloutReleased("r", ((1, 2),))
+    assert fold(core, released) == [m.ReleaseRequested("r", ((1, 2),), m.EndReason.RELEASED)]
+    assert fold(core, released) == []
+    assert core.wake_at_ms() == 1001
+    said = fold(core, m.Tick(1001), 1001)
+    assert said[-1] == m.RolloutConcluded("r", ((m.EndReason.TIMED_OUT, 2), (m.EndReason.RELEASED, 2)), "timed_out")
+
+
+def test_a_failed_start_is_tried_elsewhere() -> None:
+    core, _ = submitted()
+    (again,) = fold(core, m.SandboxesEnded("r", 0, ((2, 1),), "n1", m.EndReason.START_FAILED))
+    assert (again.attempt, again.indices, again.avoid) == (1, ((2, 1),), ("n1",))
+
+
+def test_an_impossible_report_changes_nothing() -> None:
+    core, _ = submitted()
+    with pytest.raises(LawBrokenError):
+        fold(core, m.SandboxesReady("r", 0, ((3, 2),), "n", "e", "zygote"))
+    core.check()
+
+
+@pytest.mark.parametrize("n", [0, 100_001])
+def test_a_refusal_names_the_field(n: int) -> None:
+    refused = problem(m.RolloutSpec("host", n))
+    assert refused is not None
+    assert refused[0] == "bad_request"
+    assert refused[1].startswith("n:")

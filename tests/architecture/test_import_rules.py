@@ -17,7 +17,7 @@ SERVICES = "services stand on the library and never on each other"
 LAYERS = "main > service > core"
 EXECUTOR = "executor: main > service > drivers > core"
 LIBRARY = next(contract["name"] for contract in CONTRACTS if contract["name"].startswith("library: "))
-SIMULATOR = "production never imports the simulator"
+STAND_INS = next(contract for contract in CONTRACTS if contract["name"].startswith("production never imports"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ PLANTS = [
     *(Plant(PURITY["name"], module, "import time") for module in PURITY["source_modules"]),
     *(Plant(PURITY["name"], "shoal_scheduler.core", f"import {module}") for module in PURITY["forbidden_modules"]),
     Plant(PURITY["name"], "shoal_placement.core", "def now():\n    import time\n    return time.time()"),
-    *(Plant(SIMULATOR, f"{role}.service", "import shoal.testing") for role in ROLES),
+    *(Plant(STAND_INS["name"], f"{role}.service", "import shoal.bus.memory") for role in ROLES),
+    Plant(STAND_INS["name"], "shoal.client", "from shoal.bus import memory"),
 ]
 
 
@@ -91,6 +92,13 @@ def place_of(checkout: Path, module: str) -> Path:
 
 def test_the_rules_hold(checkout: Path) -> None:
     assert [name for name, kept in verdicts(checkout).items() if not kept] == []
+
+
+def test_everything_that_stands_in_for_the_world_is_forbidden_to_production() -> None:
+    there = {"shoal.bus.memory"} | (
+        {"shoal.testing"} if (ROOT / "shared/shoal/testing/__init__.py").exists() else set()
+    )
+    assert set(STAND_INS["forbidden_modules"]) == there
 
 
 def test_every_rule_has_a_planted_violation() -> None:

@@ -1,0 +1,322 @@
+"""What a sandbox cannot do, tried from inside, and what its worst behaviour does to its neighbours: nothing."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from conformance.drivers import one, sh
+from shoal.wire.messages import Command, EndReason, Resources, Snapshot
+from shoal_executor.drivers.protocol import Started, StartSpec
+from shoal_executor.drivers.zygote.driver import ZygoteDriver
+
+pytestmark = [
+    pytest.mark.sandbox,
+    pytest.mark.skipif(os.geteuid() != 0, reason="limits are enforced through control groups, which need root"),
+]
+
+MIB = 1024**2
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def driver(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ZygoteDriver]:
+    driver = ZygoteDriver(tmp_path_factory.mktemp("isolation"))
+    await driver.open(lambda *_: None)
+    yield driver
+    await driver.close()
+
+
+@pytest.fixture
+def secret() -> Iterator[Path]:
+    """A file of the host's root that nobody else may read."""
+    path = Path("/root/.shoal-isolation-test")
+    path.write_text("host secret")
+    path.chmod(0o600)
+    yield path
+    path.unlink()
+
+
+pytestmark.append(pytest.mark.asyncio(loop_scope="module"))
+
+PROBE = """
+import socket, sys
+for family, address in ((socket.AF_INET, ("127.0.0.1", PORT)), (socket.AF_INET, ("10.0.0.1", 80)),
+                        (socket.AF_INET, ("192.0.2.1", 80)), (socket.AF_INET6, ("::1", PORT))):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        try:
+            with socket.socket(family, kind) as s:
+                s.settimeout(2)
+                s.connect(address)
+                s.send(b"x")
+                if kind == socket.SOCK_DGRAM:
+                    s.recv(1)
+        except OSError:
+            continue
+        print("reached", address, kind)
+"""
+
+
+async def test_no_network_address_is_reached(driver: ZygoteDriver) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    name = await one(driver)
+    result = await driver.run(name, Command(("python3", "-c", PROBE.replace("PORT", str(port))), timeout_ms=30_000))
+    assert (result.exit_code, result.stdout) == (0, b"")
+    server.close()
+    await driver.destroy([name])
+
+
+async def test_no_host_process_is_seen(driver: ZygoteDriver) -> None:
+    name = await one(driver)
+    shown = (await sh(driver, name, "cd /proc && echo [0-9]*; cat [0-9]*/cmdline | tr '\\0' ' '")).stdout.decode()
+    assert {int(pid) for pid in shown.splitlines()[0].split()} <= set(range(1, 10))
+    assert "nats" not in shown
+    assert "python" not in shown  # not even what the first process was
+    assert (await sh(driver, name, f"kill -0 {os.getpid()}")).exit_code != 0
+    await driver.destroy([name])
+
+
+async def test_host_files_are_not_read(driver: ZygoteDriver, secret: Path) -> None:
+    name = await one(driver)
+    for path in (str(secret), "/etc/shadow", "/proc/1/root/etc/shadow", "/proc/1/environ", "/proc/kcore", "/dev/mem"):
+        assert (await sh(driver, name, f"head -c 10 {path}")).exit_code != 0, path
+    assert (await sh(driver, name, "ls -A /root /home")).stdout == b"/home:\n\n/root:\n"
+    assert (await sh(driver, name, "cat /proc/mounts")).stdout.find(str(Path.cwd()).encode()) < 0
+    await driver.destroy([name])
+
+
+async def test_no_environment_of_the_host_is_seen(driver: ZygoteDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_TEST_SECRET", "leaked")
+    name = await one(driver)
+    assert b"leaked" not in (await sh(driver, name, "env; cat /proc/*/environ")).stdout
+    await driver.destroy([name])
+
+
+async def test_the_template_is_not_written(driver: ZygoteDriver, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/kept").write_text("as it was")
+    tmp_path.chmod(0o755)
+    snapshot = Snapshot(f"dir-{tmp_path.name}", "dir", str(tmp_path))
+    name = f"{tmp_path.name.replace('_', '')[:20]}-0"
+    assert [outcome async for outcome in driver.start([StartSpec(name, snapshot)])] == [Started(name)]
+    await driver.write_file(name, "/etc/kept", b"changed")
+    await driver.write_file(name, "/etc/new", b"new")
+    await driver.destroy([name])
+    assert (tmp_path / "etc/kept").read_text() == "as it was"
+    assert [path.name for path in (tmp_path / "etc").iterdir()] == ["kept"]
+
+    host = await one(driver)
+    line = "rm -rf --no-preserve-root /usr /etc /bin 2>/dev/null; : > /usr/bin/planted"
+    assert (await sh(driver, host, line)).exit_code != 0
+    assert Path("/usr/bin/env").exists()
+    assert Path("/etc/passwd").exists()
+    assert not Path("/usr/bin/planted").exists()
+    await driver.destroy([host])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger"],
+)
+async def test_the_kernels_knobs_are_not_opened_for_writing(driver: ZygoteDriver, path: str) -> None:
+    name = await one(driver)
+    code = f"import os; os.close(os.open({path!r}, os.O_WRONLY))"  # opens, and never writes
+    result = await driver.run(name, Command(("python3", "-c", code)))
+    assert result.exit_code == 1
+    assert b"Error" in result.stderr
+    await driver.destroy([name])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "unshare -U true",
+        "unshare -m true",
+        "unshare -n true",
+        "mount -t tmpfs none /mnt",
+        "umount /proc/sys",
+        "mount -o remount,rw /usr",
+        "mknod /disk b 8 0",
+        "chroot / true && nsenter -t 1 -m true",
+        "python3 -c 'import ctypes; c = ctypes.CDLL(None); exit(c.ptrace(16, 1, 0, 0) < 0)'",
+        "python3 -c 'import os; os.open(\"/proc/1/mem\", os.O_RDWR)'",
+        "hostname other",
+        "su nobody -s /bin/sh -c 'kill -9 1; kill -0 1'",
+    ],
+)
+async def test_a_way_out_is_closed(driver: ZygoteDriver, line: str) -> None:
+    name = await one(driver)
+    assert (await sh(driver, name, line)).exit_code != 0
+    assert (await sh(driver, name, "true")).exit_code == 0
+    await driver.destroy([name])
+
+
+async def test_root_inside_is_nobody_outside(driver: ZygoteDriver) -> None:
+    name = await one(driver)
+    running = asyncio.create_task(sh(driver, name, "echo up > up; exec sleep 12345"))
+    async with asyncio.timeout(20):
+        while (await sh(driver, name, "test -e up")).exit_code:
+            pass
+    owners = {
+        entry.stat().st_uid
+        for entry in await asyncio.to_thread(lambda: list(Path("/proc").glob("[0-9]*")))
+        if b"12345" in (entry / "cmdline").read_bytes()
+    }
+    assert owners
+    assert min(owners) > 100_000
+    assert (await sh(driver, name, "id -u")).stdout == b"0\n"
+    await driver.destroy([name])
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_sandbox_ends_with_all_it_started(driver: ZygoteDriver) -> None:
+    name = await one(driver)
+    await sh(driver, name, "setsid sh -c 'sleep 54321 & sleep 54321' >/dev/null 2>&1 &")
+    await driver.destroy([name])
+    lines = await asyncio.to_thread(
+        lambda: [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    )
+    assert not [line for line in lines if b"54321" in line]
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/shoal-*/{name}"))
+
+
+async def test_nothing_survives_a_killed_executor(tmp_path: Path) -> None:
+    program = f"""
+import asyncio, pathlib
+from shoal.wire.messages import Command, Snapshot
+from shoal_executor.drivers.protocol import StartSpec
+from shoal_executor.drivers.zygote.driver import ZygoteDriver
+async def main():
+    driver = ZygoteDriver(pathlib.Path({str(tmp_path)!r}))
+    await driver.open(lambda *_: None)
+    async for _ in driver.start([StartSpec("victim-0", Snapshot("host", "host"))]): pass
+    await driver.run("victim-0", Command(line="sleep 98765 >/dev/null 2>&1 &"))
+    print("up", flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert await asyncio.to_thread(process.stdout.readline) == b"up\n"
+
+    def sleeping() -> bool:
+        found = False
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                found = found or b"98765" in path.read_bytes().split(b"\0")
+            except OSError:
+                continue
+        return found
+
+    assert await asyncio.to_thread(sleeping)
+    process.send_signal(signal.SIGKILL)
+    await asyncio.to_thread(process.wait)
+    process.stdout.close()
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(sleeping):
+            await asyncio.sleep(0.01)
+    cleaner = ZygoteDriver(tmp_path)
+    await cleaner.open(lambda *_: None)
+    await cleaner.close()
+
+
+async def neighbour_is_well(driver: ZygoteDriver, neighbour: str) -> None:
+    async with asyncio.timeout(30):
+        assert (await sh(driver, neighbour, "echo well")).stdout == b"well\n"
+        fresh = await one(driver)
+        assert (await sh(driver, fresh, "echo well")).stdout == b"well\n"
+        await driver.destroy([fresh])
+
+
+async def test_a_fork_bomb_hurts_nobody_else(driver: ZygoteDriver) -> None:
+    neighbour = await one(driver)
+    name = await one(driver, resources=Resources(pids=48))
+    bomb = asyncio.create_task(sh(driver, name, "b() { b | b & }; b; sleep 2", timeout_ms=3000))
+    for _ in range(5):
+        await neighbour_is_well(driver, neighbour)
+    await bomb
+    await neighbour_is_well(driver, neighbour)
+    await driver.destroy([name, neighbour])
+    assert name not in await driver.list()
+
+
+async def test_a_memory_hog_is_stopped_alone(driver: ZygoteDriver) -> None:
+    neighbour = await one(driver)
+    name = await one(driver, resources=Resources(memory=96 * MIB))
+    hog = "b = []\nwhile True: b.append(bytearray(16 << 20)); b[-1][::4096] = b'x' * len(b[-1][::4096])\n"
+    result = await driver.run(
+        name, Command(("python3", "-c", hog + f"if len(b) > {4096 // 16}: exit(0)"), timeout_ms=60_000)
+    )
+    assert result.exit_code == 137
+    assert result.out_of_memory
+    assert (await sh(driver, name, "echo alive")).stdout == b"alive\n"  # the command died, not the sandbox
+    await neighbour_is_well(driver, neighbour)
+    await driver.destroy([name, neighbour])
+
+
+async def test_a_full_disk_is_an_error_to_the_one_who_filled_it(driver: ZygoteDriver) -> None:
+    neighbour = await one(driver)
+    name = await one(driver, resources=Resources(memory=128 * MIB, disk=1024**4))
+    for place in ("/", "/tmp", "/dev/shm", "/root"):
+        result = await sh(driver, name, f"dd if=/dev/zero of={place}/fill bs=1M count=4096", timeout_ms=60_000)
+        assert result.exit_code == 1, place
+        assert b"No space left" in result.stderr
+    assert (await sh(driver, name, "echo alive; rm /fill; echo x > /ok && cat /ok")).stdout == b"alive\nx\n"
+    await neighbour_is_well(driver, neighbour)
+    await driver.destroy([name, neighbour])
+
+
+async def test_a_cpu_hog_leaves_time_for_others(driver: ZygoteDriver) -> None:
+    name = await one(driver, resources=Resources(cpu_milli=100))
+    counted = await sh(
+        driver,
+        name,
+        "python3 -c 'import time; t = time.time()\nwhile time.time() < t + 1: pass\nprint(time.process_time())'",
+    )
+    assert float(counted.stdout) < 0.5  # a tenth of a core for a second, and its granularity
+    await driver.destroy([name])
+
+
+async def test_an_end_nobody_asked_for_is_told_with_its_reason(tmp_path: Path) -> None:
+    told: asyncio.Queue[tuple[str, EndReason, str]] = asyncio.Queue()
+    driver = ZygoteDriver(tmp_path)
+    await driver.open(lambda *end: told.put_nowait(end))
+    name = await one(driver)
+    running = asyncio.create_task(sh(driver, name, "sleep 600"))
+    children = await asyncio.to_thread(
+        lambda: {path.name: (path / "cgroup").read_text() for path in Path("/proc").glob("[0-9]*") if path.exists()}
+    )
+    victims = [int(pid) for pid, groups in children.items() if f"/{name}" in groups]
+    assert victims
+    os.kill(min(victims), signal.SIGKILL)
+    async with asyncio.timeout(20):
+        ended, reason, _ = await told.get()
+    assert (ended, reason, reason.infrastructure) == (name, EndReason.DIED, True)
+    (outcome,) = await asyncio.gather(running, return_exceptions=True)
+    assert "died" in str(outcome)
+    await driver.destroy([name])
+    await driver.close()
+
+
+async def test_nothing_is_left_on_the_machine(tmp_path: Path) -> None:
+    def traces() -> tuple[set[str], set[str]]:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        return {line for line in mounts if "overlay" in line}, {
+            str(p) for p in Path("/sys/fs/cgroup").glob("*/shoal-*")
+        }
+
+    before = await asyncio.to_thread(traces)
+    driver = ZygoteDriver(tmp_path)
+    await driver.open(lambda *_: None)
+    await one(driver)
+    await driver.close()
+    assert await asyncio.to_thread(traces) == before

@@ -1,0 +1,52 @@
+"""The entry point: every error becomes one sentence and an exit status."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from shoal.cli.app import shoal
+from shoal.cli.exits import Exit, explain
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name; the process's own by default); returns the exit status."""
+    try:
+        result = shoal.main(
+            args=None if arguments is None else list(arguments), prog_name="shoal", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return int(result) if isinstance(result, int) else Exit.OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return Exit.USAGE
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context else ""
+        print(f"shoal: {error.format_message().rstrip('.')}{hint}", file=sys.stderr)
+        return Exit.USAGE
+    except BrokenPipeError:
+        # Python flushes standard output at its end; nobody reads it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get("SHOAL_TRACEBACK"):
+            traceback.print_exc()
+        status, sentence = explain(error)
+        print(f"shoal: {sentence}", file=sys.stderr)
+        return status
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

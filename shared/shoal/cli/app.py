@@ -1,0 +1,52 @@
+"""The group of all commands; a command's module is imported when it is used or described."""
+
+import importlib
+from typing import Final
+
+import click
+
+_HOMES: Final = {
+    "up": "system_commands",
+    "down": "system_commands",
+    "status": "system_commands",
+    "run": "run",
+    "submit": "submit",
+    "watch": "submit",
+    "ls": "rollouts",
+    "cancel": "rollouts",
+    "nodes": "nodes",
+    "events": "events",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _HOMES:
+            return None
+        module = importlib.import_module(f"shoal.cli.{_HOMES[cmd_name]}")
+        found = getattr(module, cmd_name)
+        assert isinstance(found, click.Command)
+        return found
+
+
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        click.echo(f"shoal {version('shoal')}")
+        ctx.exit()
+
+
+@click.group(cls=_Lazy, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Say which it is.")
+def shoal() -> None:
+    """Sandboxes for agents, by the hundred.
+
+    \b
+    shoal up                                       bring a system up on this machine
+    shoal run host -n 64 -- python3 -c 'print(6*7)'  run a command in 64 sandboxes of it
+    shoal run --local host -- uname -a               the same without a system: one just for this run
+    """

@@ -1,0 +1,68 @@
+"""How `shoal` ends: the exit statuses, and the one sentence a person gets for each error."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit statuses of `shoal`; programs may rely on them."""
+
+    OK = 0  # what was asked is done; of a rollout: every sandbox succeeded
+    FAILED = 1  # some sandbox's command failed, by itself or by its limits
+    USAGE = 2  # an option or argument is not usable
+    LOST = 3  # the platform lost some sandbox: no verdict on what ran in it
+    UNKNOWN_TEMPLATE = 4
+    UNREACHABLE = 5  # no broker, or no Shoal, answers
+    TIMEOUT = 6  # no answer in time
+    INFRASTRUCTURE = 7  # the platform failed otherwise: the broker is full, an answer makes no sense
+    INPUT = 8  # an input file cannot be read
+    UNKNOWN_ROLLOUT = 9
+    STATE_DIRECTORY = 10  # the state directory cannot be used
+    PORT = 11  # the port is in use
+    ALREADY_RUNNING = 12  # `shoal up` where one runs
+    NOT_RUNNING = 13  # `shoal down` or `shoal status` where none runs
+    START_FAILED = 14  # a service cannot start
+    REJECTED = 15  # the cluster did not admit the rollout
+    CANCELLED = 16  # the rollout was cancelled, by somebody else
+    INTERNAL = 70  # a mistake in Shoal
+    COMMAND_NOT_FOUND = 127  # the sandbox has no such command
+    INTERRUPTED = 130  # Ctrl-C
+    BROKEN_PIPE = 141  # whoever read the output stopped reading
+
+
+class Failure(Exception):
+    """An error a person can cause: one sentence that says what to do, and the status to exit with."""
+
+    def __init__(self, status: Exit, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def explain(error: BaseException) -> tuple[Exit, str]:
+    """Return the exit status and the sentence for any error."""
+    if isinstance(error, Failure):
+        return error.status, str(error)
+    from shoal.bus.protocol import BusError
+    from shoal.client import errors
+    from shoal.wire.quantities import BadValueError
+
+    match error:
+        case errors.BadRequest(field="rollout"):
+            return Exit.UNKNOWN_ROLLOUT, error.problem
+        case errors.BadRequest() | BadValueError():
+            return Exit.USAGE, str(error)
+        case errors.Rejected(code="unknown_template"):
+            return Exit.UNKNOWN_TEMPLATE, f"{error.detail}; the templates are host, dir:PATH and tar:PATH"
+        case errors.Rejected():
+            return Exit.REJECTED, str(error)
+        case errors.Unreachable():
+            hint = "start one with `shoal up`, or say with --url or SHOAL_URL where yours is"
+            reason = error.detail.partition("; start one")[0]
+            return Exit.UNREACHABLE, f"no Shoal answers at {error.address}: {reason}; {hint}"
+        case errors.Timeout():
+            return Exit.TIMEOUT, str(error)
+        case errors.ShoalError() | BusError():
+            return Exit.INFRASTRUCTURE, str(error)
+    return (
+        Exit.INTERNAL,
+        f"a mistake in Shoal: {type(error).__name__}: {error}; set SHOAL_TRACEBACK=1 to see where, and report it",
+    )

@@ -1,0 +1,37 @@
+"""Runs a command's coroutine so that Ctrl-C and SIGTERM end it in order."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+from shoal.cli.exits import Exit
+
+
+def run_interruptibly(work: Coroutine[Any, Any, int]) -> int:
+    """Return what the coroutine returns; interrupted, it is cancelled once, and the status is INTERRUPTED."""
+    return asyncio.run(_run(work))
+
+
+async def _run(work: Coroutine[Any, Any, int]) -> int:
+    task = asyncio.ensure_future(work)
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        if not interrupted:  # once: a second Ctrl-C must not interrupt the cleaning up
+            interrupted = True
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if interrupted:
+            return Exit.INTERRUPTED
+        raise
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,50 @@
+"""What goes to the terminal or the pipe."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def emit(value: Any) -> None:
+    """Print one JSON object as a line, at once."""
+    import orjson
+
+    sys.stdout.write(orjson.dumps(value, default=_plain).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def say(text: str) -> None:
+    """Tell a person something about what goes on: on standard error, apart from results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """Print rows as a table for people, or, where there are none, say so on standard error."""
+    if not rows:
+        say(empty)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        shown.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
+    for row in rows:
+        shown.add_row(*(Text(str(cell)) for cell in row))
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, soft_wrap=False, highlight=False).print(shown)
+
+
+def moment(time_ms: int) -> str:
+    """Return a moment (ms since the epoch) in local time."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(time_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,121 @@
+"""Shows a rollout's outcomes as they come, with progress, and sums them up."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from shoal.cli.output import emit
+from shoal.cli.summary import Summary
+
+if TYPE_CHECKING:
+    from shoal.client.results import SandboxOutcome
+    from shoal.client.rollout import Rollout
+
+_CANCEL_S: Final = 5.0
+
+
+async def follow(rollout: "Rollout", *, as_json: bool) -> Summary:
+    """Print every outcome and then the summary, which is returned. Raises what `Rollout.outcomes` raises."""
+    summary = Summary(rollout.id)
+    with _progress(rollout) as advance:
+        async for outcome in rollout.outcomes():
+            summary.add(outcome)
+            note = "" if outcome.result is None else not_found(outcome.result.exit_code, outcome.result.stderr)
+            summary.not_found = summary.not_found or note
+            if as_json:
+                emit(as_object(outcome))
+            else:
+                _print(outcome, alone=rollout.n == 1)
+            advance(summary)
+    if as_json:
+        emit(summary.as_json())
+    else:
+        print("\n".join(summary.lines()), file=sys.stderr, flush=True)
+    if summary.not_found:
+        print(f"shoal: {summary.not_found}", file=sys.stderr, flush=True)
+    return summary
+
+
+@contextlib.asynccontextmanager
+async def cancelled_on_interrupt(rollout: "Rollout") -> AsyncIterator[None]:
+    """Cancel the rollout when what runs here is interrupted or fails."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_CANCEL_S):
+                await rollout.cancel()
+        raise
+
+
+def as_object(outcome: "SandboxOutcome") -> dict[str, Any]:
+    """Return an outcome as `--json` has it; what there is no result for is null."""
+    result = outcome.result
+    found: dict[str, Any] = {
+        "sandbox": outcome.sandbox,
+        "node": outcome.node,
+        "exit_code": None if result is None else result.exit_code,
+        "stdout": None if result is None else result.stdout,
+        "stderr": None if result is None else result.stderr,
+        "ready_ms": _rounded(outcome.ready_ms),
+        "first_command_ms": _rounded(outcome.first_command_ms),
+        "reason": str(outcome.reason),
+        "isolation": outcome.isolation,
+    }
+    return found | {"detail": outcome.detail} if outcome.detail else found
+
+
+def not_found(exit_code: int, stderr: str) -> str:
+    """Return a sentence when a command did not exist in its sandbox, and nothing otherwise."""
+    if exit_code != 127:
+        return ""
+    last = stderr.strip().splitlines()[-1:] or [""]
+    return (
+        f"a command was not found in the sandbox: {last[0] or 'exit status 127'}; "
+        "write it as the template has it, and shell lines as sh -c '...'"
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _print(outcome: "SandboxOutcome", *, alone: bool) -> None:
+    result = outcome.result
+    mark = "" if alone else f"{outcome.index} | "
+    if result is not None:
+        for text, stream in ((result.stdout, sys.stdout), (result.stderr, sys.stderr)):
+            for line in text.splitlines():
+                print(f"{mark}{line}", file=stream)
+            stream.flush()
+    if outcome.reason != "succeeded":
+        what = "" if result is None else f", exit status {result.exit_code}"
+        detail = f": {outcome.detail}" if outcome.detail else ""
+        kind = "simulated sandbox" if outcome.isolation == "simulated" else "sandbox"
+        print(f"{kind} {outcome.sandbox}: {str(outcome.reason).replace('_', ' ')}{what}{detail}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _progress(rollout: "Rollout") -> Iterator[Any]:
+    if not sys.stderr.isatty() or rollout.n == 1:
+        yield lambda summary: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Lines printed meanwhile go above the bar; what is no terminal stays as it is.
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()
+    ) as progress:
+        bar = progress.add_task(rollout.id, total=rollout.n)
+
+        def advance(summary: Summary) -> None:
+            failed = f", {summary.failed} failed" if summary.failed else ""
+            lost = f", {summary.lost} lost" if summary.lost else ""
+            kind = " simulated" if summary.simulated else ""
+            progress.update(bar, completed=summary.sandboxes, description=f"{rollout.id}{kind}{failed}{lost}")
+
+        yield advance

@@ -1,0 +1,234 @@
+"""The whole system on this machine: the broker, every service, one executor."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Final
+
+from shoal.cli import statefile
+from shoal.cli.exits import Exit, Failure
+from shoal.cli.processes import ended, start_time
+from shoal.cli.statefile import Running
+from shoal.cli.supervisor import Child
+
+if TYPE_CHECKING:
+    from shoal.client.results import NodeInfo
+
+_READY_S: Final = 60.0
+_POLL_S: Final = 0.05
+_STOP_EXECUTOR_S: Final = 20.0
+_STOP_SERVICE_S: Final = 10.0
+_BROKER_PAUSE_S: Final = 0.5
+
+
+def _quiet(_: str) -> None:
+    return
+
+
+class LocalSystem:
+    """Brings everything up when entered and takes it down when left; every part ends with this process.
+
+    `port` 0 takes a free one. `tell` gets a sentence whenever something happens that a person should know. Raises
+    Failure when something cannot start; then nothing is left running.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        port: int = 4222,
+        driver: str = "zygote",
+        slots: int | None = None,
+        nodes: int = 1,
+        cells: int = 1,
+        tell: Callable[[str], None] = _quiet,
+    ) -> None:
+        self._state = state.absolute()
+        self._port = port
+        self._driver = driver
+        self._slots = slots
+        self._nodes = nodes
+        self._cells = cells
+        self._tell = tell
+        self._children: list[Child] = []
+        self._broker_keeper: asyncio.Task[None] | None = None
+        self._lock: IO[str] | None = None
+        self._running = Running(os.getpid(), start_time(os.getpid()) or 0, driver=driver)
+        self.nodes: list[NodeInfo] = []
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return self._running.url
+
+    async def __aenter__(self) -> "LocalSystem":
+        self._lock = statefile.lock(self._state)
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _start(self) -> None:
+        from shoal.broker import EmbeddedBroker
+        from shoal.broker.embedded import BrokerError
+
+        began_ms = time.time_ns() // 1_000_000
+        self._note()
+        self._tell("starting the broker")
+        self._broker = EmbeddedBroker(self._state / "broker", port=self._port)
+        try:
+            await self._broker.start()
+        except BrokerError as error:
+            status = Exit.PORT if str(error).startswith("port ") else Exit.START_FAILED
+            raise Failure(status, str(error)) from error
+        self._running.url = self._broker.url
+        self._broker_keeper = asyncio.create_task(self._keep_broker(), name="keep broker")
+        self._tell("starting the services")
+        for cell in range(self._cells):
+            suffix = f"-{cell}" if self._cells > 1 else ""
+            self._add(f"scheduler{suffix}", "shoal_scheduler", "--cell", str(cell))
+            self._add(f"placement{suffix}", "shoal_placement", "--cell", str(cell))
+        self._add("snapshot", "shoal_snapshot")
+        executor = ["--executor", "local", "--driver", self._driver, "--state", str(self._state / "executor")]
+        if self._slots is not None:
+            executor += ["--slots", str(self._slots)]
+        if self._nodes != 1:
+            executor += ["--nodes", str(self._nodes)]
+        self._add("executor", "shoal_executor", "--cell", "0", *executor, death_signal=signal.SIGTERM)
+        failures = [child.failure for child in self._children]
+        ready = asyncio.create_task(self._ready(began_ms))
+        try:
+            await asyncio.wait([ready, *failures], return_when=asyncio.FIRST_COMPLETED)
+            for failure in failures:
+                if failure.done():
+                    raise failure.result()
+            await ready
+        finally:
+            ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
+        for child in self._children:
+            child.settled()
+        self._running.ready = True
+        self._note()
+
+    def _add(self, name: str, module: str, *options: str, death_signal: int = signal.SIGKILL) -> None:
+        argv = [sys.executable, "-P", "-m", module, "--url", self.url, *options]
+        if "--cells" not in options:
+            argv += ["--cells", str(self._cells)]
+        log = self._state / "log" / f"{name}.log"
+        child = Child(name, argv, log, tell=self._tell, changed=self._note, death_signal=death_signal)
+        self._children.append(child)
+        child.start()
+
+    async def _ready(self, began_ms: int) -> None:
+        """Wait until the executor has joined and the scheduler has taken in that there is room."""
+        from shoal.bus.jetstream import JetStreamBus
+        from shoal.bus.protocol import BusError
+        from shoal.client.cluster import connect
+        from shoal.client.errors import ShoalError
+        from shoal.wire import streams
+
+        until = time.monotonic() + _READY_S
+        waiting = "the cluster to be set up"
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + _READY_S):
+                while True:
+                    with contextlib.suppress(ShoalError, BusError):
+                        async with connect(self.url) as cluster:
+                            waiting = "an executor to join"
+                            self._tell("waiting for the executor")
+                            while not self.nodes:
+                                found = await cluster.nodes()
+                                self.nodes = [
+                                    node for node in found if node.state == "alive" and node.last_seen_ms >= began_ms
+                                ]
+                                await asyncio.sleep(_POLL_S)
+                        waiting = "the scheduler to hear of it"
+                        bus = await JetStreamBus.connect(self.url, name="shoal-up")
+                        try:
+                            log = streams.rollout(0).name
+                            while time.monotonic() < until:
+                                last = await bus.last_sequence(log)
+                                if last and await bus.acknowledged("scheduler.0") >= last:
+                                    return
+                                await asyncio.sleep(_POLL_S)
+                        finally:
+                            await bus.close()
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise Failure(
+                Exit.START_FAILED,
+                f"the system is not ready after {_READY_S:g} s: still waiting for {waiting}; see {self._state / 'log'}",
+            ) from error
+
+    async def _keep_broker(self) -> None:
+        from shoal.broker.embedded import BrokerError
+
+        while True:
+            try:
+                pid = self._broker.pid
+                self._note()
+                await ended(pid)
+                self._tell(f"broker (pid {pid}) died; starting it again")
+            except BrokerError:
+                pass
+            try:
+                await self._broker.start()
+            except BrokerError as error:
+                self._tell(f"the broker cannot be started: {error}; trying again in {_BROKER_PAUSE_S:g} s")
+                await asyncio.sleep(_BROKER_PAUSE_S)
+
+    def _note(self) -> None:
+        """Store who runs, for `shoal status`."""
+        from shoal.broker.embedded import BrokerError
+
+        services: dict[str, dict[str, object]] = {}
+        if self._running.url:
+            try:
+                services["broker"] = {"pid": self._broker.pid, "state": "running", "restarts": 0}
+            except BrokerError:
+                services["broker"] = {"pid": None, "state": "restarting", "restarts": 0}
+        for child in self._children:
+            services[child.name] = {"pid": child.pid, "state": child.state, "restarts": child.restarts}
+        self._running.services = services
+        if self._lock is not None:
+            with contextlib.suppress(OSError):  # a full disk must not end what runs
+                statefile.write(self._state, self._running)
+
+    async def stop(self) -> None:
+        """Take everything down: the executor first, so that it can say so, the broker last. Idempotent."""
+        stopping = asyncio.create_task(self._stop())
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            await stopping  # a second Ctrl-C changes nothing: half a stop would leave things behind
+            raise
+
+    async def _stop(self) -> None:
+        children, self._children = list(self._children), []
+        for child in [child for child in children if child.name == "executor"]:
+            await child.stop(_STOP_EXECUTOR_S)
+        await asyncio.gather(*(child.stop(_STOP_SERVICE_S) for child in children if child.name != "executor"))
+        if self._broker_keeper is not None:
+            self._broker_keeper.cancel()
+            await asyncio.gather(self._broker_keeper, return_exceptions=True)
+            self._broker_keeper = None
+        if self._running.url:
+            await self._broker.stop()
+        if self._lock is not None:
+            statefile.remove(self._state)
+            self._lock.close()
+            self._lock = None

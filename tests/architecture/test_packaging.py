@@ -66,20 +66,36 @@ def test_importing_one_service_loads_no_other(role: str) -> None:
     assert [name for name in loaded if name.startswith("shoal")] == ["shoal", role]
 
 
-def test_a_trainer_needs_only_the_base(wheel: Path, tmp_path: Path) -> None:
-    """With nats-py and msgspec beside it and nothing else from outside, all that `import shoal` offers is there."""
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a trainer installs: Shoal, nats-py and msgspec, and nothing else from outside."""
     assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"nats-py", "msgspec"}
-    zipfile.ZipFile(wheel).extractall(tmp_path)
+    site = tmp_path_factory.mktemp("base")
+    zipfile.ZipFile(wheel).extractall(site)
     for name in ("nats", "msgspec"):
-        (tmp_path / name).symlink_to(Path(SITE, name))
+        (site / name).symlink_to(Path(SITE, name))
+    return site
+
+
+def test_a_trainer_needs_only_the_base(base: Path) -> None:
     loaded = python(
-        f"import sys\nsys.path[:0] = [{str(tmp_path)!r}]\nimport shoal\n"
+        f"import sys\nsys.path[:0] = [{str(base)!r}]\nimport shoal\n"
         "offered = [getattr(shoal, name) for name in shoal.__all__]\nassert len(offered) > 5\n"
         "import shoal.bus.jetstream\nprint(*sorted({name.partition('.')[0] for name in sys.modules}))",
         "-I",
         "-S",
     ).split()
     assert [name for name in loaded if name.startswith("shoal")] == ["shoal"]
+
+
+def test_the_command_says_what_to_install_where_there_is_only_the_base(base: Path) -> None:
+    code = f"import sys\nsys.path[:0] = [{str(base)!r}]\nimport shoal.cli.__main__"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert "shoal[cli]" in line
 
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:

@@ -5,7 +5,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import click
+try:
+    import click
+except ModuleNotFoundError:  # a trainer's installation, which is the client only
+    sys.exit("shoal: the command line is not installed; install it with: pip install 'shoal[cli]'")
 
 from shoal.cli.app import shoal
 from shoal.cli.exits import Exit, explain

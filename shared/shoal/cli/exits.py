@@ -55,9 +55,10 @@ def explain(error: BaseException) -> tuple[Exit, str]:
         case errors.Rejected():
             return Exit.REJECTED, str(error)
         case errors.Unreachable():
-            hint = "start one with `shoal up`, or say with --url or SHOAL_URL where yours is"
             reason = error.detail.partition("; start one")[0]
-            return Exit.UNREACHABLE, f"no Shoal answers at {error.address}: {reason}; {hint}"
+            what = reason if reason.startswith("no broker") else f"no Shoal answers at {error.address}: {reason}"
+            hint = "start one with `shoal up`, or say with --url or SHOAL_URL where yours is"
+            return Exit.UNREACHABLE, f"{what}; {hint}"
         case errors.Timeout():
             return Exit.TIMEOUT, str(error)
         case errors.ShoalError() | BusError():

@@ -99,7 +99,9 @@ def rollout_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--cpu", type=float, default=1.0, show_default=True, metavar="CORES", help="Of each sandbox.")
     @click.option("--pids", type=int, default=256, show_default=True, help="Processes in each sandbox.")
     @click.option("--disk", default="128MiB", show_default=True, metavar="SIZE", help="What each sandbox may write.")
-    @click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the command; as often as you like.")
+    @click.option(
+        "--env", multiple=True, metavar="NAME=VALUE", help="A variable for the command; as often as you like."
+    )
     @click.option("--input", "inputs", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
                   help="A file to put into each sandbox's working directory; as often as you like.")  # fmt: skip
     @click.option("--stdin", is_flag=True, help="Read standard input to its end and give it to every command.")

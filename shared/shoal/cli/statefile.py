@@ -1,4 +1,4 @@
-"""What a running system leaves in its state directory: a lock that lives as long as it does, and who and where it is."""
+"""What a running system keeps in its state directory: a lock for as long as it lives, and who and where it is."""
 
 import fcntl
 import json

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from shoal.cli import statefile
 from shoal.cli.exits import Exit, Failure
@@ -111,7 +111,8 @@ class LocalSystem:
         failures = [child.failure for child in self._children]
         ready = asyncio.create_task(self._ready(began_ms))
         try:
-            await asyncio.wait([ready, *failures], return_when=asyncio.FIRST_COMPLETED)
+            awaited: list[asyncio.Future[Any]] = [ready, *failures]
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             for failure in failures:
                 if failure.done():
                     raise failure.result()

@@ -1,0 +1,207 @@
+"""`shoal up`, `shoal down` and `shoal status`: the system on this machine."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from shoal.cli import statefile
+from shoal.cli.exits import Exit, Failure
+from shoal.cli.interrupts import run_interruptibly
+from shoal.cli.options import json_option, state_option
+from shoal.cli.output import emit, say, table
+
+_DETACH_S: Final = 90.0
+_DOWN_S: Final = 60.0
+_POLL_S: Final = 0.05
+
+
+@click.command(short_help="Bring the whole system up on this machine.")
+@state_option
+@click.option("--port", type=click.IntRange(0, 65535), default=4222, show_default=True,
+              help="The broker's, on loopback only; 0 takes a free one.")  # fmt: skip
+@click.option("--driver", envvar="SHOAL_DRIVER", type=click.Choice(["zygote", "simulated"]), default="zygote",
+              show_default=True, show_envvar=True, help="How sandboxes are kept apart.")  # fmt: skip
+@click.option("--slots", type=click.IntRange(1), help="Sandboxes a node holds at once. [default: the executor's]")
+@click.option("--nodes", type=click.IntRange(1, 100_000), default=1, show_default=True,
+              help="With --driver simulated: how many nodes to simulate.")  # fmt: skip
+@click.option("--cells", type=click.IntRange(1, 1), default=1, show_default=True,
+              help="Partitions of the control plane; one machine has one.")  # fmt: skip
+@click.option("--detach", is_flag=True, help="Return when it is ready, and leave it running; `shoal down` stops it.")
+@json_option
+def up(
+    state: Path | None, port: int, driver: str, slots: int | None, nodes: int, cells: int, detach: bool, as_json: bool
+) -> int:
+    """Bring the whole system up on this machine: a broker with JetStream on disk, all services, one executor.
+
+    Ctrl-C stops everything and leaves nothing behind but the state directory. A service that dies is started again.
+
+    \b
+    shoal up                                      until Ctrl-C
+    shoal up --detach && shoal status; shoal down
+    shoal up --driver simulated --nodes 1000      no sandboxes: a thousand nodes that pretend
+    """
+    if nodes > 1 and driver != "simulated":
+        raise click.UsageError("--nodes: only simulated nodes can be many; add --driver simulated, or leave it out")
+    where = statefile.resolve(state)
+    if detach:
+        options = ["--state", str(where), "--port", str(port), "--driver", driver, "--nodes", str(nodes)]
+        options += ["--slots", str(slots)] if slots is not None else []
+        return _detach(where, options, as_json)
+    return run_interruptibly(_up(where, port, driver, slots, nodes, cells, as_json))
+
+
+async def _up(
+    state: Path, port: int, driver: str, slots: int | None, nodes: int, cells: int, as_json: bool
+) -> int:  # fmt: skip
+    from shoal.cli.system import LocalSystem
+
+    interrupted = False
+    system = LocalSystem(state, port=port, driver=driver, slots=slots, nodes=nodes, cells=cells, tell=say)
+    async with system:
+        if as_json:
+            emit({"url": system.url, "state": str(state), "pid": os.getpid(), "driver": driver})
+        else:
+            print("\n".join(_can_do(system.nodes, system.url, state)), flush=True)
+            say("Ctrl-C stops it")
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            interrupted = True
+            say("stopping")
+    if interrupted:
+        say("stopped; nothing is left running")
+    return Exit.OK
+
+
+def _can_do(nodes: list[Any], url: str, state: Path) -> list[str]:
+    from shoal.wire.quantities import format_bytes
+
+    slots = sum(node.slots for node in nodes)
+    memory = sum(node.memory for node in nodes)
+    isolation = nodes[0].isolation
+    what = f"{slots} simulated sandboxes" if isolation == "simulated" else f"{slots} sandboxes ({isolation})"
+    lines = [
+        f"Shoal is up at {url}, state in {state}",
+        f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} for {what}, {format_bytes(memory)} to reserve from",
+    ]
+    if nodes[0].unenforced:
+        lines.append(f"not enforced here: {', '.join(nodes[0].unenforced)}")
+    elsewhere = "" if url == "nats://127.0.0.1:4222" else f" --url {url}"
+    return [*lines, f"try: shoal run{elsewhere} host -n 8 -- python3 -c 'print(6*7)'"]
+
+
+def _detach(state: Path, options: list[str], as_json: bool) -> int:
+    """Start `shoal up` in a session of its own and wait until it is ready, or has failed."""
+    statefile.lock(state).close()  # says so here and now when one runs already
+    log = state / "log" / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "shoal.cli", "up", *options],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", start_new_session=True,
+        )  # fmt: skip
+    until = time.monotonic() + _DETACH_S
+    try:
+        while time.monotonic() < until:
+            if process.poll() is not None:
+                words = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+                try:
+                    status = Exit(process.returncode)
+                except ValueError:
+                    status = Exit.START_FAILED
+                raise Failure(status or Exit.START_FAILED, words[0].removeprefix("shoal: "))
+            found = statefile.read(state)
+            if found is not None and found.ready and found.pid == process.pid:
+                if as_json:
+                    emit({"url": found.url, "state": str(state), "pid": found.pid, "driver": found.driver})
+                else:
+                    print(f"Shoal is up at {found.url} (pid {found.pid}), state in {state}; `shoal down` stops it")
+                return Exit.OK
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait(_DOWN_S)
+        raise
+    process.terminate()
+    process.wait(_DOWN_S)
+    raise Failure(Exit.START_FAILED, f"the system is not ready after {_DETACH_S:g} s; its log is {log}")
+
+
+@click.command(short_help="Stop the system on this machine.")
+@state_option
+@json_option
+def down(state: Path | None, as_json: bool) -> int:
+    """Stop the system that `shoal up` runs, detached or not, and wait until it has stopped."""
+    where = statefile.resolve(state)
+    found = _found(where)
+    handle = os.pidfd_open(found.pid)  # no other process can be meant by it, whatever happens meanwhile
+    try:
+        if found.alive:
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+        until = time.monotonic() + _DOWN_S
+        while found.alive and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        killed = found.alive
+        if killed:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)  # its services end with it
+            while found.alive:
+                time.sleep(_POLL_S)
+    finally:
+        os.close(handle)
+    if as_json:
+        emit({"stopped": found.pid, "killed": killed, "url": found.url})
+    else:
+        how = f" (it did not stop within {_DOWN_S:g} s, so it was killed)" if killed else ""
+        print(f"stopped the system at {found.url} (pid {found.pid}){how}")
+    return Exit.OK
+
+
+@click.command(short_help="Show the system on this machine.")
+@state_option
+@json_option
+def status(state: Path | None, as_json: bool) -> int:
+    """Show each service of the system that `shoal up` runs, its nodes, and how many sandboxes live."""
+    where = statefile.resolve(state)
+    found = _found(where)
+
+    async def work() -> int:
+        from shoal.client.cluster import connect
+
+        async with connect(found.url) as cluster:
+            nodes = [node for node in await cluster.nodes() if node.state == "alive"]
+        live = sum({node.executor: node.live for node in nodes}.values())
+        slots = sum(node.slots for node in nodes)
+        if as_json:
+            emit(
+                {
+                    "url": found.url, "pid": found.pid, "state": str(where), "driver": found.driver,
+                    "ready": found.ready, "services": found.services, "nodes": len(nodes), "slots": slots,
+                    "sandboxes": live,
+                }
+            )  # fmt: skip
+            return Exit.OK
+        print(f"Shoal is {'up' if found.ready else 'starting'} at {found.url} (pid {found.pid}), state in {where}")
+        rows = [(name, one["pid"] or "-", one["state"], one["restarts"]) for name, one in found.services.items()]
+        table(("service", "pid", "state", "restarts"), rows, empty="no service runs yet")
+        kind = "simulated sandboxes" if found.driver == "simulated" else "sandboxes"
+        print(f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {live} of {slots} {kind} live")
+        return Exit.OK
+
+    if not found.url:
+        raise Failure(Exit.NOT_RUNNING, f"the system on {where} is only starting (pid {found.pid}); ask again soon")
+    return run_interruptibly(work())
+
+
+def _found(state: Path) -> statefile.Running:
+    found = statefile.read(state)
+    if found is None:
+        raise Failure(
+            Exit.NOT_RUNNING, f"no system runs on {state}; start one with `shoal up`, or name another with --state"
+        )
+    return found

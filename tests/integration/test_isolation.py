@@ -190,6 +190,7 @@ async def test_a_sandbox_ends_with_all_it_started(driver: ZygoteDriver) -> None:
 
 
 async def test_nothing_survives_a_killed_executor(tmp_path: Path) -> None:
+    mark = f"98765.{os.getpid()}"
     program = f"""
 import asyncio, pathlib
 from shoal.wire.messages import Command, Snapshot
@@ -199,7 +200,7 @@ async def main():
     driver = ZygoteDriver(pathlib.Path({str(tmp_path)!r}))
     await driver.open(lambda *_: None)
     async for _ in driver.start([StartSpec("victim-0", Snapshot("host", "host"))]): pass
-    await driver.run("victim-0", Command(line="sleep 98765 >/dev/null 2>&1 &"))
+    await driver.run("victim-0", Command(line="sleep {mark} >/dev/null 2>&1 &"))
     print("up", flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
@@ -212,16 +213,18 @@ asyncio.run(main())
         found = False
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                found = found or b"98765" in path.read_bytes().split(b"\0")
+                found = found or mark.encode() in path.read_bytes().split(b"\0")
             except OSError:
                 continue
         return found
 
-    async with asyncio.timeout(20):
-        while not await asyncio.to_thread(sleeping):
-            await asyncio.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    await asyncio.to_thread(process.wait)
+    try:
+        async with asyncio.timeout(20):
+            while not await asyncio.to_thread(sleeping):
+                await asyncio.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(process.wait)
     process.stdout.close()
     async with asyncio.timeout(20):
         while await asyncio.to_thread(sleeping):

@@ -51,7 +51,7 @@ def explain(error: BaseException) -> tuple[Exit, str]:
         case errors.BadRequest() | BadValueError():
             return Exit.USAGE, str(error)
         case errors.Rejected(code="unknown_template"):
-            return Exit.UNKNOWN_TEMPLATE, f"{error.detail}; the templates are host, dir:PATH and tar:PATH"
+            return Exit.UNKNOWN_TEMPLATE, error.detail
         case errors.Rejected():
             return Exit.REJECTED, str(error)
         case errors.Unreachable():

@@ -71,11 +71,10 @@ def not_found(exit_code: int, stderr: str) -> str:
     """Return a sentence when a command did not exist in its sandbox, and nothing otherwise."""
     if exit_code != 127:
         return ""
-    last = stderr.strip().splitlines()[-1:] or [""]
-    return (
-        f"a command was not found in the sandbox: {last[0] or 'exit status 127'}; "
-        "write it as the template has it, and shell lines as sh -c '...'"
-    )
+    last = (stderr.strip().splitlines() or ["exit status 127"])[-1]
+    known = "command not found in the sandbox: "
+    what = last if last.startswith(known) else known + last
+    return f"{what}; name a program the template has, and write shell lines as sh -c '...'"
 
 
 def _rounded(value: float | None) -> float | None:

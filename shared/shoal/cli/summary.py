@@ -92,9 +92,10 @@ class Summary:
     def lines(self) -> list[str]:
         """Return it for people."""
         kind = "simulated sandboxes" if self.simulated else "sandboxes"
+        counted = kind.removesuffix("es") if self.sandboxes == 1 else kind
         rate = "" if self.sandboxes_per_s is None else f", {self.sandboxes_per_s:g} {kind}/s"
         return [
-            f"rollout {self.rollout}: {self.sandboxes} {kind}, {self.succeeded} succeeded, {self.failed} failed, "
+            f"rollout {self.rollout}: {self.sandboxes} {counted}, {self.succeeded} succeeded, {self.failed} failed, "
             f"{self.lost} lost{rate}",
             f"ready {_shown(self.ready_ms)}, first command {_shown(self.first_command_ms)}",
         ]

@@ -1,0 +1,169 @@
+"""The `shoal` command with everything behind it: real broker, real services, and, where marked, real sandboxes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.cli import statefile
+from shoal.cli.exits import Exit
+from shoal.cli.processes import start_time
+
+pytestmark = pytest.mark.broker
+
+SHOAL = [sys.executable, "-m", "shoal.cli"]
+
+
+def shoal(*arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    if url is not None:
+        environment["SHOAL_URL"] = url
+    return subprocess.run(
+        [*SHOAL, *arguments], capture_output=True, text=True, timeout=90, env=environment, stdin=subprocess.DEVNULL
+    )
+
+
+def lines(found: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    assert found.returncode == 0, found.stderr
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def of_state(state: Path) -> list[str]:
+    """Return the command lines of all processes that name a state directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and start_time(int(entry.name)) is not None:
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(state) in line:
+                found.append(line)
+    return found
+
+
+def eventually(holds: Callable[[], object], seconds: float = 40.0) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def simulated(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A detached system of simulated nodes: its state directory and URL."""
+    state = tmp_path / "state"
+    begun = shoal("up", "--state", str(state), "--port", "0", "--detach", "--json", "--driver", "simulated")
+    try:
+        yield state, lines(begun)[0]["url"]
+    finally:
+        shoal("down", "--state", str(state))
+        assert of_state(state) == []
+
+
+def test_a_system_from_up_to_down(tmp_path: Path, simulated: tuple[Path, str]) -> None:
+    state, url = simulated
+    (status,) = lines(shoal("status", "--state", str(state), "--json"))
+    assert set(status["services"]) == {"broker", "scheduler", "placement", "snapshot", "executor"}
+    assert all(service["state"] == "running" for service in status["services"].values())
+    assert (status["nodes"], status["sandboxes"], status["url"]) == (1, 0, url)
+    again = shoal("up", "--state", str(state), "--port", "0")
+    assert again.returncode == Exit.ALREADY_RUNNING
+    assert url in again.stderr
+    port = url.rpartition(":")[2]
+    taken = shoal("up", "--state", str(tmp_path / "other"), "--port", port)
+    assert taken.returncode == Exit.PORT
+    assert port in taken.stderr
+
+    *results, summary = lines(shoal("run", "host", "-n", "5", "--run", "r1", "--json", "--", "true", url=url))
+    assert [one["isolation"] for one in results] == ["simulated"] * 5
+    assert (summary["succeeded"], summary["lost"], summary["simulated"]) == (5, 0, True)
+    shown = shoal("run", "host", "--", "true", url=url)
+    assert "simulated" in shown.stderr
+    rollout = shoal("submit", "host", "-n", "3", "--", "true", url=url).stdout.strip()
+    assert lines(shoal("watch", rollout, "--json", url=url))[-1]["succeeded"] == 3
+    assert rollout in [one["rollout"] for one in lines(shoal("ls", "--json", url=url))]
+    assert rollout in shoal("ls", url=url).stdout
+    assert [node["isolation"] for node in lines(shoal("nodes", "--json", url=url))] == ["simulated"]
+    said = [event["type"] for event in lines(shoal("events", "--run", "r1", "--json", url=url))]
+    assert said[0] == "RolloutSubmitted"
+    assert "RolloutConcluded" in said
+    assert shoal("watch", "rnone", url=url).returncode == Exit.UNKNOWN_ROLLOUT
+    assert shoal("run", "nonsense", "--", "true", url=url).returncode == Exit.UNKNOWN_TEMPLATE
+    assert shoal("down", "--state", str(state)).returncode == 0
+    assert of_state(state) == []
+    assert shoal("down", "--state", str(state)).returncode == Exit.NOT_RUNNING
+
+
+def test_a_killed_service_is_started_again(simulated: tuple[Path, str]) -> None:
+    state, url = simulated
+    before = statefile.read(state)
+    assert before is not None
+    old = {name: service["pid"] for name, service in before.services.items()}
+    for name in ("scheduler", "broker"):
+        os.kill(old[name], signal.SIGKILL)
+
+    def back() -> bool:
+        now = statefile.read(state)
+        return now is not None and all(now.services[name]["pid"] not in (None, old[name]) for name in old if name in
+                                       ("scheduler", "broker"))  # fmt: skip
+
+    eventually(back)
+    assert lines(shoal("run", "host", "-n", "4", "--json", "--", "true", url=url))[-1]["succeeded"] == 4
+    assert "scheduler" in (state / "log" / "up.log").read_text()
+
+
+def test_nothing_survives_the_killing_of_up(simulated: tuple[Path, str]) -> None:
+    state, _ = simulated
+    running = statefile.read(state)
+    assert running is not None
+    pids = [service["pid"] for service in running.services.values()]
+    os.kill(running.pid, signal.SIGKILL)
+    eventually(lambda: all(start_time(pid) is None for pid in pids))
+    assert of_state(state) == []
+
+
+def test_a_broken_pipe_is_quiet(simulated: tuple[Path, str]) -> None:
+    _, url = simulated
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        found = subprocess.run(
+            [*SHOAL, "events", "--url", url], stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert (found.returncode, found.stderr) == (Exit.BROKEN_PIPE, "")
+
+
+@pytest.mark.sandbox
+def test_a_local_run_in_real_sandboxes(tmp_path: Path) -> None:
+    source = tmp_path / "input.txt"
+    source.write_text("6*7")
+    found = shoal(
+        "run", "--local", "host", "-n", "4", "--json", "--input", str(source), "--env", "A=b",
+        "--", "sh", "-c", "echo $(($(cat input.txt))) $A",
+    )  # fmt: skip
+    *results, summary = lines(found)
+    assert [one["stdout"] for one in results] == ["42 b\n"] * 4
+    assert (summary["succeeded"], summary["failed"], summary["lost"]) == (4, 0, 0)
+    missing = shoal("run", "--local", "host", "--", "no-such-command")
+    assert missing.returncode == Exit.COMMAND_NOT_FOUND
+    assert "no-such-command" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+@pytest.mark.sandbox
+def test_an_interrupted_local_run_leaves_nothing(tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([*SHOAL, "run", "--local", "host", "--", "sleep", "600"], env=environment)
+    eventually(lambda: any("shoal-run-" in line for line in of_state(tmp_path)))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == Exit.INTERRUPTED
+    assert of_state(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import socket
 import sys
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -36,8 +37,11 @@ from shoal_executor.drivers.zygote.walls import try_walls
 
 _UP_S: Final = 30.0
 _FIRST_UID: Final = 1_879_048_192
+_RANGE: Final = 65_536
 _PIECE: Final = 1024**2
 _SHM: Final = 64 * 1024**2
+
+_Answer = TypeVar("_Answer", bound=frames.Tell)
 
 log = structlog.get_logger()
 
@@ -64,15 +68,17 @@ class _Zygote:
 
 
 class ZygoteDriver:
-    """See the package. `parallel` bounds the starts under way."""
+    """See the package. `parallel` bounds the starts under way; `tune_host` allows `Groups.favour_moves`."""
 
     isolation = Isolation.ZYGOTE.value
 
-    def __init__(self, state: Path, *, parallel: int | None = None) -> None:
+    def __init__(self, state: Path, *, parallel: int | None = None, tune_host: bool = True) -> None:
         self._state = state
+        self._tune_host = tune_host
         self._parallel = asyncio.Semaphore(parallel or 4 * (os.cpu_count() or 1))
         self._groups = Groups(hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest())
         self._zygotes: dict[str, asyncio.Task[_Zygote]] = {}
+        self._ranges = itertools.count(_FIRST_UID, _RANGE)  # never shared, never used again: templates stay strangers
         self._live: dict[str, _Sandbox] = {}
         self._starting: dict[str, _Sandbox] = {}
         self._ending: dict[str, _Sandbox] = {}
@@ -84,6 +90,8 @@ class ZygoteDriver:
         self._on_exit = on_exit
         self._state.mkdir(parents=True, exist_ok=True)
         self._groups.open()
+        if self._tune_host:
+            await asyncio.to_thread(self._groups.favour_moves)
         try:
             await try_walls(self)
         except DriverError as error:
@@ -116,12 +124,13 @@ class ZygoteDriver:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
+            await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
 
     async def run(self, name: str, command: Command, output: OutputSink | None = None) -> CommandResult:
         """Have the agent run a command."""
         sandbox = self._get(name)
-        answer = await self._ask(sandbox, lambda id: frames.Run(id, command, output is not None), output)
-        assert isinstance(answer, frames.Done)
+        answer = await self._ask(sandbox, frames.Done, lambda id: frames.Run(id, command, output is not None), output)
         result = answer.result
         if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
             sandbox.oom_kills = kills
@@ -134,15 +143,13 @@ class ZygoteDriver:
         size = 0
         for start in range(0, max(len(data), 1), _PIECE):
             write = frames.Write(0, path, data[start : start + _PIECE], offset + start, mode)
-            answer = await self._ask(sandbox, partial(_numbered, write))
-            assert isinstance(answer, frames.Wrote)
+            answer = await self._ask(sandbox, frames.Wrote, partial(_numbered, write))
             size = answer.size
         return size
 
     async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
         """Have the agent read a piece of a file."""
-        answer = await self._ask(self._get(name), lambda id: frames.Read(id, path, offset, limit))
-        assert isinstance(answer, frames.Piece)
+        answer = await self._ask(self._get(name), frames.Piece, lambda id: frames.Read(id, path, offset, limit))
         return FileChunk(answer.data, answer.size, answer.eof)
 
     async def destroy(self, names: Sequence[str]) -> None:
@@ -151,13 +158,14 @@ class ZygoteDriver:
         for sandbox in sandboxes:
             sandbox.wanted = EndReason.RELEASED
             self._ending[sandbox.name] = sandbox
-            if not sandbox.ended.is_set():
-                self._kill(sandbox)
-        for sandbox in sandboxes:
-            await sandbox.ended.wait()
-            sandbox.link.close()
-            await self._groups.remove(sandbox.group)
-            del self._ending[sandbox.name]
+        # Tasks of their own: a caller who loses patience, or one that cannot end, must not leave the others behind.
+        ends = [asyncio.create_task(self._end(sandbox)) for sandbox in sandboxes]
+        self._tasks.update(ends)
+        for task in ends:
+            task.add_done_callback(self._tasks.discard)
+        for error in await asyncio.shield(asyncio.gather(*ends, return_exceptions=True)):
+            if error is not None:
+                raise DriverError(f"a sandbox could not be ended: {error}") from error
 
     async def list(self) -> list[str]:
         """Names of the live sandboxes."""
@@ -180,6 +188,7 @@ class ZygoteDriver:
         self._zygotes.clear()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._groups.clear)
+        await asyncio.to_thread(self._groups.usual_moves)
 
     # ---
 
@@ -189,15 +198,38 @@ class ZygoteDriver:
         except KeyError:
             raise NoSuchSandboxError(name) from None
 
+    async def _end(self, sandbox: _Sandbox) -> None:
+        try:
+            await self._killed(sandbox)
+            sandbox.link.close()
+            await self._groups.remove(sandbox.group)
+        finally:
+            del self._ending[sandbox.name]
+
+    async def _killed(self, sandbox: _Sandbox) -> None:
+        """Kill until its end is told: an order is lost where the fork server's socket is full."""
+        async with asyncio.timeout(_UP_S):
+            while not sandbox.ended.is_set():
+                self._kill(sandbox)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(sandbox.ended.wait(), 0.5)
+
     async def _ask(
-        self, sandbox: _Sandbox, make: Callable[[int], frames.Ask], output: OutputSink | None = None
-    ) -> frames.Tell:
+        self,
+        sandbox: _Sandbox,
+        expected: type[_Answer],
+        make: Callable[[int], frames.Ask],
+        output: OutputSink | None = None,
+    ) -> _Answer:
         answer = await sandbox.link.ask(make, output)
-        if answer is None:
-            await sandbox.ended.wait()
+        if answer is None:  # it ended, or broke the rules of its link: then it ends now
+            await self._killed(sandbox)
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         if isinstance(answer, frames.Failed):
             raise SandboxFileError(answer.detail)
+        if not isinstance(answer, expected):  # only a tampered agent answers something else
+            await self._killed(sandbox)
+            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         return answer
 
     async def _start(self, spec: StartSpec) -> None:
@@ -260,7 +292,7 @@ class ZygoteDriver:
         root, usr = await asyncio.to_thread(images.root_of, snapshot, self._state)
         scratch = self._state / "scratch"
         scratch.mkdir(exist_ok=True)
-        base = _FIRST_UID + 65_536 * len(self._zygotes) if os.geteuid() == 0 else -1
+        base = next(self._ranges) if os.geteuid() == 0 else -1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)

@@ -1,6 +1,9 @@
 """Read-only roots: the host's own, a directory as it is, an archive unpacked once."""
 
+import bz2
 import errno
+import gzip
+import lzma
 import os
 import shutil
 import tarfile
@@ -24,6 +27,8 @@ _FROM_HOST: Final = (
     "shells", "inputrc", "gai.conf", "host.conf",
 )  # fmt: skip
 """What programs of the host's /usr expect under /etc. None of it is secret; nothing else of it is shown."""
+_LOADED: Final = (bz2, gzip, lzma)
+"""tarfile imports these when it meets such an archive: too late, once its root is the new directory."""
 _EMPTY: Final = {"home": 0o755, "mnt": 0o755, "opt": 0o755, "srv": 0o755, "run": 0o755, "root": 0o700, "usr": 0o755,
                  "proc": 0o755, "sys": 0o755, "dev": 0o755, "tmp": 0o1777, "var/tmp": 0o1777, "var/log": 0o755,
                  "var/lib": 0o755, "var/cache": 0o755, "run/lock": 0o1777}  # fmt: skip

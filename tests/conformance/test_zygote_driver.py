@@ -1,4 +1,7 @@
 import asyncio
+import contextlib
+import os
+import subprocess
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -128,3 +131,40 @@ async def test_what_a_killed_executor_left_is_cleared_by_the_next(tmp_path: Path
     groups = await asyncio.to_thread(lambda: {path.name for path in Path("/sys/fs/cgroup").glob("*/shoal-*/*")})
     assert left not in groups
     await first.close()
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+async def test_a_compressed_archive_is_a_template(driver: ZygoteDriver, tmp_path: Path, packing: str) -> None:
+    archive = tmp_path / f"root.tar.{packing}"
+    (tmp_path / "file").write_text("packed")
+    # In a process of its own: what this one imports for packing must not help the driver to unpack.
+    subprocess.run(["tar", "-caf", archive, "-C", tmp_path, "file"], check=True, timeout=20)
+    snapshot = Snapshot(f"tar-{packing}", "tar", str(archive))
+    name = fresh()
+    assert await start(driver, [StartSpec(name, snapshot)]) == [Started(name)]
+    assert (await driver.read_file(name, "/file")).data == b"packed"
+
+
+async def test_starts_nobody_waits_for_leave_nothing(driver: ZygoteDriver) -> None:
+    host = Snapshot("host", "host")
+    starts = driver.start([StartSpec(fresh(), host) for _ in range(24)])
+    seen = await anext(starts)
+    await starts.aclose()  # type: ignore[attr-defined]  # it is a generator
+    assert await driver.list() == [seen.name]
+
+
+async def test_templates_made_at_once_share_no_uids(driver: ZygoteDriver, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root has ranges of uids to give")
+    snapshots = []
+    for number in range(3):
+        (tmp_path / f"r{number}").mkdir()
+        snapshots.append(Snapshot(f"dir-{tmp_path.name}-{number}", "dir", str(tmp_path / f"r{number}")))
+    await asyncio.gather(*(driver.prepare(snapshot) for snapshot in snapshots))
+    bases = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if any(word.startswith(bytes(tmp_path) + b"/r") for word in words):
+                bases.append(words[-3])
+    assert len(bases) == len(set(bases)) == 3

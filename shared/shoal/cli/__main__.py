@@ -11,7 +11,7 @@ except ModuleNotFoundError:  # a trainer's installation, which is the client onl
     sys.exit("shoal: the command line is not installed; install it with: pip install 'shoal[cli]'")
 
 from shoal.cli.app import shoal
-from shoal.cli.exits import Exit, explain
+from shoal.cli.exits import Exit, OutputClosed, explain
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         hint = f" (see `{context.command_path} --help`)" if context else ""
         print(f"shoal: {error.format_message().rstrip('.')}{hint}", file=sys.stderr)
         return Exit.USAGE
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputClosed):
         # Python flushes standard output at its end; nobody reads it any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.BROKEN_PIPE

@@ -1,9 +1,12 @@
 """The group of all commands; a command's module is imported when it is used or described."""
 
 import importlib
-from typing import Final
+import sys
+from typing import Any, Final
 
 import click
+
+from shoal.cli.exits import OutputClosed
 
 _HOMES: Final = {
     "up": "system_commands",
@@ -20,6 +23,14 @@ _HOMES: Final = {
 
 
 class _Lazy(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+            return found
+        except BrokenPipeError as error:
+            raise OutputClosed from error
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_HOMES)
 

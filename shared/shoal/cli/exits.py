@@ -37,6 +37,10 @@ class Failure(Exception):
         self.status = status
 
 
+class OutputClosed(Exception):
+    """Whoever read standard output has stopped reading. (Of BrokenPipeError click makes a status of its own.)"""
+
+
 def explain(error: BaseException) -> tuple[Exit, str]:
     """Return the exit status and the sentence for any error."""
     if isinstance(error, Failure):

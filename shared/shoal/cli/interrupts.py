@@ -8,6 +8,13 @@ from typing import Any
 from shoal.cli.exits import Exit
 
 
+def checkpoint() -> None:
+    """Raise CancelledError when this task was cancelled though what it awaited swallowed that, as wait_for may."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def run_interruptibly(work: Coroutine[Any, Any, int]) -> int:
     """Return what the coroutine returns; interrupted, it is cancelled once, and the status is INTERRUPTED."""
     return asyncio.run(_run(work))

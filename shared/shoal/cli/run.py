@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shoal.cli.interrupts import run_interruptibly
+from shoal.cli.interrupts import checkpoint, run_interruptibly
 from shoal.cli.options import Request, json_option, rollout_options, tenant_option, url_option
 from shoal.cli.results import cancelled_on_interrupt, follow
 
@@ -43,8 +43,10 @@ async def _run(request: Request, tenant: str, url: str | None, local: bool, driv
         if local:
             url = await stack.enter_async_context(_system(driver))
         cluster = await stack.enter_async_context(connect(url, tenant=tenant))
+        checkpoint()
         rollout = await cluster.rollout(**arguments)
         async with cancelled_on_interrupt(rollout):
+            checkpoint()
             return int((await follow(rollout, as_json=as_json)).status)
 
 

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from shoal.cli import statefile
 from shoal.cli.exits import Exit, Failure
+from shoal.cli.interrupts import checkpoint
 from shoal.cli.processes import ended, start_time
 from shoal.cli.statefile import Running
 from shoal.cli.supervisor import Child
@@ -95,6 +96,7 @@ class LocalSystem:
             status = Exit.PORT if str(error).startswith("port ") else Exit.START_FAILED
             raise Failure(status, str(error)) from error
         self._running.url = self._broker.url
+        checkpoint()
         self._broker_keeper = asyncio.create_task(self._keep_broker(), name="keep broker")
         self._tell("starting the services")
         for cell in range(self._cells):
@@ -120,6 +122,7 @@ class LocalSystem:
         finally:
             ready.cancel()
             await asyncio.gather(ready, return_exceptions=True)
+        checkpoint()
         for child in self._children:
             child.settled()
         self._running.ready = True

@@ -89,6 +89,7 @@ class ZygoteDriver:
         """Clear what an earlier process left, start the host template, and try its walls from inside."""
         self._on_exit = on_exit
         self._state.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(images.clear, self._state)
         self._groups.open()
         if self._tune_host:
             await asyncio.to_thread(self._groups.favour_moves)
@@ -311,9 +312,14 @@ class ZygoteDriver:
         try:
             async with asyncio.timeout(_UP_S):
                 await zygote.ready
-        except (TimeoutError, DriverError) as error:
-            process.kill()
+        except (TimeoutError, DriverError, asyncio.CancelledError) as error:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
+            asyncio.get_running_loop().remove_reader(ours)
+            ours.close()
+            if isinstance(error, asyncio.CancelledError):
+                raise
             last = diary.read_text(errors="replace").strip().splitlines()[-1:]
             text = str(error) or (last[0] if last else "it did not answer")
             raise DriverError(f"the fork server of template {snapshot.kind}:{snapshot.path} failed: {text}") from None

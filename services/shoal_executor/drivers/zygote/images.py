@@ -29,6 +29,7 @@ _FROM_HOST: Final = (
 """What programs of the host's /usr expect under /etc. None of it is secret; nothing else of it is shown."""
 _LOADED: Final = (bz2, gzip, lzma)
 """tarfile imports these when it meets such an archive: too late, once its root is the new directory."""
+_STAGING: Final = ".staging-"
 _EMPTY: Final = {"home": 0o755, "mnt": 0o755, "opt": 0o755, "srv": 0o755, "run": 0o755, "root": 0o700, "usr": 0o755,
                  "proc": 0o755, "sys": 0o755, "dev": 0o755, "tmp": 0o1777, "var/tmp": 0o1777, "var/log": 0o755,
                  "var/lib": 0o755, "var/cache": 0o755, "run/lock": 0o1777}  # fmt: skip
@@ -36,7 +37,7 @@ _EMPTY: Final = {"home": 0o755, "mnt": 0o755, "opt": 0o755, "srv": 0o755, "run":
 
 def host_root(target: Path) -> None:
     """Make the root of the `host` template: an empty one around the host's /usr, which is mounted in it later."""
-    staging = Path(tempfile.mkdtemp(dir=target.parent))
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=_STAGING))
     for name, mode in _EMPTY.items():
         (staging / name).mkdir(parents=True, exist_ok=True)
         (staging / name).chmod(mode)
@@ -78,7 +79,7 @@ def unpack(archive: Path, target: Path) -> None:
     by a process whose root is the new directory (without root privilege: by tarfile's own checks). Devices are left
     out. Raises DriverError for what is no whole tar.
     """
-    staging = Path(tempfile.mkdtemp(dir=target.parent))
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=_STAGING))
     report_r, report_w = os.pipe()
     try:
         stream = archive.open("rb")
@@ -123,6 +124,12 @@ def _publish(staging: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+
+
+def clear(state: Path) -> None:
+    """Remove what a process that was killed while it made a root left behind."""
+    for path in (state / "images").glob(f"{_STAGING}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def root_of(snapshot: Snapshot, state: Path) -> tuple[Path, str]:

@@ -2,7 +2,9 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import sys
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -168,3 +170,41 @@ async def test_templates_made_at_once_share_no_uids(driver: ZygoteDriver, tmp_pa
             if any(word.startswith(bytes(tmp_path) + b"/r") for word in words):
                 bases.append(words[-3])
     assert len(bases) == len(set(bases)) == 3
+
+
+async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: Path) -> None:
+    nobody = 65_534
+    if os.geteuid() != 0:
+        pytest.skip("this test becomes another user, which needs root; the others ran without root already")
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, nobody, nobody)
+    reachable = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
+    program = f"""
+import asyncio, pathlib
+from shoal.wire.messages import Command, Snapshot
+from shoal_executor.drivers.protocol import Started, StartSpec
+from shoal_executor.drivers.zygote.driver import ZygoteDriver
+async def main():
+    driver = ZygoteDriver(pathlib.Path({str(state)!r}))
+    report = await driver.open(lambda *_: None)
+    assert {{limit.split()[0] for limit in report.unenforced}} == {{"memory", "pids", "cpu"}}, report
+    outcomes = [o async for o in driver.start([StartSpec("a-0", Snapshot("host", "host"))])]
+    assert outcomes == [Started("a-0")], outcomes
+    result = await driver.run("a-0", Command(line="id -u; echo x > /etc/new && cat /etc/new; cat /etc/shadow"))
+    assert result.stdout == b"0\\nx\\n", result
+    await driver.close()
+asyncio.run(main())
+"""
+    for parent in state.parents:
+        if parent.is_relative_to(tempfile.gettempdir()):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    command = [*reachable, sys.executable, "-c", program]
+    probe = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import shoal_executor'], check=True)"
+    tried = await asyncio.to_thread(
+        subprocess.run, [*reachable, sys.executable, "-c", probe], capture_output=True, timeout=30
+    )
+    if tried.returncode:
+        pytest.skip("this checkout's interpreter is not readable to other users")
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=60, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr

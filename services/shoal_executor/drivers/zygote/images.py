@@ -1,15 +1,15 @@
 """Read-only roots: the host's own, a directory as it is, an archive unpacked once."""
 
-import bz2
 import errno
-import gzip
-import lzma
 import os
 import shutil
-import tarfile
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from shoal.wire.messages import Snapshot
 from shoal_executor.drivers.protocol import DriverError
@@ -27,12 +27,13 @@ _FROM_HOST: Final = (
     "shells", "inputrc", "gai.conf", "host.conf",
 )  # fmt: skip
 """What programs of the host's /usr expect under /etc. None of it is secret; nothing else of it is shown."""
-_LOADED: Final = (bz2, gzip, lzma)
-"""tarfile imports these when it meets such an archive: too late, once its root is the new directory."""
+_UNPACK_S: Final = 600.0
 _STAGING: Final = ".staging-"
 _EMPTY: Final = {"home": 0o755, "mnt": 0o755, "opt": 0o755, "srv": 0o755, "run": 0o755, "root": 0o700, "usr": 0o755,
                  "proc": 0o755, "sys": 0o755, "dev": 0o755, "tmp": 0o1777, "var/tmp": 0o1777, "var/log": 0o755,
                  "var/lib": 0o755, "var/cache": 0o755, "run/lock": 0o1777}  # fmt: skip
+
+log = structlog.get_logger()
 
 
 def host_root(target: Path) -> None:
@@ -74,47 +75,29 @@ def _unreadable(directory: str, names: list[str]) -> set[str]:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a tar into target, which appears whole or not at all. Nothing in it can reach outside: it is unpacked
-
-    by a process whose root is the new directory (without root privilege: by tarfile's own checks). Devices are left
-    out. Raises DriverError for what is no whole tar.
-    """
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=_STAGING))
-    report_r, report_w = os.pipe()
+    """Unpack a tar into target, which appears whole or not at all. Raises DriverError for what is no whole tar."""
+    if not archive.is_file():
+        raise DriverError(f"template tar:{archive}: no such file on this node")
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=target.parent))
+    command = [sys.executable, "-I", "-m", "shoal_executor.drivers.zygote.unpack", str(archive), str(staging)]
     try:
-        stream = archive.open("rb")
-    except OSError as error:
-        staging.rmdir()
-        raise DriverError(f"template tar:{archive}: {error.strerror}") from None
-    pid = os.fork()
-    if pid == 0:
-        problem = b""
-        try:
-            if os.geteuid() == 0:
-                os.chroot(staging)
-            os.chdir("/" if os.geteuid() == 0 else staging)
-            os.umask(0)
-            with tarfile.open(fileobj=stream) as tar:
-                members = (member for member in tar if not member.isdev())
-                tar.extractall(".", members, filter="tar" if os.geteuid() else _plain)  # noqa: S202 - see above
-        except BaseException as error:  # whatever it is, the parent is told
-            problem = str(error).encode()[:2000] or repr(error).encode()
-        os.write(report_w, problem)
-        os._exit(1 if problem else 0)
-    os.close(report_w)
-    stream.close()
-    with open(report_r, "rb") as report:
-        problem = report.read()
-    _, status = os.waitpid(pid, 0)
-    if status:
+        done = subprocess.run(
+            command, capture_output=True, timeout=_UNPACK_S, check=False, env={"LANG": "C.UTF-8"}, cwd="/"
+        )
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            raise DriverError(f"template tar:{archive}: cannot be unpacked: {lines[-1] if lines else 'it was killed'}")
+    except subprocess.TimeoutExpired:
         shutil.rmtree(staging, ignore_errors=True)
-        raise DriverError(f"template tar:{archive}: cannot be unpacked: {problem.decode(errors='replace') or 'killed'}")
+        raise DriverError(f"template tar:{archive}: not unpacked after {_UNPACK_S:g} s") from None
+    except DriverError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    left_out = done.stdout.decode(errors="replace").split()
+    if left_out:
+        log.warning("devices of an archive are left out", archive=str(archive), devices=left_out[:20])
     staging.chmod(0o755)
     _publish(staging, target)
-
-
-def _plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
-    return member.replace(name=member.name.lstrip("/") or ".", deep=False)
 
 
 def _publish(staging: Path, target: Path) -> None:
@@ -136,6 +119,7 @@ def root_of(snapshot: Snapshot, state: Path) -> tuple[Path, str]:
     """Return a snapshot's read-only root, made if it is not there yet, and the host's /usr if it belongs into it."""
     images = state / "images"
     images.mkdir(parents=True, exist_ok=True)
+    images.chmod(0o700)  # an archive may hold set-user-id programs; none of the host's users gets at them
     match snapshot.kind:
         case "host":
             target = images / "host"

@@ -4,7 +4,7 @@ from shoal.runtime.process import Context
 from shoal.runtime.shell import Shell
 from shoal.wire import streams, subjects
 from shoal.wire.quantities import BadValueError
-from shoal_placement.core import PlacementCore
+from shoal_placement.core.placement import PlacementCore
 
 
 async def run(context: Context, cell: int) -> None:

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shoal.machine.core import Cause
 from shoal.wire import messages as m
-from shoal_placement.core import PlacementCore
+from shoal_placement.core.placement import PlacementCore
 
 names = st.sampled_from(["a", "b"])
 parts = st.sampled_from([((0, 4),), ((0, 2),), ((1, 1), (3, 1))])

@@ -20,10 +20,11 @@ def test_collecting_forgets_order_and_repeats_and_is_shortest(numbers: list[int]
 
 
 @given(SETS, SETS)
-def test_without_and_intersect_are_those_of_sets(left: set[int], right: set[int]) -> None:
+def test_without_intersect_and_union_are_those_of_sets(left: set[int], right: set[int]) -> None:
     one, other = ranges.collect(left), ranges.collect(right)
     assert ranges.without(one, other) == ranges.collect(left - right)
     assert ranges.intersect(one, other) == ranges.collect(left & right)
+    assert ranges.union(one, other) == ranges.collect(left | right)
 
 
 @given(SETS, st.integers(0, 50))

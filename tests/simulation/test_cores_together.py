@@ -9,7 +9,7 @@ import pytest
 from shoal.machine import ranges
 from shoal.machine.core import Cause, Inspect, LawBrokenError
 from shoal.wire import messages as m
-from shoal_placement.core import PlacementCore
+from shoal_placement.core.placement import PlacementCore
 from shoal_scheduler.core.scheduler import SchedulerCore
 from shoal_snapshot.core import SnapshotCore
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from shoal.machine import ranges
 from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.machine.ledger import Ledger
@@ -265,8 +267,11 @@ class SchedulerCore:
             attempt, node = 0, ""
             part, rollout.fresh = ranges.take(rollout.fresh, limit)
         self._landed(rollout, -ranges.count(part))
+        spec = request.spec
+        if len(spec.commands) > 1:  # each travels once, however many parts a rollout is sent in
+            spec = msgspec.structs.replace(spec, commands=tuple(spec.commands[i] for i in ranges.indices(part)))
         place = m.PlaceRequested(
-            request.rollout, request.tenant, request.run, self._cell, attempt, part, request.spec, rollout.snapshot,
+            request.rollout, request.tenant, request.run, self._cell, attempt, part, spec, rollout.snapshot,
             rollout.deadline_ms, (node,) if node else (),
         )  # fmt: skip
         effects.append(Publish(subjects.placement_request(self._cell), place))

@@ -46,18 +46,56 @@ def take(ranges: Ranges, limit: int) -> tuple[Ranges, Ranges]:
     return tuple(taken), tuple(rest)
 
 
+def union(ranges: Ranges, other: Ranges) -> Ranges:
+    """Return the indices that either holds; cost grows with the pairs, not with the indices."""
+    if not ranges or not other:
+        return ranges or other
+    found: list[tuple[int, int]] = []
+    for first, length in sorted((*ranges, *other)):
+        if found and first <= found[-1][0] + found[-1][1]:
+            begin, known = found[-1]
+            found[-1] = (begin, max(known, first + length - begin))
+        else:
+            found.append((first, length))
+    return tuple(found)
+
+
 def without(ranges: Ranges, removed: Ranges) -> Ranges:
-    """Return the indices of `ranges` that are not in `removed`."""
-    if not removed:
+    """Return the indices of `ranges` that are not in `removed`; cost grows with the pairs."""
+    if not removed or not ranges:
         return ranges
-    gone = set(indices(removed))
-    return collect(number for number in indices(ranges) if number not in gone)
+    left: list[tuple[int, int]] = []
+    at = 0
+    for first, length in ranges:
+        end = first + length
+        while at < len(removed) and removed[at][0] + removed[at][1] <= first:
+            at += 1
+        look = at
+        while look < len(removed) and removed[look][0] < end:
+            begin, stop = removed[look][0], removed[look][0] + removed[look][1]
+            if begin > first:
+                left.append((first, begin - first))
+            first = max(first, stop)
+            look += 1
+        if first < end:
+            left.append((first, end - first))
+    return _joined(left)
 
 
 def intersect(ranges: Ranges, other: Ranges) -> Ranges:
-    """Return the indices that both hold."""
-    kept = set(indices(other))
-    return collect(number for number in indices(ranges) if number in kept)
+    """Return the indices that both hold; cost grows with the pairs."""
+    return without(ranges, without(ranges, other))
+
+
+def _joined(pairs: list[tuple[int, int]]) -> Ranges:
+    """Return sorted, disjoint pairs with neighbours that touch made one."""
+    found: list[tuple[int, int]] = []
+    for first, length in pairs:
+        if found and found[-1][0] + found[-1][1] == first:
+            found[-1] = (found[-1][0], found[-1][1] + length)
+        else:
+            found.append((first, length))
+    return tuple(found)
 
 
 def valid(ranges: Ranges, n: int) -> bool:

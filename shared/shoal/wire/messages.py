@@ -265,7 +265,11 @@ class Tick(Message, frozen=True):
 
 
 class PlaceRequested(Message, frozen=True):
-    """The scheduler wants these sandboxes placed. `deadline_ms`: their rollout's end. `avoid`: failed nodes."""
+    """The scheduler wants these sandboxes placed.
+
+    `spec.commands` is empty, has one entry, or one for each of `indices` in order. `deadline_ms` is their rollout's
+    end; `avoid` names nodes that failed them.
+    """
 
     rollout: str
     tenant: str

@@ -1,44 +1,24 @@
-"""Placement's core: which node holds which sandboxes, and what waits for room.
+"""Placement's state machine: reserves, orders starts and ends, declares executors lost.
 
-A reservation lasts from the start command to SlotsReleased of the same boot. What a silent executor held stays reserved
+A reservation lasts from the start order to SlotsReleased of the same boot. What a silent executor held stays reserved
 on its nodes, in case the same boot comes back: it is then told to destroy it.
 """
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from shoal.machine import ranges
 from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.wire import messages as m
 from shoal.wire import subjects
+from shoal_placement.core.fleet import Executor, Node, shares
 
 SILENCE_MS: Final = 10_000
 _KEPT_MS: Final = 86_400_000  # how long a release that came before its request is remembered
 _BOOTS_KEPT: Final = 16
-
-
-@dataclass(slots=True)
-class _Node:
-    spec: m.NodeSpec
-    executor: "_Executor"
-    number: int
-    slots: int
-    memory: int
-    held: dict[tuple[str, int], tuple[m.Ranges, int]] = field(default_factory=dict)  # and the memory of each sandbox
-
-
-@dataclass(slots=True)
-class _Executor:
-    name: str
-    boot: str
-    isolation: str
-    start_ms: float
-    heard_ms: int
-    alive: bool = True
-    busy_until_ms: float = 0.0
-    nodes: dict[str, _Node] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,12 +37,13 @@ class PlacementCore:
 
     def __init__(self, cell: int) -> None:
         self._cell = cell
-        self._executors: dict[str, _Executor] = {}
+        self._executors: dict[str, Executor] = {}
         self._boots: dict[str, list[str]] = {}  # past boots, whose late messages mean nothing
         self._rollouts: dict[str, _Rollout] = {}
         self._waiting: list[m.PlaceRequested] = []
         self._told: m.CellCapacity | None = None
-        self._numbers = 0
+        self._fleet_changed = True
+        self._wake_ms: int | None = None  # not after anything is due; a Tick that comes too soon sets it right
 
     def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
         """Fold one message. Raises LawBrokenError, having changed nothing."""
@@ -95,9 +76,11 @@ class PlacementCore:
         return effects
 
     def wake_at_ms(self) -> int | None:
-        """Return when the first executor would count as silent or the first record expires (broker's time, ms)."""
-        silent = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
-        return min([*silent, *(r.expires_ms for r in self._rollouts.values())], default=None)
+        """Return when the first executor may count as silent or the first record expire (broker's time, ms)."""
+        return self._wake_ms
+
+    def _wake_by(self, when_ms: int) -> None:
+        self._wake_ms = when_ms if self._wake_ms is None else min(self._wake_ms, when_ms)
 
     def outstanding(self) -> Sequence[Effect]:
         """Return nothing: every effect here is a message."""
@@ -110,16 +93,17 @@ class PlacementCore:
             raise LawBrokenError(f"a request for cell {message.cell} reached cell {self._cell}")
         if not message.indices or not ranges.valid(message.indices, message.spec.n):
             raise LawBrokenError(f"indices {message.indices} are not those of a rollout of {message.spec.n}")
-        if len(message.spec.commands) not in (0, 1, message.spec.n):
-            raise LawBrokenError(f"{len(message.spec.commands)} commands for {message.spec.n} sandboxes")
+        if len(message.spec.commands) not in (0, 1, ranges.count(message.indices)):
+            raise LawBrokenError(f"{len(message.spec.commands)} commands for {ranges.count(message.indices)} sandboxes")
         if now >= message.deadline_ms:
             return  # the scheduler ends it; that also lets the record of repeats be dropped at the deadline
         record = self._rollouts.setdefault(message.rollout, _Rollout(message.deadline_ms))
         record.tenant, record.run, record.cell = message.tenant, message.run, message.cell
         record.expires_ms = max(record.expires_ms, message.deadline_ms)
+        self._wake_by(record.expires_ms)
         seen = record.seen.get(message.attempt, ())
         news = ranges.without(message.indices, seen)
-        record.seen[message.attempt] = ranges.collect([*ranges.indices(seen), *ranges.indices(news)])
+        record.seen[message.attempt] = ranges.union(seen, news)
         wanted = () if record.all_gone else ranges.without(news, record.gone)
         if wanted:
             self._waiting.append(_narrowed(message, wanted))
@@ -129,20 +113,17 @@ class PlacementCore:
         if message.indices and not ranges.valid(message.indices, 2**31):
             raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
         record = self._rollouts.setdefault(message.rollout, _Rollout(now + _KEPT_MS))
+        self._wake_by(record.expires_ms)
         news = ranges.without(message.indices, record.gone)
         if record.all_gone or (message.indices and not news):
             return
         if message.indices:
-            record.gone = ranges.collect([*ranges.indices(record.gone), *ranges.indices(news)])
+            record.gone = ranges.union(record.gone, news)
         else:
             record.all_gone = True
         self._waiting = [kept for w in self._waiting if (kept := _remaining(w, message.rollout, message.indices))]
         for executor in self._executors.values():
-            if executor.alive and any(
-                rollout == message.rollout and (not message.indices or ranges.intersect(held, message.indices))
-                for node in executor.nodes.values()
-                for (rollout, _), (held, _) in node.held.items()
-            ):
+            if executor.alive and message.rollout in executor.held:  # it passes over those it does not have
                 destroy = m.DestroySandboxes(executor.boot, message.rollout, message.indices, message.reason)
                 effects.append(Publish(subjects.executor_control(executor.name), destroy))
         self._place_waiting(now, effects)  # what was at the head of the queue may be gone
@@ -161,6 +142,8 @@ class PlacementCore:
             known.heard_ms = max(known.heard_ms, now)
             if not known.alive:
                 known.alive = True
+                self._fleet_changed = True
+                self._wake_by(now + SILENCE_MS + 1)
                 for node in known.nodes.values():
                     for (rollout, _), (held, _) in node.held.items():
                         destroy = m.DestroySandboxes(known.boot, rollout, held, m.EndReason.NODE_LOST)
@@ -172,24 +155,27 @@ class PlacementCore:
         if known is not None:
             self._lose(known, "its executor restarted", effects)
             self._forget(known)
-        executor = _Executor(message.executor, message.boot, message.isolation, 1000 / message.starts_per_s, now)
-        for spec in message.nodes:
-            self._numbers += 1
-            executor.nodes[spec.node] = _Node(spec, executor, self._numbers, spec.slots, spec.memory)
-        self._executors[message.executor] = executor
+        nodes = {spec.node: Node(spec, number, spec.slots, spec.memory) for number, spec in enumerate(message.nodes)}
+        pace_ms = 1000 / message.starts_per_s
+        self._executors[message.executor] = Executor(
+            message.executor, message.boot, message.isolation, pace_ms, now, nodes
+        )
+        self._fleet_changed = True
+        self._wake_by(now + SILENCE_MS + 1)
         self._place_waiting(now, effects)
 
-    def _lose(self, executor: _Executor, why: str, effects: list[Effect]) -> None:
+    def _lose(self, executor: Executor, why: str, effects: list[Effect]) -> None:
         if not executor.alive:
             return
         executor.alive = False
+        self._fleet_changed = True
         for node in executor.nodes.values():
             for (rollout, attempt), (held, _) in node.held.items():
                 record = self._rollouts.get(rollout)
                 if record is not None:  # otherwise its deadline has passed, and the scheduler has ended it
                     self._end(record, rollout, attempt, held, node.spec.node, m.EndReason.NODE_LOST, why, effects)
 
-    def _forget(self, executor: _Executor) -> None:
+    def _forget(self, executor: Executor) -> None:
         del self._executors[executor.name]
         past = self._boots.setdefault(executor.name, [])
         past.append(executor.boot)
@@ -200,18 +186,8 @@ class PlacementCore:
             raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
         executor = self._executors.get(message.executor)
         node = executor.nodes.get(message.node) if executor and executor.boot == message.boot else None
-        key = (message.rollout, message.attempt)
-        if node is None or key not in node.held:
-            return
-        held, memory = node.held[key]
-        left = ranges.without(held, message.indices)
-        freed = ranges.count(held) - ranges.count(left)
-        node.slots += freed
-        node.memory += freed * memory
-        if left:
-            node.held[key] = (left, memory)
-        else:
-            del node.held[key]
+        if executor is not None and node is not None:
+            executor.release(node, (message.rollout, message.attempt), message.indices)
 
     def _pass_time(self, now: int, effects: list[Effect]) -> None:
         for executor in self._executors.values():
@@ -223,11 +199,15 @@ class PlacementCore:
         if expired:
             self._waiting = [w for w in self._waiting if w.rollout in self._rollouts]
             self._place_waiting(now, effects)
+        silent = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
+        self._wake_ms = min([*silent, *(record.expires_ms for record in self._rollouts.values())], default=None)
 
     # --- choosing nodes
 
     def _place_waiting(self, now: int, effects: list[Effect]) -> None:
         """Place what fits, first come first served among those that want the same isolation."""
+        if not self._waiting:
+            return
         blocked: dict[str, None] = {}
         left: list[m.PlaceRequested] = []
         for request in self._waiting:
@@ -240,57 +220,31 @@ class PlacementCore:
 
     def _place(self, request: m.PlaceRequested, now: int, effects: list[Effect]) -> m.Ranges:
         memory = request.spec.resources.memory
-        offered = [
-            node
-            for executor in self._executors.values()
-            if executor.alive and request.spec.isolation in ("", executor.isolation)
-            for node in executor.nodes.values()
-        ]
-        largest = max((node.spec.memory for node in offered if node.spec.slots), default=None)
-        if largest is not None and largest < memory:
-            detail = f"it asks for {memory} bytes of memory, and the largest node has {largest}"
-            record = self._rollouts[request.rollout]
-            failed = m.EndReason.START_FAILED
-            self._end(record, request.rollout, request.attempt, request.indices, "", failed, detail, effects)
-            return ()
-        # Each sandbox goes where it would be started soonest; a node to be avoided comes after all others.
-        heap = [
-            (
-                node.spec.node in request.avoid,
-                max(node.executor.busy_until_ms, now) + node.executor.start_ms,
-                -node.slots,
-                node.number,
-                node,
-            )
-            for node in offered
-            if node.slots > 0 and node.memory >= memory
-        ]
-        heapq.heapify(heap)
-        shares: dict[int, tuple[_Node, int]] = {}
-        wanted = ranges.count(request.indices)
-        while wanted and heap:
-            avoided, start, _, number, node = heap[0]
-            executor = node.executor
-            current = max(executor.busy_until_ms, now) + executor.start_ms
-            if current > start:  # another node of its executor took a place in the queue
-                heapq.heapreplace(heap, (avoided, current, -node.slots, number, node))
-                continue
-            executor.busy_until_ms = current
-            node.slots -= 1
-            node.memory -= memory
-            wanted -= 1
-            shares[number] = (node, shares.get(number, (node, 0))[1] + 1)
-            if node.slots > 0 and node.memory >= memory:
-                heapq.heapreplace(heap, (avoided, current + executor.start_ms, -node.slots, number, node))
-            else:
-                heapq.heappop(heap)
+        offered = [e for e in self._executors.values() if e.alive and request.spec.isolation in ("", e.isolation)]
         rest = request.indices
-        for node, share in shares.values():
-            part, rest = ranges.take(rest, share)
-            key = (request.rollout, request.attempt)
-            held = node.held.get(key, ((), memory))[0]
-            node.held[key] = (ranges.collect([*ranges.indices(held), *ranges.indices(part)]), memory)
-            effects.append(Publish(subjects.executor_control(node.executor.name), _start(request, node, part)))
+        # A node to be avoided comes after all others, and is better than none.
+        for avoid in (request.avoid, ()) if request.avoid else ((),):
+            candidates = offered
+            while rest and candidates:
+                full: list[Executor] = []
+                for executor, share in shares(candidates, ranges.count(rest), now):
+                    chosen = executor.take(share, memory, avoid)
+                    for node, count in chosen:
+                        part, rest = ranges.take(rest, count)
+                        executor.reserve(node, (request.rollout, request.attempt), part, memory)
+                        start = _start(_narrowed(request, part), executor, node)
+                        effects.append(Publish(subjects.executor_control(executor.name), start))
+                    if not chosen:
+                        full.append(executor)  # what slots it has are too small, or are to be avoided
+                candidates = [e for e in candidates if e.free and not any(e is other for other in full)]
+        if rest:
+            largest = max((n.spec.memory for e in offered for n in e.by_number if n.spec.slots), default=None)
+            if largest is not None and largest < memory:
+                detail = f"it asks for {memory} bytes of memory, and the largest node has {largest}"
+                record = self._rollouts[request.rollout]
+                failed = m.EndReason.START_FAILED
+                self._end(record, request.rollout, request.attempt, rest, "", failed, detail, effects)
+                return ()
         return rest
 
     def _end(
@@ -301,6 +255,9 @@ class PlacementCore:
         effects.append(Publish(subject, m.SandboxesEnded(rollout, attempt, indices, node, reason, detail)))
 
     def _tell(self, effects: list[Effect]) -> None:
+        if not self._fleet_changed:
+            return
+        self._fleet_changed = False
         alive = [executor for executor in self._executors.values() if executor.alive]
         nodes = [node for executor in alive for node in executor.nodes.values()]
         isolations = tuple(sorted(dict.fromkeys(executor.isolation for executor in alive)))
@@ -310,20 +267,22 @@ class PlacementCore:
             effects.append(Publish(subjects.rollout_system(self._cell), capacity))
 
     def check(self) -> None:
-        """Assert that no node is over-committed and that its account balances."""
+        """Assert that no node is over-committed and that every account balances."""
         for executor in self._executors.values():
-            for node in executor.nodes.values():
-                counts = [(ranges.count(held), memory) for held, memory in node.held.values()]
-                assert node.slots == node.spec.slots - sum(count for count, _ in counts) >= 0
-                assert node.memory == node.spec.memory - sum(count * memory for count, memory in counts) >= 0
+            executor.check()
         assert all(ranges.count(w.indices) for w in self._waiting)
+        assert all(len(w.spec.commands) in (0, 1, ranges.count(w.indices)) for w in self._waiting)
 
 
 def _narrowed(request: m.PlaceRequested, indices: m.Ranges) -> m.PlaceRequested:
-    r = request
-    return m.PlaceRequested(
-        r.rollout, r.tenant, r.run, r.cell, r.attempt, indices, r.spec, r.snapshot, r.deadline_ms, r.avoid
-    )
+    """Return the request for some of its sandboxes only, with their commands."""
+    if indices == request.indices:
+        return request
+    spec = request.spec
+    if len(spec.commands) > 1:
+        of = dict(zip(ranges.indices(request.indices), spec.commands, strict=True))
+        spec = msgspec.structs.replace(spec, commands=tuple(of[index] for index in ranges.indices(indices)))
+    return msgspec.structs.replace(request, indices=indices, spec=spec)
 
 
 def _remaining(request: m.PlaceRequested, rollout: str, indices: m.Ranges) -> m.PlaceRequested | None:
@@ -334,12 +293,10 @@ def _remaining(request: m.PlaceRequested, rollout: str, indices: m.Ranges) -> m.
     return _narrowed(request, left) if left else None
 
 
-def _start(request: m.PlaceRequested, node: _Node, indices: m.Ranges) -> m.StartSandboxes:
+def _start(request: m.PlaceRequested, executor: Executor, node: Node) -> m.StartSandboxes:
     spec = request.spec
-    one_each = len(spec.commands) == spec.n and spec.n > 1
-    commands = tuple(spec.commands[i] for i in ranges.indices(indices)) if one_each else spec.commands
     return m.StartSandboxes(
-        node.executor.boot, node.spec.node, request.rollout, request.tenant, request.run, request.cell,
-        request.attempt, indices, request.snapshot, spec.resources, commands, spec.files, spec.env, spec.user,
+        executor.boot, node.spec.node, request.rollout, request.tenant, request.run, request.cell, request.attempt,
+        request.indices, request.snapshot, spec.resources, spec.commands, spec.files, spec.env, spec.user,
         request.deadline_ms,
     )  # fmt: skip

@@ -1,0 +1,217 @@
+"""Placement: every event in, exactly these effects out."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from shoal.machine import ranges
+from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
+from shoal.wire.messages import (
+    AnyMessage,
+    CellCapacity,
+    Command,
+    DestroySandboxes,
+    EndReason,
+    ExecutorBeat,
+    ExecutorJoined,
+    ExecutorLeft,
+    NodeSpec,
+    PlaceRequested,
+    Ranges,
+    ReleaseRequested,
+    Resources,
+    RolloutSpec,
+    SandboxesEnded,
+    SlotsReleased,
+    Snapshot,
+    StartSandboxes,
+    Tick,
+)
+from shoal_placement.core.fleet import CHUNK
+from shoal_placement.core.placement import SILENCE_MS, PlacementCore
+
+HOST = Snapshot("host", "host")
+MEMORY = 100
+
+
+class Driven:
+    """A core, driven message by message, checked after each."""
+
+    def __init__(self) -> None:
+        self.core = PlacementCore(0)
+        self.now = 1_000
+        self.sequence = 0
+
+    def __call__(self, message: AnyMessage) -> list[AnyMessage]:
+        self.sequence += 1
+        effects: Sequence[Effect] = self.core.handle(message, Cause("SHOAL_PLACEMENT_0", self.sequence, self.now))
+        self.core.check()
+        return [effect.message for effect in effects if isinstance(effect, Publish)]
+
+    def starts(self, message: AnyMessage) -> list[StartSandboxes]:
+        return [said for said in self(message) if isinstance(said, StartSandboxes)]
+
+
+def joined(
+    executor: str = "e1", boot: str = "b1", nodes: int = 1, slots: int = 8, memory: int = 10_000, rate: float = 100
+) -> ExecutorJoined:
+    specs = tuple(NodeSpec(f"{executor}-n{number}", slots, memory) for number in range(nodes))
+    return ExecutorJoined(executor, boot, "zygote", specs, rate)
+
+
+def place(
+    rollout: str = "r1", n: int = 4, indices: Ranges = (), commands: tuple[Command, ...] = (), **options: object
+) -> PlaceRequested:
+    spec = RolloutSpec("host", n, commands, Resources(memory=MEMORY))
+    wanted = indices or ranges.whole(n)
+    return PlaceRequested(rollout, "acme", "run", 0, 0, wanted, spec, HOST, 10**12, **options)  # type: ignore[arg-type]
+
+
+def released(start: StartSandboxes, executor: str = "e1") -> SlotsReleased:
+    return SlotsReleased(executor, start.boot, start.node, start.rollout, start.attempt, start.indices)
+
+
+def test_a_group_goes_to_one_node_with_room_in_one_message() -> None:
+    drive = Driven()
+    assert drive(joined()) == [CellCapacity(8, 1, ("zygote",))]
+    (start,) = drive.starts(place(n=6))
+    assert (start.node, start.boot, start.indices) == ("e1-n0", "b1", ((0, 6),))
+
+
+def test_what_does_not_fit_waits_and_is_placed_as_room_comes() -> None:
+    drive = Driven()
+    drive(joined(slots=4))
+    (first,) = drive.starts(place("r1", 4))
+    assert drive(place("r2", 3)) == []
+    assert drive(place("r3", 1)) == []
+    (second,) = drive.starts(released(first))[:1]
+    assert (second.rollout, second.indices) == ("r2", ((0, 3),))
+    assert drive.core.handle(place("r3", 1), Cause("SHOAL_PLACEMENT_0", 99, drive.now)) == []  # a repeat is nothing
+
+
+def test_executors_share_a_group_by_how_fast_they_start() -> None:
+    drive = Driven()
+    drive(joined("slow", rate=10, slots=100))
+    drive(joined("fast", rate=40, slots=100))
+    shares = {start.node: ranges.count(start.indices) for start in drive.starts(place(n=50))}
+    assert shares == {"slow-n0": 10, "fast-n0": 40}
+
+
+def test_nodes_of_one_executor_are_filled_by_chunks_most_room_first() -> None:
+    drive = Driven()
+    drive(joined(nodes=10, slots=512, memory=10**9))
+    starts = drive.starts(place(n=3 * CHUNK))
+    assert [ranges.count(start.indices) for start in starts] == [CHUNK] * 3
+    again = drive.starts(place("r2", CHUNK))
+    assert again[0].node not in {start.node for start in starts}
+
+
+def test_memory_is_exact() -> None:
+    drive = Driven()
+    drive(joined(slots=100, memory=3 * MEMORY))
+    assert ranges.count(drive.starts(place(n=5))[0].indices) == 3
+
+
+def test_each_sandbox_keeps_its_command_wherever_it_goes() -> None:
+    drive = Driven()
+    drive(joined("e1", slots=3))
+    commands = tuple(Command((f"c{index}",)) for index in range(2, 7))
+    drive(joined("e2", slots=1))
+    starts = drive.starts(place(n=10, indices=((2, 5),), commands=commands))
+    given = {index: c.argv for s in starts for index, c in zip(ranges.indices(s.indices), s.commands, strict=True)}
+    later = drive.starts(released(starts[0], "e1" if starts[0].node.startswith("e1") else "e2"))
+    given |= {index: c.argv for s in later for index, c in zip(ranges.indices(s.indices), s.commands, strict=True)}
+    assert given == {index: (f"c{index}",) for index in range(2, 7)}
+
+
+def test_a_node_that_failed_is_avoided_while_there_is_another() -> None:
+    drive = Driven()
+    drive(joined("e1"))
+    drive(joined("e2"))
+    assert {start.node for start in drive.starts(place(n=4, avoid=("e1-n0",)))} == {"e2-n0"}
+    alone = Driven()
+    alone(joined("e1"))
+    assert {start.node for start in alone.starts(place(n=4, avoid=("e1-n0",)))} == {"e1-n0"}
+
+
+def test_too_much_memory_for_any_node_is_said() -> None:
+    drive = Driven()
+    drive(joined(memory=MEMORY - 1))
+    (ended,) = drive(place(n=2))
+    assert isinstance(ended, SandboxesEnded)
+    assert (ended.reason, ended.indices) == (EndReason.START_FAILED, ((0, 2),))
+    assert "99" in ended.detail
+
+
+def test_release_ends_what_runs_and_forgets_what_waits() -> None:
+    drive = Driven()
+    drive(joined(slots=2))
+    (start,) = drive.starts(place(n=4))
+    (destroy,) = drive(ReleaseRequested("r1", (), EndReason.CANCELLED))
+    assert destroy == DestroySandboxes("b1", "r1", (), EndReason.CANCELLED)
+    assert drive(ReleaseRequested("r1", (), EndReason.CANCELLED)) == []
+    assert drive(released(start)) == []
+
+
+def test_a_release_before_its_request_holds() -> None:
+    drive = Driven()
+    drive(joined())
+    drive(ReleaseRequested("r1", ((1, 1),), EndReason.RELEASED))
+    assert drive.starts(place(n=3))[0].indices == ((0, 1), (2, 1))
+
+
+@pytest.mark.parametrize("how", ["left", "restarted", "silent"])
+def test_a_lost_executor_s_sandboxes_are_reported_once(how: str) -> None:
+    drive = Driven()
+    drive(joined())
+    drive(place(n=3))
+    if how == "left":
+        said = drive(ExecutorLeft("e1", "b1"))
+    elif how == "restarted":
+        said = drive(joined(boot="b2"))
+    else:
+        wake = drive.core.wake_at_ms()
+        assert wake is not None
+        drive.now = wake
+        said = drive(Tick(wake))
+    ended = [message for message in said if isinstance(message, SandboxesEnded)]
+    assert [(message.indices, message.reason) for message in ended] == [(((0, 3),), EndReason.NODE_LOST)]
+    drive.now += 10 * SILENCE_MS
+    assert not [message for message in drive(Tick(drive.now)) if isinstance(message, SandboxesEnded)]
+
+
+def test_a_beat_keeps_an_executor_alive() -> None:
+    drive = Driven()
+    drive(joined())
+    drive.now += SILENCE_MS
+    drive(ExecutorBeat("e1", "b1"))
+    drive.now += SILENCE_MS
+    assert drive(Tick(drive.now)) == []
+    assert drive.core.wake_at_ms() == drive.now + 1
+
+
+def test_a_silent_executor_that_comes_back_ends_its_orphans_before_their_room_is_used_again() -> None:
+    drive = Driven()
+    drive(joined(slots=4))
+    (start,) = drive.starts(place(n=4))
+    drive.now += SILENCE_MS + 1
+    said = drive(Tick(drive.now))
+    assert CellCapacity(0, 0, ()) in said
+    back = drive(joined(slots=4))
+    assert DestroySandboxes("b1", "r1", ((0, 4),), EndReason.NODE_LOST) in back
+    assert drive(place("r2", 2)) == []  # the orphans still hold the room
+    assert drive.starts(released(start))[0].rollout == "r2"
+
+
+def test_what_makes_no_sense_changes_nothing() -> None:
+    drive = Driven()
+    drive(joined())
+    for nonsense in (
+        place(n=4, indices=((3, 2),)),
+        place(n=4, commands=(Command(("a",)), Command(("b",)))),
+        ReleaseRequested("r1", ((2, 1), (0, 1)), EndReason.RELEASED),
+        StartSandboxes("b", "n", "r", "t", "u", 0, 0, (), HOST, Resources(), (), (), (), "", 0),
+    ):
+        with pytest.raises(LawBrokenError):
+            drive(nonsense)
+    assert drive.starts(place(n=8))[0].indices == ((0, 8),)

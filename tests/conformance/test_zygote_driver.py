@@ -13,7 +13,8 @@ import pytest_asyncio
 
 from conformance.drivers import DriverConformance, fresh, one, sh, start
 from shoal.wire.messages import Command, Snapshot
-from shoal_executor.drivers.protocol import DriverError, Started, StartSpec
+from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
+from shoal_executor.drivers.zygote import frames
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 
 pytestmark = pytest.mark.sandbox
@@ -135,6 +136,32 @@ async def test_what_a_killed_executor_left_is_cleared_by_the_next(tmp_path: Path
     await first.close()
 
 
+@pytest.mark.parametrize("place", ["proc", "dev", "tmp", "root"])
+async def test_a_template_cannot_lead_mounts_astray(driver: ZygoteDriver, tmp_path: Path, place: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir(mode=0o755)
+    (root / place).symlink_to("/box/m/elsewhere")
+    (root / "elsewhere").mkdir()
+    (outcome,) = await start(driver, [StartSpec(fresh(), Snapshot("dir-led", "dir", str(root)))])
+    assert isinstance(outcome, StartFailed)
+    assert f"/{place} is a symbolic link" in outcome.detail
+
+
+async def test_an_agent_that_sends_more_than_it_may_is_ended(driver: ZygoteDriver) -> None:
+    name = await one(driver)
+    sandbox = driver._live[name]
+    seen = bytearray()
+    command = Command(line="sleep 100", output_limit=100)
+    running = asyncio.create_task(driver.run(name, command, lambda _, data: seen.extend(data)))
+    await sh(driver, name, "true")
+    id = max(sandbox.link._waiting)
+    for _ in range(5):
+        sandbox.link.data_received(frames.pack(frames.Output(id, 1, b"x" * 30)))
+    (outcome,) = await asyncio.gather(running, return_exceptions=True)
+    assert isinstance(outcome, NoSuchSandboxError)
+    assert len(seen) == 90
+
+
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
 async def test_a_compressed_archive_is_a_template(driver: ZygoteDriver, tmp_path: Path, packing: str) -> None:
     archive = tmp_path / f"root.tar.{packing}"
@@ -183,7 +210,8 @@ async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: 
     program = f"""
 import asyncio, pathlib
 from shoal.wire.messages import Command, Snapshot
-from shoal_executor.drivers.protocol import Started, StartSpec
+from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
+from shoal_executor.drivers.zygote import frames
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 async def main():
     driver = ZygoteDriver(pathlib.Path({str(state)!r}))

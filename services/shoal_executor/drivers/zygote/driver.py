@@ -97,7 +97,8 @@ class ZygoteDriver:
             await try_walls(self)
         except DriverError as error:
             await self.close()
-            raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}") from error
+            hint = "" if os.geteuid() == 0 else "; run the executor as root, or allow user namespaces to this user"
+            raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}{hint}") from error
         return DriverReport(unenforced=self._groups.unenforced, starts_per_s=100.0 * (os.cpu_count() or 1))
 
     async def prepare(self, snapshot: Snapshot) -> None:
@@ -131,8 +132,14 @@ class ZygoteDriver:
     async def run(self, name: str, command: Command, output: OutputSink | None = None) -> CommandResult:
         """Have the agent run a command."""
         sandbox = self._get(name)
-        answer = await self._ask(sandbox, frames.Done, lambda id: frames.Run(id, command, output is not None), output)
+        limit = command.output_limit
+        answer = await self._ask(
+            sandbox, frames.Done, lambda id: frames.Run(id, command, output is not None), output, limit
+        )
         result = answer.result
+        if max(len(result.stdout), len(result.stderr)) > limit:  # only a tampered agent sends more
+            await self._killed(sandbox)
+            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
             sandbox.oom_kills = kills
             result = msgspec.structs.replace(result, out_of_memory=True)
@@ -221,8 +228,9 @@ class ZygoteDriver:
         expected: type[_Answer],
         make: Callable[[int], frames.Ask],
         output: OutputSink | None = None,
+        limit: int = 0,
     ) -> _Answer:
-        answer = await sandbox.link.ask(make, output)
+        answer = await sandbox.link.ask(make, output, limit)
         if answer is None:  # it ended, or broke the rules of its link: then it ends now
             await self._killed(sandbox)
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)

@@ -10,6 +10,8 @@ from shoal_executor.drivers.protocol import OutputSink
 from shoal_executor.drivers.zygote import frames
 
 _UP: Final = 0
+_STRAYS: Final = 10_000
+"""Answers to nothing that are borne with."""
 
 
 class Link(asyncio.Protocol):
@@ -19,6 +21,8 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._unpacker = frames.Unpacker()
         self._next = _UP
+        self._room: dict[int, dict[int, int]] = {}
+        self._strays = 0
         self._waiting: dict[int, tuple[asyncio.Future[frames.Tell | None], OutputSink | None]] = {}
         self.up: asyncio.Future[frames.Tell | None] = asyncio.get_running_loop().create_future()
         self._waiting[_UP] = (self.up, None)
@@ -42,14 +46,20 @@ class Link(asyncio.Protocol):
             if not future.done():
                 future.set_result(None)
 
-    async def ask(self, make: Callable[[int], frames.Ask], output: OutputSink | None = None) -> frames.Tell | None:
-        """Ask, and wait for the answer: None when the sandbox ended instead. Cancelled, it cancels the command."""
+    async def ask(
+        self, make: Callable[[int], frames.Ask], output: OutputSink | None = None, limit: int = 0
+    ) -> frames.Tell | None:
+        """Ask, and wait for the answer: None when the sandbox ended instead. Cancelled, it cancels the command.
+
+        `output` is given at most `limit` bytes of each channel: an agent that sends more is not ours any more.
+        """
         if self._transport is None or self._transport.is_closing():
             return None
         self._next += 1
         id = self._next
         future: asyncio.Future[frames.Tell | None] = asyncio.get_running_loop().create_future()
         self._waiting[id] = (future, output)
+        self._room[id] = {1: limit, 2: limit}
         self._transport.write(frames.pack(make(id)))
         try:
             return await future
@@ -57,6 +67,8 @@ class Link(asyncio.Protocol):
             if not self._transport.is_closing():
                 self._transport.write(frames.pack(frames.Cancel(id)))
             raise
+        finally:
+            self._room.pop(id, None)
 
     def close(self) -> None:
         """Cut the link; the sandbox ends with it."""
@@ -65,11 +77,18 @@ class Link(asyncio.Protocol):
 
     def _take(self, told: frames.Tell) -> None:
         known = self._waiting.get(told.id)
-        if known is None:
+        if known is None or (known[0].done() and isinstance(told, frames.Output)):
+            self._strays += 1  # a few are late words on what was cancelled
+            if self._strays > _STRAYS:
+                self.close()
             return
         future, output = known
         if isinstance(told, frames.Output):
-            if output is not None and not future.done():
+            room = self._room.get(told.id, {})
+            room[told.channel] = room.get(told.channel, 0) - len(told.data)
+            if room[told.channel] < 0:
+                self.close()
+            elif output is not None:
                 output(told.channel, told.data)
             return
         del self._waiting[told.id]

@@ -150,10 +150,13 @@ def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program
     options = "lowerdir=/image,upperdir=/box/u,workdir=/box/w,userxattr"
     kernel.mount("overlay", "/box/m", "overlay", kernel.MS_NOSUID | kernel.MS_NODEV, options)
     os.chdir("/box/m")
-    for name in ("proc", "dev", "tmp", "root"):
+    usr = os.path.isdir("/usr")
+    for name in ("proc", "dev", "tmp", "root", *(("usr",) if usr else ())):
+        if os.path.islink(name):  # a mount would follow it
+            raise OSError(0, f"the template's /{name} is a symbolic link; it must be a directory, or not there")
         if not os.path.isdir(name):
             os.mkdir(name, 0o1777 if name == "tmp" else 0o755)
-    if os.path.isdir("/usr"):
+    if usr:
         kernel.bind("/usr", "usr")
     kernel.bind("/dev", "dev", recursive=True)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC

@@ -236,3 +236,21 @@ asyncio.run(main())
         pytest.skip("this checkout's interpreter is not readable to other users")
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=60, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
+
+
+async def test_fork_servers_of_forgotten_templates_are_ended(tmp_path: Path) -> None:
+    driver = ZygoteDriver(tmp_path / "state", keep=2)
+    await driver.open(lambda *_: None)
+    roots = [tmp_path / f"root{number}" for number in range(4)]
+    used = fresh()
+    for number, root in enumerate(roots):
+        root.mkdir(mode=0o755)
+        snapshot = Snapshot(f"dir-{number}", "dir", str(root))
+        await driver.prepare(snapshot)
+        if number == 0:
+            assert await start(driver, [StartSpec(used, snapshot)]) == [Started(used)]
+    assert set(driver._zygotes) == {"dir-0", "dir-2", "dir-3"}  # the first has a sandbox
+    assert (await driver.run(used, Command(("nothing",)))).exit_code == 127
+    again = fresh()
+    assert await start(driver, [StartSpec(again, Snapshot("dir-1", "dir", str(roots[1])))]) == [Started(again)]
+    await driver.close()

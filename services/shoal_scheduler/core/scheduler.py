@@ -237,19 +237,32 @@ class SchedulerCore:
     # --- order
 
     def _dispatch(self, effects: list[Effect]) -> None:
-        while self._waiting and (window := self._capacity.slots - self._in_flight) > 0:
-            rollout = min((self._rollouts[name] for name in self._waiting), key=self._rank)
-            self._send(rollout, window if len(self._waiting) == 1 else min(window, _SHARE), effects)
+        while (window := self._capacity.slots - self._in_flight) > 0:
+            able = [rollout for name in self._waiting if self._offered(rollout := self._rollouts[name])]
+            if not able:
+                break
+            rollout = min(able, key=self._rank)
+            self._send(rollout, window if len(able) == 1 else min(window, _SHARE), effects)
             if not rollout.again and not rollout.fresh:
                 del self._waiting[rollout.request.rollout]
-        reason = "every slot is taken" if self._capacity.nodes else "no node has joined yet"
-        if any(self._rollouts[name].queued != reason for name in self._waiting):
+        if any(self._rollouts[name].queued != self._reason(self._rollouts[name]) for name in self._waiting):
             for ahead, rollout in enumerate(sorted((self._rollouts[name] for name in self._waiting), key=self._rank)):
+                reason = self._reason(rollout)
                 if rollout.queued != reason:
                     rollout.queued = reason
                     count = ranges.count(rollout.fresh) + sum(ranges.count(r) for _, r, _ in rollout.again)
                     queued = m.RolloutQueued(rollout.request.rollout, ahead, count, reason)
                     effects.append(rollout.outcome(self._cell, queued))
+
+    def _offered(self, rollout: _Rollout) -> bool:
+        return rollout.request.spec.isolation in ("", *self._capacity.isolations)
+
+    def _reason(self, rollout: _Rollout) -> str:
+        if not self._capacity.nodes:
+            return "no node has joined yet"
+        if not self._offered(rollout):
+            return f"no node offers isolation {rollout.request.spec.isolation!r} now"
+        return "every slot is taken"
 
     def _rank(self, rollout: _Rollout) -> tuple[bool, int, int, int]:
         tenant = self._tenants.get(rollout.request.tenant, 0)

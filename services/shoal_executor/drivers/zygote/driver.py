@@ -68,12 +68,16 @@ class _Zygote:
 
 
 class ZygoteDriver:
-    """See the package. `parallel` bounds the starts under way; `tune_host` allows `Groups.favour_moves`."""
+    """See the package. `parallel` bounds the starts under way; `tune_host` allows `Groups.favour_moves`;
+
+    `keep` is how many templates' fork servers stay when no sandbox of theirs is left.
+    """
 
     isolation = Isolation.ZYGOTE.value
 
-    def __init__(self, state: Path, *, parallel: int | None = None, tune_host: bool = True) -> None:
+    def __init__(self, state: Path, *, parallel: int | None = None, tune_host: bool = True, keep: int = 16) -> None:
         self._state = state
+        self._keep = keep
         self._tune_host = tune_host
         self._parallel = asyncio.Semaphore(parallel or 4 * (os.cpu_count() or 1))
         self._groups = Groups(hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest())
@@ -187,12 +191,7 @@ class ZygoteDriver:
         await self.destroy(list(self._live))
         for task in self._zygotes.values():
             if task.done() and not task.cancelled() and task.exception() is None:
-                zygote = task.result()
-                if zygote.process.returncode is None:
-                    zygote.process.kill()
-                await zygote.process.wait()
-                asyncio.get_running_loop().remove_reader(zygote.control)
-                zygote.control.close()
+                await self._end_zygote(task.result())
         self._zygotes.clear()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._groups.clear)
@@ -289,13 +288,36 @@ class ZygoteDriver:
             raise DriverError(f"input file {path}: {detail}")
 
     async def _zygote(self, snapshot: Snapshot) -> _Zygote:
-        task = self._zygotes.get(snapshot.digest)
-        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().alive):
+        task = self._zygotes.pop(snapshot.digest, None)  # and back at the end: the order is that of their use
+        if task is not None and task.done() and (task.cancelled() or task.exception()):
             task = None
+        if task is not None and task.done() and not task.result().alive:
+            await self._end_zygote(task.result())
+            task = self._zygotes.pop(snapshot.digest, None)  # somebody else may have been quicker
         if task is None:
             task = asyncio.create_task(self._start_zygote(snapshot))
-            self._zygotes[snapshot.digest] = task
+        self._zygotes[snapshot.digest] = task
+        self._retire()
         return await asyncio.shield(task)
+
+    def _retire(self) -> None:
+        """End the fork servers used longest ago that have no sandbox, beyond those that are kept."""
+        busy = {id(s.zygote) for group in (self._live, self._starting, self._ending) for s in group.values()}
+        for digest, task in list(self._zygotes.items())[: -self._keep]:
+            if task.done() and not task.cancelled() and task.exception() is None and id(task.result()) not in busy:
+                del self._zygotes[digest]
+                retired = asyncio.create_task(self._end_zygote(task.result()))
+                self._tasks.add(retired)
+                retired.add_done_callback(self._tasks.discard)
+
+    @staticmethod
+    async def _end_zygote(zygote: _Zygote) -> None:
+        zygote.alive = False
+        asyncio.get_running_loop().remove_reader(zygote.control)
+        if zygote.process.returncode is None:
+            zygote.process.kill()
+        await zygote.process.wait()
+        zygote.control.close()
 
     async def _start_zygote(self, snapshot: Snapshot) -> _Zygote:
         root, usr = await asyncio.to_thread(images.root_of, snapshot, self._state)

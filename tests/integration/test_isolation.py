@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from conformance.drivers import one, sh
 from shoal.wire.messages import Command, EndReason, Resources, Snapshot
-from shoal_executor.drivers.protocol import Started, StartSpec
+from shoal_executor.drivers.protocol import SandboxFileError, Started, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 
 pytestmark = [
@@ -276,6 +276,27 @@ async def test_a_full_disk_is_an_error_to_the_one_who_filled_it(driver: ZygoteDr
     assert (await sh(driver, name, "echo alive; rm /fill; echo x > /ok && cat /ok")).stdout == b"alive\nx\n"
     await neighbour_is_well(driver, neighbour)
     await driver.destroy([name, neighbour])
+
+
+async def test_too_many_empty_files_are_an_error_to_the_one_who_made_them(driver: ZygoteDriver) -> None:
+    name = await one(driver, resources=Resources(memory=128 * MIB))
+    code = "import os\nfor i in range(400_000): os.close(os.open(f'/tmp/{i}', os.O_CREAT))"
+    result = await driver.run(name, Command(("python3", "-c", code), timeout_ms=60_000))
+    assert result.exit_code == 1
+    assert b"No space left" in result.stderr
+    assert (await sh(driver, name, "echo alive")).stdout == b"alive\n"
+    await driver.destroy([name])
+
+
+@pytest.mark.parametrize("path", ["/proc/self/fd/2", "/proc/1/fd/2", "/dev/stderr", "/borrowed"])
+async def test_the_agents_own_descriptors_are_not_lent(driver: ZygoteDriver, path: str) -> None:
+    name = await one(driver)
+    await sh(driver, name, "ln -s /proc/self/fd/2 /borrowed")
+    with pytest.raises(SandboxFileError):
+        await driver.read_file(name, path)  # the fork server's log, on the host
+    with pytest.raises(SandboxFileError):
+        await driver.write_file(name, path, b"planted", offset=1)
+    await driver.destroy([name])
 
 
 async def test_a_cpu_hog_leaves_time_for_others(driver: ZygoteDriver) -> None:

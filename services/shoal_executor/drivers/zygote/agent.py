@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult
-from shoal_executor.drivers.zygote import frames
+from shoal_executor.drivers.zygote import frames, kernel
 from shoal_executor.drivers.zygote.commands import Running, account, spawn
 from shoal_executor.drivers.zygote.session import Session
 
@@ -246,7 +246,7 @@ class Agent:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_CREAT | (os.O_TRUNC if asked.offset == 0 else 0)
-            fd = os.open(path, flags, asked.mode)
+            fd = _open(path, flags, asked.mode)
             try:
                 _must_be_regular(fd, path)
                 if asked.offset == 0:
@@ -267,7 +267,7 @@ class Agent:
     def _read(self, asked: frames.Read) -> None:
         path = self._path(asked.path)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = _open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 _must_be_regular(fd, path)
                 data = os.pread(fd, asked.limit, asked.offset)
@@ -290,6 +290,14 @@ class Agent:
     def _forget(self, fd: int) -> None:
         self._selector.unregister(fd)
         os.close(fd)
+
+
+def _open(path: str, flags: int, mode: int = 0) -> int:
+    # Not by way of /proc/self/fd: the agent's own descriptors are not the tenant's, and one is a file of the host.
+    try:
+        return kernel.open_plainly(path, flags, mode)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
 
 
 def _must_be_regular(fd: int, path: str) -> None:

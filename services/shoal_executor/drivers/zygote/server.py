@@ -144,7 +144,7 @@ def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program
     kernel.unshare(kernel.NEWCGROUP)
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     os.umask(0o022)
-    kernel.mount("tmpfs", "/box", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, f"size={order.disk},mode=755")
+    kernel.mount("tmpfs", "/box", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _tmpfs(order.disk, 755))
     for name in ("u", "w", "m"):
         os.mkdir(f"/box/{name}", 0o755)
     options = "lowerdir=/image,upperdir=/box/u,workdir=/box/w,userxattr"
@@ -160,7 +160,7 @@ def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program
         kernel.bind("/usr", "usr")
     kernel.bind("/dev", "dev", recursive=True)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("tmpfs", "dev/shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, f"size={order.shm},mode=1777")
+    kernel.mount("tmpfs", "dev/shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _tmpfs(order.shm, 1777))
     kernel.mount(
         "devpts", "dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620"
     )
@@ -193,6 +193,11 @@ def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.load_filter(program)
     return Agent(link, dict(order.env), order.user)
+
+
+def _tmpfs(size: int, mode: int) -> str:
+    # Empty files take kernel memory and no page of the size: one file a page, or they fill the sandbox's memory.
+    return f"size={size},nr_inodes={max(size // 4096, 1024)},mode={mode}"
 
 
 def _forget_arguments() -> None:

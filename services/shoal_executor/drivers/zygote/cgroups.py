@@ -71,23 +71,29 @@ class Groups:
             return
         self.unenforced = tuple(f"{name} (the kernel offers no such controller here)" for name in missing)
 
-    def favour_moves(self) -> None:
+    def favour_moves(self, marker: Path) -> None:
         """Ask the kernel to keep moves into control groups quick; `usual_moves` takes it back.
 
         By default the first move after a pause waits for a grace period of read-copy-update: 13 ms of an 18 ms start
         on an idle machine. `favordynmods` (kernel 6.0 and later; set on version 2's hierarchy, it serves all) makes
-        forks and exits a little dearer instead. See docs/adr/0005.
+        forks and exits a little dearer instead. See docs/adr/0005. The marker file says, to the next process of this
+        state directory if this one is killed, that it was we who asked.
         """
         place = _v2_place()
-        if os.geteuid() == 0 and place is not None and "favordynmods" not in _v2_options():
-            if _remount(place, favour=True):
-                self._favoured = place
+        if os.geteuid() != 0 or place is None:
+            return
+        if "favordynmods" in _v2_options():
+            self._favoured = place if marker.exists() else None
+        elif _remount(place, favour=True):
+            marker.touch()
+            self._favoured = place
 
-    def usual_moves(self) -> None:
-        """Take `favour_moves` back, if it was this object that asked."""
+    def usual_moves(self, marker: Path) -> None:
+        """Take `favour_moves` back, if it was this state directory's executor that asked."""
         if self._favoured is not None:
             _remount(self._favoured, favour=False)
             self._favoured = None
+            marker.unlink(missing_ok=True)
 
     def make(self, name: str, limits: Resources) -> Group:
         """Make a sandbox's group with its limits."""

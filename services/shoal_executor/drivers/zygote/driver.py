@@ -6,12 +6,11 @@ import hashlib
 import itertools
 import os
 import socket
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -32,6 +31,7 @@ from shoal_executor.drivers.protocol import (
 )
 from shoal_executor.drivers.zygote import frames, images
 from shoal_executor.drivers.zygote.cgroups import Group, Groups
+from shoal_executor.drivers.zygote.forkserver import ForkServer
 from shoal_executor.drivers.zygote.link import Link
 from shoal_executor.drivers.zygote.walls import try_walls
 
@@ -51,20 +51,10 @@ class _Sandbox:
     name: str
     link: Link
     group: Group
-    zygote: "_Zygote"
+    zygote: ForkServer
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     wanted: EndReason | None = None
     oom_kills: int = 0
-
-
-class _Zygote:
-    """One template's fork server, seen from the driver."""
-
-    def __init__(self, control: socket.socket, process: "asyncio.subprocess.Process") -> None:
-        self.control = control
-        self.process = process
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.alive = True
 
 
 class ZygoteDriver:
@@ -79,9 +69,10 @@ class ZygoteDriver:
         self._state = state
         self._keep = keep
         self._tune_host = tune_host
+        self._marker = state / "favordynmods"
         self._parallel = asyncio.Semaphore(parallel or 4 * (os.cpu_count() or 1))
         self._groups = Groups(hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest())
-        self._zygotes: dict[str, asyncio.Task[_Zygote]] = {}
+        self._zygotes: dict[str, asyncio.Task[ForkServer]] = {}
         self._ranges = itertools.count(_FIRST_UID, _RANGE)  # never shared, never used again: templates stay strangers
         self._live: dict[str, _Sandbox] = {}
         self._starting: dict[str, _Sandbox] = {}
@@ -96,7 +87,7 @@ class ZygoteDriver:
         await asyncio.to_thread(images.clear, self._state)
         self._groups.open()
         if self._tune_host:
-            await asyncio.to_thread(self._groups.favour_moves)
+            await asyncio.to_thread(self._groups.favour_moves, self._marker)
         try:
             await try_walls(self)
         except DriverError as error:
@@ -184,18 +175,20 @@ class ZygoteDriver:
         return list(self._live)
 
     async def close(self) -> None:
-        """End everything."""
-        for task in self._zygotes.values():
+        """End everything. What cannot be ended in an orderly way ends with its fork server."""
+        zygotes, self._zygotes = list(self._zygotes.values()), {}
+        for task in zygotes:
             task.cancel()
-        await asyncio.gather(*self._zygotes.values(), return_exceptions=True)
-        await self.destroy(list(self._live))
-        for task in self._zygotes.values():
-            if task.done() and not task.cancelled() and task.exception() is None:
-                await self._end_zygote(task.result())
-        self._zygotes.clear()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._groups.clear)
-        await asyncio.to_thread(self._groups.usual_moves)
+        try:
+            with contextlib.suppress(DriverError):
+                await self.destroy(list(self._live))
+        finally:
+            for zygote in await asyncio.gather(*zygotes, return_exceptions=True):
+                if isinstance(zygote, ForkServer):
+                    await zygote.end()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.to_thread(self._groups.clear)
+            await asyncio.to_thread(self._groups.usual_moves, self._marker)
 
     # ---
 
@@ -217,7 +210,7 @@ class ZygoteDriver:
         """Kill until its end is told: an order is lost where the fork server's socket is full."""
         async with asyncio.timeout(_UP_S):
             while not sandbox.ended.is_set():
-                self._kill(sandbox)
+                sandbox.zygote.kill(sandbox.name)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(sandbox.ended.wait(), 0.5)
 
@@ -253,7 +246,7 @@ class ZygoteDriver:
             entrances = self._groups.entrances(group)
             disk, shm = _sizes(spec.resources)
             order = frames.Order(spec.name, disk=disk, shm=shm, user=spec.user, env=spec.env)
-            socket.send_fds(zygote.control, [frames.encode(order)], [theirs.fileno(), *entrances])
+            zygote.fork(order, [theirs.fileno(), *entrances])
             theirs.close()
             async with asyncio.timeout(_UP_S):
                 up = await link.up
@@ -266,7 +259,7 @@ class ZygoteDriver:
         except BaseException:
             theirs.close()
             link.close()
-            self._kill(sandbox)
+            sandbox.zygote.kill(sandbox.name)
             if link.up.done():  # it was forked, so its end will be told
                 async with asyncio.timeout(_UP_S):
                     await sandbox.ended.wait()
@@ -287,13 +280,10 @@ class ZygoteDriver:
             detail = answer.detail if isinstance(answer, frames.Failed) else "the sandbox ended"
             raise DriverError(f"input file {path}: {detail}")
 
-    async def _zygote(self, snapshot: Snapshot) -> _Zygote:
+    async def _zygote(self, snapshot: Snapshot) -> ForkServer:
         task = self._zygotes.pop(snapshot.digest, None)  # and back at the end: the order is that of their use
-        if task is not None and task.done() and (task.cancelled() or task.exception()):
+        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().alive):
             task = None
-        if task is not None and task.done() and not task.result().alive:
-            await self._end_zygote(task.result())
-            task = self._zygotes.pop(snapshot.digest, None)  # somebody else may have been quicker
         if task is None:
             task = asyncio.create_task(self._start_zygote(snapshot))
         self._zygotes[snapshot.digest] = task
@@ -306,79 +296,31 @@ class ZygoteDriver:
         for digest, task in list(self._zygotes.items())[: -self._keep]:
             if task.done() and not task.cancelled() and task.exception() is None and id(task.result()) not in busy:
                 del self._zygotes[digest]
-                retired = asyncio.create_task(self._end_zygote(task.result()))
-                self._tasks.add(retired)
-                retired.add_done_callback(self._tasks.discard)
+                self._spawn(task.result().end())
 
-    @staticmethod
-    async def _end_zygote(zygote: _Zygote) -> None:
-        zygote.alive = False
-        asyncio.get_running_loop().remove_reader(zygote.control)
-        if zygote.process.returncode is None:
-            zygote.process.kill()
-        await zygote.process.wait()
-        zygote.control.close()
-
-    async def _start_zygote(self, snapshot: Snapshot) -> _Zygote:
+    async def _start_zygote(self, snapshot: Snapshot) -> ForkServer:
         root, usr = await asyncio.to_thread(images.root_of, snapshot, self._state)
         scratch = self._state / "scratch"
         scratch.mkdir(exist_ok=True)
         base = next(self._ranges) if os.geteuid() == 0 else -1
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        diary = scratch.parent / f"zygote-{''.join(c for c in snapshot.digest if c.isalnum())[:32]}.log"
-        words = diary.open("wb")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-m", "shoal_executor.drivers.zygote.server",
-            str(root), usr, str(scratch), str(base), str(theirs.fileno()),
-            pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            stderr=words, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, cwd="/", start_new_session=True,
-        )  # fmt: skip
-        theirs.close()
-        words.close()
-        zygote = _Zygote(ours, process)
-        asyncio.get_running_loop().add_reader(ours, self._hear, zygote)
+        diary = self._state / f"zygote-{''.join(c for c in snapshot.digest if c.isalnum())[:32]}.log"
+        zygote = ForkServer(self._hear, self._zygote_gone)
         try:
-            async with asyncio.timeout(_UP_S):
-                await zygote.ready
-        except (TimeoutError, DriverError, asyncio.CancelledError) as error:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            asyncio.get_running_loop().remove_reader(ours)
-            ours.close()
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            last = diary.read_text(errors="replace").strip().splitlines()[-1:]
-            text = str(error) or (last[0] if last else "it did not answer")
-            raise DriverError(f"the fork server of template {snapshot.kind}:{snapshot.path} failed: {text}") from None
+            await zygote.launch(root, usr, scratch, base, diary)
+        except DriverError as error:
+            name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else snapshot.kind
+            raise DriverError(f"the fork server of template {name} failed: {error}") from None
         return zygote
 
-    def _hear(self, zygote: _Zygote) -> None:
-        try:
-            data = zygote.control.recv(65_536)
-        except (BlockingIOError, InterruptedError):
+    def _hear(self, event: frames.Event) -> None:
+        sandbox = self._live.get(event.name) or self._starting.get(event.name) or self._ending.get(event.name)
+        if sandbox is None:
             return
-        except OSError:
-            data = b""
-        if not data:
-            self._zygote_gone(zygote)
-            return
-        event = frames.events.decode(data)
-        if event.kind == "ready":
-            zygote.ready.set_result(None)
-        elif event.kind == "broken":
-            zygote.ready.set_exception(DriverError(event.detail))
-        else:
-            sandbox = self._live.get(event.name) or self._starting.get(event.name) or self._ending.get(event.name)
-            if sandbox is None:
-                return
-            if event.kind == "failed" and not sandbox.link.up.done():
-                sandbox.link.up.set_result(frames.Up(0, event.detail))
-            sandbox.link.close()
-            sandbox.ended.set()
-            self._gone(sandbox)
+        if event.kind == "failed" and not sandbox.link.up.done():
+            sandbox.link.up.set_result(frames.Up(0, event.detail))
+        sandbox.link.close()
+        sandbox.ended.set()
+        self._gone(sandbox)
 
     def _gone(self, sandbox: _Sandbox) -> None:
         """Tell the executor of an end nobody asked for."""
@@ -386,26 +328,24 @@ class ZygoteDriver:
             return
         killed = self._groups.oom_kills(sandbox.group) > sandbox.oom_kills
         sandbox.wanted = EndReason.OUT_OF_MEMORY if killed else EndReason.DIED
-        self._on_exit(
-            sandbox.name, sandbox.wanted, "its first process was killed" if killed else "its first process ended"
-        )
+        detail = "its first process was killed" if killed else "its first process ended"
+        self._on_exit(sandbox.name, sandbox.wanted, detail)
 
-    def _zygote_gone(self, zygote: _Zygote) -> None:
-        asyncio.get_running_loop().remove_reader(zygote.control)
-        zygote.alive = False
-        if not zygote.ready.done():
-            zygote.ready.set_exception(DriverError(""))
+    def _zygote_gone(self, zygote: ForkServer) -> None:
         for sandbox in (*self._live.values(), *self._starting.values(), *self._ending.values()):
             if sandbox.zygote is zygote:
                 sandbox.link.close()
                 sandbox.ended.set()
                 self._gone(sandbox)
+        for digest, task in list(self._zygotes.items()):
+            if task.done() and not task.cancelled() and not task.exception() and task.result() is zygote:
+                del self._zygotes[digest]
+                self._spawn(zygote.end())
 
-    @staticmethod
-    def _kill(sandbox: _Sandbox) -> None:
-        if sandbox.zygote.alive:
-            with contextlib.suppress(OSError):
-                sandbox.zygote.control.send(frames.encode(frames.Order(sandbox.name, kill=True)))
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _numbered(write: frames.Write, id: int) -> frames.Write:

@@ -299,6 +299,16 @@ async def test_the_agents_own_descriptors_are_not_lent(driver: ZygoteDriver, pat
     await driver.destroy([name])
 
 
+@pytest.mark.parametrize("path", ["/proc/self/maps", "/proc/1/smaps", "/proc/thread-self/maps", "/map"])
+async def test_the_agents_memory_map_is_not_read(driver: ZygoteDriver, path: str) -> None:
+    name = await one(driver)
+    await sh(driver, name, "ln -s /proc/self/maps /map")
+    with pytest.raises(SandboxFileError):
+        await driver.read_file(name, path)
+    assert (await driver.read_file(name, "/proc/meminfo")).data
+    await driver.destroy([name])
+
+
 async def test_a_cpu_hog_leaves_time_for_others(driver: ZygoteDriver) -> None:
     name = await one(driver, resources=Resources(cpu_milli=100))
     busy = "import time\nend = time.time() + 1\nwhile time.time() < end: pass\nprint(time.process_time())"

@@ -304,6 +304,8 @@ def _must_be_regular(fd: int, path: str) -> None:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         raise OSError(0, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file", path)
+    if os.readlink(f"/proc/self/fd/{fd}").startswith("/proc/1/"):  # its memory map names files of the host
+        raise OSError(0, "is the agent's own", path)
 
 
 def _not_started(command: Command, error: OSError) -> CommandResult:

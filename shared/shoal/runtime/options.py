@@ -15,12 +15,16 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What every service is told. `patience_s`: how long to wait for a broker that is not there yet."""
+    """What every service is told. `patience_s`: how long to wait for a broker that is not there yet. `cells` and
+
+    `stream_replicas` are what a cluster gets that does not exist yet.
+    """
 
     url: str = DEFAULT_URL
     cells: int = 1
     log_level: str = "info"
     patience_s: float = 60.0
+    stream_replicas: int = 1
 
 
 class Seconds(click.ParamType[float]):
@@ -47,9 +51,14 @@ def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
                   type=click.Choice(LOG_LEVELS), help="The least important lines to log.")  # fmt: skip
     @click.option("--patience", envvar="SHOAL_PATIENCE", default="60s", show_default=True, show_envvar=True,
                   type=Seconds(), help="How long to wait for a broker that does not answer yet.")  # fmt: skip
+    @click.option("--stream-replicas", envvar="SHOAL_STREAM_REPLICAS", default=1, show_default=True,
+                  show_envvar=True, type=click.IntRange(1, 5),
+                  help="On how many brokers a new cluster keeps each stream and value.")  # fmt: skip
     @wraps(command)
-    def with_settings(*args: Any, url: str, cells: int, log_level: str, patience: float, **kwargs: Any) -> Any:
-        return command(*args, settings=Settings(url, cells, log_level, patience), **kwargs)
+    def with_settings(
+        *args: Any, url: str, cells: int, log_level: str, patience: float, stream_replicas: int, **kwargs: Any
+    ) -> Any:
+        return command(*args, settings=Settings(url, cells, log_level, patience, stream_replicas), **kwargs)
 
     return with_settings
 

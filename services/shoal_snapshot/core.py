@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from shoal.machine.core import Cause, Effect, Inspect, LawBrokenError, Publish
 from shoal.wire import subjects
 from shoal.wire.messages import AnyMessage, ResolveTemplate, TemplateInspected, TemplateResolved, Tick
@@ -9,6 +11,8 @@ from shoal.wire.messages import AnyMessage, ResolveTemplate, TemplateInspected, 
 
 class SnapshotCore:
     """Asks the edge once for each template however many wait, and answers every asker."""
+
+    state_version = 1
 
     def __init__(self) -> None:
         self._askers: dict[str, dict[tuple[int, str], None]] = {}  # in the order they asked
@@ -38,6 +42,15 @@ class SnapshotCore:
     def outstanding(self) -> Sequence[Effect]:
         """Return the templates asked about and not yet looked at."""
         return [Inspect(template) for template in self._askers]
+
+    def dump(self) -> bytes:
+        """Return the whole state; equal states give equal bytes."""
+        return msgspec.msgpack.encode([(template, list(askers)) for template, askers in self._askers.items()])
+
+    def load(self, state: bytes) -> None:
+        """Take over a dumped state. Raises ValueError."""
+        askers = msgspec.msgpack.decode(state, type=list[tuple[str, list[tuple[int, str]]]])
+        self._askers = {template: dict.fromkeys(waiting) for template, waiting in askers}
 
     def check(self) -> None:
         """Assert that somebody waits for each template being looked at."""

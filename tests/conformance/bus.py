@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from shoal.bus.protocol import Bus, BusError, Delivery, NoStreamError, Reader, StreamFullError, TooLargeError
+from shoal.bus.protocol import Bus, BusError, Delivery, Entry, NoStreamError, Reader, StreamFullError, TooLargeError
 from shoal.wire.streams import Stream
 
 BusFactory = Callable[[], Awaitable[Bus]]
@@ -255,38 +255,70 @@ class BusConformance:
         message = (await take(await bus.reader(log.name), 1))[0]
         assert (message.payload, message.sequence) == (b"new", 2)
 
-    # --- positions and values
+    # --- purging
 
-    async def test_a_position_is_kept(self, bus: Bus, bus_factory: BusFactory) -> None:
-        name = f"reader.{uuid4().hex}"
-        assert await bus.acknowledged(name) == 0
-        await bus.acknowledge(name, 7)
-        await asyncio.gather(*(bus.acknowledge(name, sequence) for sequence in range(8, 500)))
-        assert await bus.acknowledged(name) == 499
-        other = await bus_factory()
-        try:
-            assert await other.acknowledged(name) == 499
-        finally:
-            await other.close()
+    async def test_purging_removes_the_oldest_only(self, bus: Bus, log: Log) -> None:
+        for number in range(5):
+            await bus.publish(log.subject(), b"%d" % number, f"{number}")
+        await bus.purge(log.name, 3)
+        assert (await bus.first_sequence(log.name), await bus.last_sequence(log.name)) == (4, 5)
+        assert [each.payload for each in await take(await bus.reader(log.name), 2)] == [b"3", b"4"]
+        await bus.purge(log.name, 2)
+        assert await bus.first_sequence(log.name) == 4
+        await bus.purge(log.name, 5)
+        assert (await bus.publish(log.subject(), b"new", "new")).sequence == 6
+        with pytest.raises(NoStreamError):
+            await bus.purge("TEST_NONE", 1)
+
+    # --- values
 
     async def test_values(self, bus: Bus) -> None:
         bucket = f"TEST_{uuid4().hex[:8]}"
         assert await bus.get(bucket, "key") is None
-        assert await bus.put(bucket, "key", b"one")
-        assert await bus.get(bucket, "key") == b"one"
-        assert await bus.put(bucket, "key", b"")
-        assert await bus.get(bucket, "key") == b""
+        first = await bus.put(bucket, "key", b"one")
+        assert await bus.get(bucket, "key") == Entry(b"one", first)
+        second = await bus.put(bucket, "key", b"")
+        assert second > first
+        assert await bus.get(bucket, "key") == Entry(b"", second)
         assert await bus.get(bucket, "other") is None
 
-    async def test_of_many_that_create_one_does(self, bus: Bus, bus_factory: BusFactory) -> None:
+    async def test_only_what_was_seen_is_replaced(self, bus: Bus) -> None:
+        bucket = f"TEST_{uuid4().hex[:8]}"
+        first = await bus.replace(bucket, "key", b"one", 0)
+        assert first is not None
+        assert await bus.replace(bucket, "key", b"two", 0) is None
+        second = await bus.replace(bucket, "key", b"two", first)
+        assert second is not None
+        await bus.put(bucket, "other", b"")
+        assert await bus.replace(bucket, "key", b"three", first) is None
+        assert await bus.get(bucket, "key") == Entry(b"two", second)
+        assert await bus.replace(bucket, "key", b"three", second) is not None
+
+    async def test_keys_and_deletion(self, bus: Bus) -> None:
+        bucket = f"TEST_{uuid4().hex[:8]}"
+        assert await bus.keys(bucket) == []
+        await bus.delete(bucket, "nothing")
+        for key in ("b.2", "a", "b.1", "b.1.x", "bc"):
+            await bus.put(bucket, key, key.encode())
+        assert await bus.keys(bucket) == ["a", "b.1", "b.1.x", "b.2", "bc"]
+        assert await bus.keys(bucket, "b") == ["b.1", "b.1.x", "b.2"]
+        await bus.delete(bucket, "b.1")
+        await bus.delete(bucket, "b.1")
+        assert await bus.get(bucket, "b.1") is None
+        assert await bus.keys(bucket, "b") == ["b.1.x", "b.2"]
+        assert await bus.replace(bucket, "b.1", b"again", 0) is not None
+
+    async def test_of_many_that_replace_one_does(self, bus: Bus, bus_factory: BusFactory) -> None:
         bucket = f"TEST_{uuid4().hex[:8]}"
         others = [await bus_factory() for _ in range(4)]
         try:
-            made = await asyncio.gather(
-                *(one.put(bucket, "key", b"%d" % i, create_only=True) for i, one in enumerate(others))
-            )
-            assert sum(made) == 1
-            assert await bus.get(bucket, "key") == b"%d" % made.index(True)
+            for revision in (0, await bus.put(bucket, "known", b"")):
+                key = "known" if revision else "new"
+                made = await asyncio.gather(
+                    *(one.replace(bucket, key, b"%d" % i, revision) for i, one in enumerate(others))
+                )
+                (winner,) = [number for number, each in enumerate(made) if each is not None]
+                assert await bus.get(bucket, key) == Entry(b"%d" % winner, made[winner] or 0)
         finally:
             for one in others:
                 await one.close()

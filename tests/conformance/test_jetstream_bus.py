@@ -12,8 +12,7 @@ from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 from conformance.bus import BusConformance, BusFactory, Log, take
 from shoal.broker import EmbeddedBroker
 from shoal.bus.jetstream import JetStreamBus
-from shoal.bus.protocol import Bus, UnreachableError
-from shoal.wire.streams import POSITION_BUCKET
+from shoal.bus.protocol import Bus, Entry, UnreachableError
 
 
 def connector(url: str) -> BusFactory:
@@ -107,9 +106,11 @@ class TestBrokerRestart:
             await bus.publish(log.subject("k", "x"), b"%d" % round, f"{round}")
             await bus.publish(log.subject("other"), b"", f"other-{round}")
             assert [message.payload for message in await take(reader, 1)] == [b"%d" % round]
-            await bus.acknowledge("reader", round)
+            await bus.put("TEST_BUCKET", "key", b"%d" % round)
             await self.restart(own)
-            assert await bus.acknowledged("reader") == round
+            entry = await bus.get("TEST_BUCKET", "key")
+            assert entry is not None
+            assert entry.value == b"%d" % round
             assert (await bus.publish(log.subject("k", "x"), b"", f"{round}")).duplicate
         await bus.close()
 
@@ -144,10 +145,10 @@ class TestBrokerRestart:
     async def test_a_value_is_the_newest_after_a_restart(self, own: EmbeddedBroker) -> None:
         bus = await JetStreamBus.connect(own.url)
         for sequence in range(1, 200):
-            await bus.acknowledge("reader", sequence)
+            last = await bus.put("TEST_BUCKET", "key", b"%d" % sequence)
         await self.restart(own)
         other = await JetStreamBus.connect(own.url)
-        assert await other.get(POSITION_BUCKET, "reader") == b"199"
+        assert await other.get("TEST_BUCKET", "key") == Entry(b"199", last)
         await other.close()
         await bus.close()
 

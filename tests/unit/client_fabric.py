@@ -54,7 +54,7 @@ class Fabric:
         self._numbers = itertools.count()
         for stream in (*streams.cluster(cells), streams.executor(EXECUTOR)):
             self.broker.ensure(stream)
-        self.broker.put(streams.CLUSTER_BUCKET, "cells", str(cells).encode(), create_only=True)
+        self.broker.put(streams.CLUSTER_BUCKET, "cells", str(cells).encode())
         self._tasks: list[asyncio.Task[None]] = []
 
     def connect(self) -> MemoryBus:

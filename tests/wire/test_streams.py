@@ -83,6 +83,11 @@ def test_a_cluster_has_every_stream_but_its_executors() -> None:
 
 @pytest.mark.parametrize("stream", [*streams.cluster(1), streams.executor("x")], ids=lambda stream: stream.name)
 def test_ages_are_days_and_repeats_are_dropped_for_a_while(stream: streams.Stream) -> None:
-    assert stream.max_age_s >= 86_400
-    assert 0 < stream.dedupe_s <= stream.max_age_s
+    assert stream.max_age_s == 0 or stream.max_age_s >= streams.KEPT_S >= 8 * 86_400
+    assert 0 < stream.dedupe_s <= streams.KEPT_S
     assert stream.max_bytes >= 1024**3
+
+
+def test_the_broker_removes_nothing_that_is_folded() -> None:
+    folded = [streams.rollout(0), streams.placement(0), streams.snapshot()]
+    assert [stream.max_age_s for stream in folded] == [0, 0, 0]

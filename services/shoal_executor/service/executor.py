@@ -12,7 +12,7 @@ import structlog
 from shoal.bus.protocol import Bus, Delivery, Reader
 from shoal.machine import ranges
 from shoal.machine.core import Cause
-from shoal.runtime.shell import dead_letter
+from shoal.runtime.dead import dead_letter
 from shoal.wire import streams, subjects
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import (

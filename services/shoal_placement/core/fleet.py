@@ -9,6 +9,8 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from shoal.machine import ranges
 from shoal.wire import messages as m
 
@@ -121,6 +123,14 @@ class Executor:
             if not self.held[group[0]]:
                 del self.held[group[0]]
 
+    def dump(self) -> "DumpedExecutor":
+        """Return it as data; what follows from the reservations is left out."""
+        nodes = [(node.spec, [(*group, *held) for group, held in node.held.items()]) for node in self.by_number]
+        return DumpedExecutor(
+            self.name, self.boot, self.isolation, self.start_ms, self.heard_ms, nodes, self.alive, self.busy_until_ms,
+            sorted(self.roomiest),
+        )  # fmt: skip
+
     def check(self) -> None:
         """Assert that no node is over-committed and that every account balances."""
         by_rollout: dict[str, int] = {}
@@ -133,6 +143,35 @@ class Executor:
         assert self.held == by_rollout
         assert self.free == sum(node.slots for node in self.by_number)
         assert sorted(number for _, number in self.roomiest) == list(range(len(self.by_number)))
+
+
+class DumpedExecutor(msgspec.Struct, frozen=True, array_like=True):
+    """An executor in a checkpoint: of each node what it is, and what is held there (rollout, attempt, indices, memory).
+
+    `roomiest` is kept as it is: which of its entries are of an earlier account decides what is chosen next.
+    """
+
+    name: str
+    boot: str
+    isolation: str
+    start_ms: float
+    heard_ms: int
+    nodes: list[tuple[m.NodeSpec, list[tuple[str, int, m.Ranges, int]]]]
+    alive: bool
+    busy_until_ms: float
+    roomiest: list[tuple[int, int]]
+
+    def load(self) -> Executor:
+        """Return the executor."""
+        nodes = {spec.node: Node(spec, number, spec.slots, spec.memory) for number, (spec, _) in enumerate(self.nodes)}
+        executor = Executor(self.name, self.boot, self.isolation, self.start_ms, self.heard_ms, nodes)
+        for node, (_, held) in zip(executor.by_number, self.nodes, strict=True):
+            for rollout, attempt, indices, memory in held:
+                executor.reserve(node, (rollout, attempt), indices, memory)
+        executor.alive = self.alive
+        executor.busy_until_ms = self.busy_until_ms
+        executor.roomiest = list(self.roomiest)  # sorted, and so a heap
+        return executor
 
 
 def shares(executors: list[Executor], count: int, now_ms: int) -> list[tuple[Executor, int]]:

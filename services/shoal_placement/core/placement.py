@@ -14,7 +14,7 @@ from shoal.machine import ranges
 from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.wire import messages as m
 from shoal.wire import subjects
-from shoal_placement.core.fleet import Executor, Node, shares
+from shoal_placement.core.fleet import DumpedExecutor, Executor, Node, shares
 
 SILENCE_MS: Final = 10_000
 _KEPT_MS: Final = 86_400_000  # how long a release that came before its request is remembered
@@ -32,8 +32,21 @@ class _Rollout:
     all_gone: bool = False
 
 
+class _State(msgspec.Struct, frozen=True, array_like=True):
+    """The whole state. Orders are kept, so that equal states are equal bytes."""
+
+    executors: list[DumpedExecutor]
+    boots: list[tuple[str, list[str]]]
+    rollouts: list[tuple[str, int, str, str, int, list[tuple[int, m.Ranges]], m.Ranges, bool]]
+    waiting: list[m.PlaceRequested]
+    told: m.CellCapacity | None
+    wake_ms: int | None
+
+
 class PlacementCore:
     """Places groups on the nodes of one cell. Raises LawBrokenError for messages that make no sense."""
+
+    state_version = 1
 
     def __init__(self, cell: int) -> None:
         self._cell = cell
@@ -85,6 +98,32 @@ class PlacementCore:
     def outstanding(self) -> Sequence[Effect]:
         """Return nothing: every effect here is a message."""
         return ()
+
+    # --- checkpoints
+
+    def dump(self) -> bytes:
+        """Return the whole state; equal states give equal bytes."""
+        rollouts = [
+            (name, r.expires_ms, r.tenant, r.run, r.cell, list(r.seen.items()), r.gone, r.all_gone)
+            for name, r in self._rollouts.items()
+        ]
+        executors = [executor.dump() for executor in self._executors.values()]
+        boots = list(self._boots.items())
+        return msgspec.msgpack.encode(_State(executors, boots, rollouts, self._waiting, self._told, self._wake_ms))
+
+    def load(self, state: bytes) -> None:
+        """Take over a dumped state. Raises ValueError."""
+        found = msgspec.msgpack.decode(state, type=_State)
+        self._executors = {each.name: each.load() for each in found.executors}
+        self._boots = {name: list(boots) for name, boots in found.boots}
+        self._rollouts = {
+            name: _Rollout(expires_ms, tenant, run, cell, dict(seen), gone, all_gone)
+            for name, expires_ms, tenant, run, cell, seen, gone, all_gone in found.rollouts
+        }
+        self._waiting = list(found.waiting)
+        self._told = found.told
+        self._wake_ms = found.wake_ms
+        self._fleet_changed = False
 
     # --- requests
 

@@ -2,7 +2,6 @@
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -14,6 +13,7 @@ from shoal.wire import messages as m
 from shoal.wire import subjects
 from shoal.wire.quantities import BadValueError
 from shoal_scheduler.core.admission import problem
+from shoal_scheduler.core.state import Rollout, State
 
 _REMEMBERED_MS: Final = 86_400_000
 _REMEMBERED: Final = 1_000_000
@@ -21,29 +21,15 @@ _FRESH_MS: Final = 10_000  # how long what a directory or a tar stood for is bel
 _SHARE: Final = 64  # sandboxes a rollout is given at a time while several compete
 
 
-@dataclass(slots=True)
-class _Rollout:
-    request: m.RolloutSubmitted
-    order: int
-    deadline_ms: int
-    ledger: Ledger
-    fresh: m.Ranges  # never dispatched
-    snapshot: m.Snapshot | None = None
-    again: list[tuple[int, m.Ranges, str]] = field(default_factory=list)  # attempt, indices, the node that failed
-    in_flight: int = 0
-    queued: str = ""
-
-    def outcome(self, cell: int, message: m.Message) -> Publish:
-        return Publish(subjects.rollout_outcome(cell, self.request.tenant, self.request.run), message)  # type: ignore[arg-type]
-
-
 class SchedulerCore:
     """The rollouts of one cell. `quota` is the most sandboxes a rollout may ask for."""
+
+    state_version = 1
 
     def __init__(self, cell: int, quota: int = 100_000) -> None:
         self._cell = cell
         self._quota = quota
-        self._rollouts: dict[str, _Rollout] = {}
+        self._rollouts: dict[str, Rollout] = {}
         self._waiting: dict[str, None] = {}  # those with something to dispatch
         self._past: dict[str, int] = {}  # concluded or rejected: until when they are remembered
         self._templates: dict[tuple[str, str], tuple[m.Snapshot, int]] = {}
@@ -53,6 +39,7 @@ class SchedulerCore:
         self._deadlines: list[tuple[int, str]] = []
         self._capacity = m.CellCapacity(0, 0, ())
         self._orders = 0
+        self._known_tenants: dict[str, None] = {}  # none: whoever comes is welcome
 
     def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
         """Fold one message. Raises LawBrokenError, having changed nothing."""
@@ -107,6 +94,41 @@ class SchedulerCore:
         """Return nothing: every effect here is a message."""
         return ()
 
+    # --- checkpoints
+
+    def dump(self) -> bytes:
+        """Return the whole state; equal states give equal bytes."""
+        state = State(
+            [rollout.dump() for rollout in self._rollouts.values()],
+            list(self._waiting),
+            list(self._past.items()),
+            [(*key, snapshot, when) for key, (snapshot, when) in self._templates.items()],
+            [(*key, list(askers)) for key, askers in self._unresolved.items()],
+            sorted(self._deadlines),
+            self._capacity,
+            self._orders,
+            list(self._known_tenants),
+        )
+        return msgspec.msgpack.encode(state)
+
+    def load(self, state: bytes) -> None:
+        """Take over a dumped state. Raises ValueError."""
+        found = msgspec.msgpack.decode(state, type=State)
+        self._rollouts = {each.request.rollout: each.load() for each in found.rollouts}
+        self._waiting = dict.fromkeys(found.waiting)
+        self._past = dict(found.past)
+        self._templates = {(tenant, name): (snapshot, when) for tenant, name, snapshot, when in found.templates}
+        self._unresolved = {(tenant, name): dict.fromkeys(askers) for tenant, name, askers in found.unresolved}
+        self._deadlines = list(found.deadlines)  # sorted, and so a heap
+        self._capacity = found.capacity
+        self._orders = found.orders
+        self._known_tenants = dict.fromkeys(found.tenants)
+        for rollout in self._rollouts.values():
+            if rollout.in_flight:
+                tenant = rollout.request.tenant
+                self._in_flight += rollout.in_flight
+                self._tenants[tenant] = self._tenants.get(tenant, 0) + rollout.in_flight
+
     # --- admission
 
     def _submit(self, request: m.RolloutSubmitted, now: int, effects: list[Effect]) -> None:
@@ -131,7 +153,7 @@ class SchedulerCore:
             effects.append(Publish(subject, m.RolloutRejected(name, *refused)))
             return
         self._orders += 1
-        rollout = _Rollout(request, self._orders, now + spec.timeout_ms, Ledger(spec), ranges.whole(spec.n))
+        rollout = Rollout(request, self._orders, now + spec.timeout_ms, Ledger(spec), ranges.whole(spec.n))
         self._rollouts[name] = rollout
         heapq.heappush(self._deadlines, (rollout.deadline_ms, name))
         key = (request.tenant, spec.template)
@@ -164,7 +186,7 @@ class SchedulerCore:
 
     # --- what becomes of sandboxes
 
-    def _reported(self, name: str, attempt: int, indices: m.Ranges) -> _Rollout | None:
+    def _reported(self, name: str, attempt: int, indices: m.Ranges) -> Rollout | None:
         """Return the rollout a report is of, None when it is over. Raises LawBrokenError for an impossible report."""
         rollout = self._rollouts.get(name)
         if not ranges.valid(indices, rollout.ledger.n if rollout else 2**31):
@@ -176,7 +198,7 @@ class SchedulerCore:
             raise LawBrokenError(f"a report of sandboxes of rollout {name} that nobody was asked to start")
         return rollout
 
-    def _landed(self, rollout: _Rollout, count: int) -> None:
+    def _landed(self, rollout: Rollout, count: int) -> None:
         tenant = rollout.request.tenant
         rollout.in_flight -= count
         self._in_flight -= count
@@ -210,7 +232,7 @@ class SchedulerCore:
             effects.append(Publish(subjects.placement_request(self._cell), ask))
         self._conclude(rollout, reason.value, now, effects)
 
-    def _conclude(self, rollout: _Rollout, reason: str, now: int, effects: list[Effect]) -> None:
+    def _conclude(self, rollout: Rollout, reason: str, now: int, effects: list[Effect]) -> None:
         if rollout.ledger.concluded:
             name = rollout.request.rollout
             told = m.RolloutConcluded(name, rollout.ledger.counts(), reason)
@@ -250,25 +272,24 @@ class SchedulerCore:
                 reason = self._reason(rollout)
                 if rollout.queued != reason:
                     rollout.queued = reason
-                    count = ranges.count(rollout.fresh) + sum(ranges.count(r) for _, r, _ in rollout.again)
-                    queued = m.RolloutQueued(rollout.request.rollout, ahead, count, reason)
+                    queued = m.RolloutQueued(rollout.request.rollout, ahead, rollout.unsent, reason)
                     effects.append(rollout.outcome(self._cell, queued))
 
-    def _offered(self, rollout: _Rollout) -> bool:
+    def _offered(self, rollout: Rollout) -> bool:
         return rollout.request.spec.isolation in ("", *self._capacity.isolations)
 
-    def _reason(self, rollout: _Rollout) -> str:
+    def _reason(self, rollout: Rollout) -> str:
         if not self._capacity.nodes:
             return "no node has joined yet"
         if not self._offered(rollout):
             return f"no node offers isolation {rollout.request.spec.isolation!r} now"
         return "every slot is taken"
 
-    def _rank(self, rollout: _Rollout) -> tuple[bool, int, int, int]:
+    def _rank(self, rollout: Rollout) -> tuple[bool, int, int, int]:
         tenant = self._tenants.get(rollout.request.tenant, 0)
         return (not rollout.again, -rollout.request.spec.priority, tenant, rollout.order)
 
-    def _send(self, rollout: _Rollout, limit: int, effects: list[Effect]) -> None:
+    def _send(self, rollout: Rollout, limit: int, effects: list[Effect]) -> None:
         assert rollout.snapshot is not None
         request = rollout.request
         if rollout.again:
@@ -296,7 +317,7 @@ class SchedulerCore:
         for name, rollout in self._rollouts.items():
             rollout.ledger.check()
             assert not rollout.ledger.concluded
-            unsent = ranges.count(rollout.fresh) + sum(ranges.count(r) for _, r, _ in rollout.again)
+            unsent = rollout.unsent
             assert rollout.in_flight >= 0
             assert rollout.in_flight + unsent == rollout.ledger.live
             assert (name in self._waiting) == (unsent > 0 and rollout.snapshot is not None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,13 +12,14 @@ from nats.aio.msg import Msg
 from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
 from shoal.bus.connection import Connection, OnError
 from shoal.bus.outbox import Outbox, WrongLastError
-from shoal.bus.protocol import NoStreamError, Stored
+from shoal.bus.protocol import Entry, NoStreamError, Stored
 from shoal.bus.pull import PullReader
-from shoal.wire.streams import POSITION_BUCKET, Stream
+from shoal.wire.streams import Stream
 
 _NS: Final = 1_000_000_000
 _FLUSH_S: Final = 10.0
 _BUCKET_REPLICAS: Final = 1
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 
 
 class JetStreamBus:
@@ -32,7 +34,6 @@ class JetStreamBus:
         self._readers: list[PullReader] = []
         self._buckets: set[str] = set()
         self._puts = 0
-        self._positions: dict[str, _Position] = {}
 
     @classmethod
     async def connect(
@@ -129,47 +130,35 @@ class JetStreamBus:
         state = (await self._api.ask(f"STREAM.INFO.{stream}"))["state"]
         return int(state["first_seq"] if state["messages"] else state["last_seq"] + 1)
 
+    async def purge(self, stream: str, up_to: int) -> None:
+        """Remove a stream's messages up to and including sequence `up_to`. Raises NoStreamError."""
+        await self._api.ask(f"STREAM.PURGE.{stream}", {"seq": up_to + 1})
+
     # --- values
 
-    async def acknowledge(self, name: str, sequence: int) -> None:
-        """Keep durably that the reader `name` is done with everything up to sequence.
+    async def put(self, bucket: str, key: str, value: bytes) -> int:
+        """Store a value whatever was there; returns its revision."""
+        return (await self._put(bucket, key, value, None)).sequence
 
-        Called faster than the broker stores, only the newest is written; every call returns when its own or a newer
-        one is stored.
-        """
-        position = self._positions.setdefault(name, _Position(asyncio.Lock()))
-        position.wanted = sequence
-        position.version += 1
-        version = position.version
-        async with position.lock:
-            if position.stored_version >= version:
-                return
-            storing = position.version
-            await self.put(POSITION_BUCKET, name, str(position.wanted).encode())
-            position.stored_version = storing
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        """Store a value only where the key's is of this revision (0: where there is none)."""
+        try:
+            return (await self._put(bucket, key, value, {_EXPECTED: str(revision)})).sequence
+        except WrongLastError:
+            return None
 
-    async def acknowledged(self, name: str) -> int:
-        """Return up to where the reader `name` is done; 0 if it never was."""
-        return int(await self.get(POSITION_BUCKET, name) or b"0")
-
-    async def put(self, bucket: str, key: str, value: bytes, *, create_only: bool = False) -> bool:
-        """Store a value; with create_only, only where there is none yet. Returns whether it was stored."""
+    async def _put(self, bucket: str, key: str, value: bytes, headers: dict[str, Any] | None) -> Stored:
         if bucket not in self._buckets:
             await self._ensure_bucket(bucket)
         self._puts += 1
-        headers = {"Nats-Expected-Last-Subject-Sequence": "0"} if create_only else None
-        id = f"{self._nonce}:{self._puts}"
         try:
-            await self._outbox.publish(f"$KV.{bucket}.{key}", value, id, headers)
-        except WrongLastError:
-            return False
+            return await self._outbox.publish(f"$KV.{bucket}.{key}", value, f"{self._nonce}:{self._puts}", headers)
         except NoStreamError:
             self._buckets.discard(bucket)  # somebody deleted it
             raise
-        return True
 
-    async def get(self, bucket: str, key: str) -> bytes | None:
-        """Return a value, or None. The stream's leader is asked, so it is the newest one."""
+    async def get(self, bucket: str, key: str) -> Entry | None:
+        """Return a key's newest value, or None: the stream's leader is asked."""
         try:
             answer = await self._api.ask(f"STREAM.MSG.GET.KV_{bucket}", {"last_by_subj": f"$KV.{bucket}.{key}"})
         except NoStreamError:
@@ -178,7 +167,29 @@ class JetStreamBus:
             if error.code == NO_MESSAGE:
                 return None
             raise
-        return base64.b64decode(answer["message"].get("data", ""))
+        message = answer["message"]
+        return Entry(base64.b64decode(message.get("data", "")), int(message["seq"]))
+
+    async def keys(self, bucket: str, prefix: str = "") -> Sequence[str]:
+        """Return the keys that begin with the prefix, sorted."""
+        begin = f"$KV.{bucket}."
+        pattern = f"{begin}{prefix}.>" if prefix else f"{begin}>"
+        found: list[str] = []
+        while True:
+            try:
+                asked = {"subjects_filter": pattern, "offset": len(found)}
+                answer = await self._api.ask(f"STREAM.INFO.KV_{bucket}", asked)
+            except NoStreamError:
+                return []
+            page = answer["state"].get("subjects") or {}
+            found += page
+            if not page or len(found) >= int(answer.get("total", 0)):
+                return sorted(subject[len(begin) :] for subject in found)
+
+    async def delete(self, bucket: str, key: str) -> None:
+        """Remove a value; nothing happens where there is none."""
+        with contextlib.suppress(NoStreamError):
+            await self._api.ask(f"STREAM.PURGE.KV_{bucket}", {"filter": f"$KV.{bucket}.{key}"})
 
     async def _ensure_bucket(self, bucket: str) -> None:
         config = {
@@ -209,16 +220,6 @@ class JetStreamBus:
         await self._connection.close()
 
 
-class _Position:
-    """How far one reader is, and which of its acknowledgements are stored."""
-
-    def __init__(self, lock: asyncio.Lock) -> None:
-        self.lock = lock
-        self.wanted = 0
-        self.version = 0
-        self.stored_version = 0
-
-
 def _stream_config(stream: Stream) -> dict[str, Any]:
     return {
         "name": stream.name,
@@ -228,7 +229,7 @@ def _stream_config(stream: Stream) -> dict[str, Any]:
         "storage": "file",
         "max_age": int(stream.max_age_s * _NS),
         "max_bytes": stream.max_bytes,
-        "duplicate_window": int(min(stream.dedupe_s, stream.max_age_s) * _NS),
+        "duplicate_window": int(min(stream.dedupe_s, stream.max_age_s or stream.dedupe_s) * _NS),
         "num_replicas": stream.replicas,
         "allow_direct": True,
     }

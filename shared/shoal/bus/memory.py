@@ -10,13 +10,14 @@ from typing import Final
 from shoal.bus.protocol import (
     BusError,
     Delivery,
+    Entry,
     NoStreamError,
     Stored,
     StreamFullError,
     TooLargeError,
     UnreachableError,
 )
-from shoal.wire.streams import POSITION_BUCKET, Stream, subjects_overlap
+from shoal.wire.streams import Stream, subjects_overlap
 
 MAX_PAYLOAD: Final = 1024**2
 """Bytes of id and payload together; as much as a NATS server takes by default."""
@@ -45,12 +46,17 @@ class _Log:
 
     def expire(self, now_ms: int) -> None:
         oldest = now_ms - int(self.spec.max_age_s * 1000)
-        while self.messages and self.messages[0].time_ms <= oldest:
+        while self.spec.max_age_s and self.messages and self.messages[0].time_ms <= oldest:
             self.bytes -= _size(self.messages.popleft())
             self.first += 1
         window = now_ms - int(self.spec.dedupe_s * 1000)
         while self.ids and next(iter(self.ids.values()))[1] <= window:
             self.ids.popitem(last=False)
+
+    def purge(self, up_to: int) -> None:
+        while self.messages and self.first <= up_to:
+            self.bytes -= _size(self.messages.popleft())
+            self.first += 1
 
     def append(self, subject: str, payload: bytes, id: str, now_ms: int) -> Stored:
         now_ms = max(now_ms, self.messages[-1].time_ms if self.messages else 0)
@@ -88,7 +94,8 @@ class MemoryBroker:
         self.clock = clock
         self.max_payload = max_payload
         self._logs: dict[str, _Log] = {}
-        self._values: dict[tuple[str, str], bytes] = {}
+        self._values: dict[str, dict[str, Entry]] = {}
+        self._revision = 0
 
     def connect(self) -> "MemoryBus":
         """Return a new connection."""
@@ -129,16 +136,15 @@ class MemoryBroker:
         """Return all a stream keeps, for tests to look at."""
         return list(self.log(stream).messages)
 
-    def put(self, bucket: str, key: str, value: bytes, *, create_only: bool) -> bool:
-        """Store a value; returns whether it was stored."""
-        if create_only and (bucket, key) in self._values:
-            return False
-        self._values[bucket, key] = value
-        return True
+    def put(self, bucket: str, key: str, value: bytes) -> int:
+        """Store a value; returns its revision."""
+        self._revision += 1
+        self._values.setdefault(bucket, {})[key] = Entry(value, self._revision)
+        return self._revision
 
-    def get(self, bucket: str, key: str) -> bytes | None:
-        """Return a value, or None."""
-        return self._values.get((bucket, key))
+    def bucket(self, name: str) -> dict[str, Entry]:
+        """Return a bucket's entries by key."""
+        return self._values.setdefault(name, {})
 
 
 class MemoryReader:
@@ -234,21 +240,34 @@ class MemoryBus:
         """Return the sequence of the oldest message kept, or one after the last. Raises NoStreamError."""
         return self._open().log(stream).first
 
-    async def acknowledge(self, name: str, sequence: int) -> None:
-        """Keep that the reader `name` is done with everything up to sequence."""
-        self._open().put(POSITION_BUCKET, name, str(sequence).encode(), create_only=False)
+    async def purge(self, stream: str, up_to: int) -> None:
+        """Remove a stream's messages up to and including sequence `up_to`. Raises NoStreamError."""
+        self._open().log(stream).purge(up_to)
 
-    async def acknowledged(self, name: str) -> int:
-        """Return up to where the reader `name` is done; 0 if it never was."""
-        return int(self._open().get(POSITION_BUCKET, name) or b"0")
+    async def put(self, bucket: str, key: str, value: bytes) -> int:
+        """Store a value whatever was there; returns its revision."""
+        return self._open().put(bucket, key, value)
 
-    async def put(self, bucket: str, key: str, value: bytes, *, create_only: bool = False) -> bool:
-        """Store a value; with create_only, only where there is none yet. Returns whether it was stored."""
-        return self._open().put(bucket, key, value, create_only=create_only)
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        """Store a value only where the key's is of this revision (0: where there is none)."""
+        broker = self._open()
+        known = broker.bucket(bucket).get(key)
+        if (known.revision if known else 0) != revision:
+            return None
+        return broker.put(bucket, key, value)
 
-    async def get(self, bucket: str, key: str) -> bytes | None:
-        """Return a value, or None."""
-        return self._open().get(bucket, key)
+    async def get(self, bucket: str, key: str) -> Entry | None:
+        """Return a key's newest value, or None."""
+        return self._open().bucket(bucket).get(key)
+
+    async def keys(self, bucket: str, prefix: str = "") -> Sequence[str]:
+        """Return the keys that begin with the prefix, sorted."""
+        begin = f"{prefix}." if prefix else ""
+        return sorted(key for key in self._open().bucket(bucket) if key.startswith(begin))
+
+    async def delete(self, bucket: str, key: str) -> None:
+        """Remove a value; nothing happens where there is none."""
+        self._open().bucket(bucket).pop(key, None)
 
     async def close(self) -> None:
         """Disconnect; readers end."""

@@ -1,8 +1,8 @@
 """What Shoal asks of a message bus. Every implementation inherits `tests/conformance/bus.py`.
 
-A bus holds streams. A stream is an ordered log: what is published on a stream's subjects gets the next sequence
-(from 1). A reader follows one stream in order, each message once. How far it has *acknowledged* is kept by the bus
-under the reader's name, so that a restart knows which messages' effects are already out: everything up to there.
+A bus holds streams and buckets. A stream is an ordered log: what is published on a stream's subjects gets the next
+sequence (from 1). A reader follows one stream in order, each message once. A bucket holds values by key; every change
+of a value has a revision, so that a writer can insist on replacing exactly what it has seen.
 """
 
 import asyncio
@@ -57,6 +57,14 @@ class Stored:
     duplicate: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A bucket's value and its revision, which grows with every change in the bucket."""
+
+    value: bytes
+    revision: int
+
+
 class Reader(Protocol):
     """Follows one stream, or a part of it, in order."""
 
@@ -109,20 +117,31 @@ class Bus(Protocol):
         """
         ...
 
-    async def acknowledge(self, name: str, sequence: int) -> None:
-        """Keep durably that the reader `name` is done with everything up to sequence."""
+    async def purge(self, stream: str, up_to: int) -> None:
+        """Remove a stream's messages up to and including sequence `up_to`; sequences go on. Raises NoStreamError."""
         ...
 
-    async def acknowledged(self, name: str) -> int:
-        """Return up to where the reader `name` is done; 0 if it never was."""
+    async def put(self, bucket: str, key: str, value: bytes) -> int:
+        """Store a value whatever was there; returns its revision."""
         ...
 
-    async def put(self, bucket: str, key: str, value: bytes, *, create_only: bool = False) -> bool:
-        """Store a value; with create_only, only where there is none yet. Returns whether it was stored."""
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        """Store a value only where the key's is of this revision (0: where there is none).
+
+        Returns the new revision, or None when somebody else changed it. Of any number of callers at once one succeeds.
+        """
         ...
 
-    async def get(self, bucket: str, key: str) -> bytes | None:
-        """Return a value, or None."""
+    async def get(self, bucket: str, key: str) -> Entry | None:
+        """Return a key's newest value, or None."""
+        ...
+
+    async def keys(self, bucket: str, prefix: str = "") -> Sequence[str]:
+        """Return the keys that begin with the prefix (whole tokens, each followed by a dot), sorted."""
+        ...
+
+    async def delete(self, bucket: str, key: str) -> None:
+        """Remove a value; nothing happens where there is none."""
         ...
 
     async def close(self) -> None:

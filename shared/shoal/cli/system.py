@@ -143,6 +143,7 @@ class LocalSystem:
         from shoal.bus.protocol import BusError
         from shoal.client.cluster import connect
         from shoal.client.errors import ShoalError
+        from shoal.runtime.lease import position_of
         from shoal.wire import streams
 
         until = time.monotonic() + _READY_S
@@ -166,7 +167,7 @@ class LocalSystem:
                             log = streams.rollout(0).name
                             while time.monotonic() < until:
                                 last = await bus.last_sequence(log)
-                                if last and await bus.acknowledged("scheduler.0") >= last:
+                                if last and await position_of(bus, "scheduler.0") >= last:
                                     return
                                 await asyncio.sleep(_POLL_S)
                         finally:

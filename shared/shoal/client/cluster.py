@@ -69,17 +69,17 @@ def connect(
             except BusError as error:
                 raise Unreachable(address, str(error)) from error
         try:
-            cells = await chosen.get(streams.CLUSTER_BUCKET, "cells")
+            entry = await chosen.get(streams.CLUSTER_BUCKET, "cells")
         except BusError as error:
             await chosen.close()
             raise Unreachable(address, str(error)) from error
         except BaseException:
             await chosen.close()
             raise
-        if cells is None:
+        if entry is None:
             await chosen.close()
             raise Unreachable(address, "a broker does, but no cluster was ever set up there")
-        return Cluster(Link(chosen, address, who, int(cells), answer_grace))
+        return Cluster(Link(chosen, address, who, int(entry.value), answer_grace))
 
     return Opening(open, Cluster.close)
 

@@ -7,6 +7,7 @@
 3. A message delivered twice, or late, changes nothing the second time.
 4. A message that breaks a law of the core raises `LawBrokenError` *and changes nothing*; the shell keeps it as a dead
    letter and goes on.
+5. `dump` is the whole state: a core that loads it goes on exactly as the one it came from, byte for byte.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,11 @@ from shoal.wire.messages import AnyMessage
 
 
 class LawBrokenError(Exception):
-    """A message that makes no sense to this core, whatever its state; the text says why."""
+    """A message that makes no sense to this core; the text says why. `answers` tell whoever sent it."""
+
+    def __init__(self, reason: str, *answers: "Publish") -> None:
+        super().__init__(reason)
+        self.answers = answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,9 @@ Effect = Publish | Inspect
 class Core(Protocol):
     """A deterministic state machine over one ordered log."""
 
+    state_version: int
+    """Changes whenever `dump` means something else than before; a checkpoint of another version is not loaded."""
+
     def handle(self, message: AnyMessage, cause: Cause) -> Sequence[Effect]:
         """Fold one message and return what follows from it. Raises LawBrokenError, having changed nothing."""
         ...
@@ -60,6 +68,14 @@ class Core(Protocol):
 
     def outstanding(self) -> Sequence[Effect]:
         """Return effects other than Publish whose answer has not come: performed anew after a recovery."""
+        ...
+
+    def dump(self) -> bytes:
+        """Return the whole state; equal states give equal bytes."""
+        ...
+
+    def load(self, state: bytes) -> None:
+        """Take over a dumped state of this version, into a core that has handled nothing. Raises ValueError."""
         ...
 
     def check(self) -> None:

@@ -41,6 +41,20 @@ class Ledger:
         self._limit = min(max(spec.max_attempts, 1), 255)
         self._ended = 0
 
+    def dump(self) -> tuple[bytes, bytes]:
+        """Return the whole state beyond the spec: a byte a sandbox for what it is, and one for its attempt."""
+        return bytes(self._states), bytes(self._attempts)
+
+    @classmethod
+    def load(cls, spec: RolloutSpec, dumped: tuple[bytes, bytes]) -> "Ledger":
+        """Return the ledger that was dumped. Raises ValueError where it is not one of this spec."""
+        ledger = cls(spec)
+        ledger._states, ledger._attempts = bytearray(dumped[0]), bytearray(dumped[1])
+        if not len(ledger._states) == len(ledger._attempts) == spec.n:
+            raise ValueError(f"a ledger of {len(ledger._states)} for a rollout of {spec.n}")
+        ledger._ended = sum(state >= _ENDED for state in ledger._states)
+        return ledger
+
     @property
     def concluded(self) -> bool:
         """Whether every sandbox has ended."""

@@ -14,7 +14,7 @@ async def ensure_cluster(bus: Bus, cells: int = 1) -> int:
     """
     if not 1 <= cells <= 10_000:
         raise BadValueError("cells", f"{cells} is not a number of cells from 1 to 10000")
-    await bus.put(streams.CLUSTER_BUCKET, _CELLS, str(cells).encode(), create_only=True)
+    await bus.replace(streams.CLUSTER_BUCKET, _CELLS, str(cells).encode(), 0)
     known = await cells_of(bus)
     assert known is not None  # it was just stored, by this process or another
     await bus.ensure(streams.cluster(known))
@@ -23,5 +23,5 @@ async def ensure_cluster(bus: Bus, cells: int = 1) -> int:
 
 async def cells_of(bus: Bus) -> int | None:
     """Return how many cells the cluster has, or None where nobody set one up yet."""
-    value = await bus.get(streams.CLUSTER_BUCKET, _CELLS)
-    return int(value) if value is not None else None
+    entry = await bus.get(streams.CLUSTER_BUCKET, _CELLS)
+    return int(entry.value) if entry is not None else None

@@ -1,84 +1,62 @@
-"""The shell around a pure core: reads its inbox in order, folds, lets the effects out, then acknowledges.
+"""The shell around a pure core: folds its inbox in order, lets the effects out, and says how far it is.
 
-An input is acknowledged only when every effect it caused is stored, so a crash at any point repeats effects, with the
-ids they had, and loses none. Batches overlap: while the effects of one are on their way the next is folded.
+A shell is a *standby* or the *leader* of its partition; both fold alike. A standby keeps what follows from messages the
+leader is not done with, so that it can take over without folding anything again: it sends exactly what is not known to
+be stored, with the ids the leader would have used. A crash at any point repeats effects, and loses none.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Final
-from uuid import uuid4
 
 import structlog
 
 from shoal.bus.ending import end
-from shoal.bus.protocol import Bus, BusError, Delivery, Reader, Stored, TooLargeError
+from shoal.bus.protocol import Bus, BusError, Delivery, Reader
+from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, Core, Effect, Inspect, LawBrokenError, Publish, effect_id
-from shoal.wire import subjects
+from shoal.runtime.checkpoints import Checkpoints
+from shoal.runtime.dead import dead_letter_of
+from shoal.runtime.lease import TTL_S, Lease, LeaseLostError, Owner
+from shoal.runtime.outlet import Folded, Outgoing, Outlet
+from shoal.runtime.performer import Perform, Performer
+from shoal.runtime.retention import retain
+from shoal.runtime.ticker import Ticker, wait
 from shoal.wire.codec import UndecodableError, decode, encode
-from shoal.wire.messages import DeadLetter, Tick
 
-_FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 5.0
 _BATCH: Final = 512
-_BATCHES_AHEAD: Final = 8
-"""How many folded batches may wait for their effects to be stored before no more is read."""
-_PAYLOAD_KEPT: Final = 256 * 1024
-"""Bytes of a dead message's payload that its dead letter keeps, so that the letter itself can be stored."""
-
+_HELD: Final = 200_000
+"""Messages a standby keeps the effects of; a leader that is further behind is waited for."""
 _FAREWELL_S: Final = 5.0
+_POSITION_S: Final = 0.05
+"""How often a leader's position is written while it moves."""
+CHECKPOINT_EVERY: Final = 50_000
+_CHECKPOINT_S: Final = 60.0
+_SHARE: Final = 20
+"""A checkpoint that stopped the core for so long is followed by at least this many times as long without one."""
 
 log = structlog.get_logger()
-
-Perform = Callable[[Inspect], Awaitable[Sequence[Publish]]]
-"""Does what an Inspect effect asks and returns what to publish about it. Its errors are tried again."""
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def dead_letter_of(delivery: Delivery, cause: Cause, reader: str, reason: str) -> tuple[str, bytes, str]:
-    """Return subject, payload and id of the dead letter for a message a reader cannot use."""
-    letter = DeadLetter(
-        cause.stream, cause.sequence, delivery.subject, reader, reason, delivery.payload[:_PAYLOAD_KEPT]
-    )
-    return subjects.dead(cause.stream), encode(letter), f"dead:{cause.stream}:{cause.sequence}:{reader}"
+class Turns:
+    """Which partitions this process should lead; this one leads whatever is free (`shoal.runtime.spread` shares)."""
 
+    def may_take(self, name: str) -> bool:
+        """Return whether to take a partition that nobody serves."""
+        return True
 
-async def dead_letter(bus: Bus, delivery: Delivery, cause: Cause, reader: str, reason: str) -> None:
-    """Keep a message this reader cannot use where operators find it; returns when it is stored."""
-    log.error("message put aside", stream=cause.stream, sequence=cause.sequence, reader=reader, reason=reason)
-    subject, payload, id = dead_letter_of(delivery, cause, reader, reason)
-    await store(bus, subject, payload, id)
+    def should_yield(self, name: str) -> bool:
+        """Return whether to hand a partition we lead to another process."""
+        return False
 
-
-async def store(bus: Bus, subject: str, payload: bytes, id: str) -> Stored:
-    """Publish until the broker has it. Raises only what no waiting mends: TooLargeError."""
-    pause = _FIRST_PAUSE_S
-    while True:
-        try:
-            return await bus.publish(subject, payload, id)
-        except TooLargeError:
-            raise
-        except BusError as error:
-            log.error("publishing again", subject=subject, id=id, error=str(error), after_s=pause)
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE_S)
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaving:
-    """One effect on its way to the broker."""
-
-    future: "asyncio.Future[Stored]"
-    subject: str
-    payload: bytes
-    id: str
-    cause: Cause
+    def leads(self, name: str, leading: bool) -> None:
+        """Note that we lead a partition, or no longer do."""
 
 
 class Shell:
@@ -94,53 +72,88 @@ class Shell:
         tick_subject: str | None = None,
         perform: Perform | None = None,
         now_ms: Callable[[], int] = _now_ms,
+        owner: Owner | None = None,
+        ttl_s: float = TTL_S,
+        turns: Turns | None = None,
+        checkpoint_every: int = CHECKPOINT_EVERY,
     ) -> None:
-        """`name` is the reader's, `tick_subject` one of the stream's; `now_ms` only decides when to publish ticks."""
+        """`name` is the partition's, `tick_subject` one of the stream's; `now_ms` only decides when to publish ticks.
+
+        `ttl_s`: how long a lease stands that nobody renews, in seconds; `checkpoint_every`: in messages.
+        """
         self._bus = bus
         self._core = core
         self._name = name
         self._stream = stream
         self._tick_subject = tick_subject
-        self._perform = perform
+        self._performer = Performer(bus, name, perform)
         self._now_ms = now_ms
-        self._nonce = uuid4().hex
-        self._performing: set[asyncio.Task[None]] = set()
-        self._leaving: deque[tuple[int, list[_Leaving]]] = deque()
-        self._folded_some = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._settled.set()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._turns = turns or Turns()
+        self._checkpoint_every = checkpoint_every
+        self._lease = Lease(bus, name, owner or Owner.local(), ttl_s=ttl_s)
+        self._checkpoints = Checkpoints(bus, name)
+        self._outlet = Outlet(bus, name)
+        self._held: deque[Folded] = deque()
         self._retime = asyncio.Event()
-        self._ready = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._written = asyncio.Event()
+        self._leading = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        self._silent_to = 0  # effects of messages up to here are stored
+        self._time_ms = 0
+        self._checkpointed = 0
         self.position = 0  # the last sequence folded
-        self.acknowledged = 0
         self.replayed = 0
         self.folded = 0
-        self.published = 0
         self.dead = 0
 
+    @property
+    def acknowledged(self) -> int:
+        """Up to which sequence all effects are stored and the lease says so."""
+        return self._lease.record.position
+
+    @property
+    def published(self) -> int:
+        """How many effects were stored."""
+        return self._outlet.published
+
+    @property
+    def leading(self) -> bool:
+        """Whether effects go out from here."""
+        return self._leading.is_set()
+
     async def ready(self) -> None:
-        """Wait until the recorded past is folded and new messages are being handled."""
-        await self._ready.wait()
+        """Wait until this shell leads and new messages are being handled."""
+        await self._leading.wait()
+
+    async def caught_up(self) -> None:
+        """Wait until what was in the log at the start is folded: from here on this is a hot standby, or the leader."""
+        await self._caught_up.wait()
 
     async def run(self, stop: asyncio.Event | None = None) -> None:
-        """Recover, then serve until stop is set or this is cancelled. On stop, what was folded is acknowledged first.
+        """Recover, then serve until stop is set or this is cancelled. On stop, what was folded is stored first.
 
         Raises what the core raises beyond LawBrokenError: its state is then not to be trusted.
         """
-        self.acknowledged = await self._bus.acknowledged(self._name)
-        reader = await self._bus.reader(self._stream)
+        began = asyncio.get_running_loop().time()
+        await self._recover()
+        reader = await self._bus.reader(self._stream, after=self.position)
         tasks: list[asyncio.Task[None]] = []
         try:
-            tasks.append(asyncio.create_task(self._follow(reader), name=f"{self._name} follows"))
-            tasks.append(asyncio.create_task(self._acknowledge(), name=f"{self._name} acknowledges"))
+            tasks.append(asyncio.create_task(self._follow(reader, began), name=f"{self._name} follows"))
+            tasks.append(asyncio.create_task(self._outlet.run(), name=f"{self._name} sees effects stored"))
+            tasks.append(asyncio.create_task(self._lead(), name=f"{self._name} leads"))
+            tasks.append(asyncio.create_task(self._checkpoint(), name=f"{self._name} checkpoints"))
             if self._tick_subject is not None:
-                tasks.append(asyncio.create_task(self._tick(self._tick_subject), name=f"{self._name} ticks"))
+                ticker = Ticker(self._bus, self._core, self._stream, self._tick_subject, self._now_ms)
+                ticking = ticker.run(self._leading, self._retime)
+                tasks.append(asyncio.create_task(ticking, name=f"{self._name} ticks"))
             await self._until(stop, tasks)
             await self._finish(tasks)
         finally:
-            await end(*tasks, *self._performing)
+            await end(*tasks)
+            await self._performer.stop()
+            self._turns.leads(self._name, False)
             await reader.close()
 
     async def _until(self, stop: asyncio.Event | None, tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -155,210 +168,212 @@ class Shell:
             stopped.cancel()
 
     async def _finish(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Let what was folded be stored and acknowledged, for a short while; the rest is repeated by the next life."""
-        follow, acknowledge, *ticks = tasks
-        await end(follow, *ticks)
-
-        settled = asyncio.create_task(self._settled.wait())
-        await asyncio.wait({settled, acknowledge}, timeout=_FAREWELL_S, return_when=asyncio.FIRST_COMPLETED)
-        settled.cancel()
+        """Let what was folded be stored, for a short while, and the lease go; the next life repeats the rest."""
+        follow, outlet, *others = tasks
+        await end(follow, *others)
+        if not self._lease.held:
+            return
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                while not self._outlet.empty and not outlet.done():
+                    self._outlet.progress.clear()
+                    await self._outlet.progress.wait()
+                await self._lease.release(self._outlet.done)
+        except (TimeoutError, BusError) as error:
+            log.warning("left without a farewell", partition=self._name, error=str(error))
 
     # --- folding
 
-    async def _follow(self, reader: Reader) -> None:
-        started = time.monotonic()
-        done = min(self.acknowledged, await self._bus.last_sequence(self._stream))
-        if await self._bus.first_sequence(self._stream) > done:
-            done = 0  # what was done with is no longer kept: there is nothing to fold in silence
-        live = done == 0
-        if live:
-            self._go_live(started)
+    async def _recover(self) -> None:
+        """Load the newest checkpoint that can be used; without one, the log is folded from its beginning."""
+        await self._lease.look()
+        self._silent_to = self._lease.record.position
+        last, first = await self._bus.last_sequence(self._stream), await self._bus.first_sequence(self._stream)
+        if self._silent_to > last:
+            log.error("the log is shorter than what was done with: is it another one?", stream=self._stream, last=last)
+            self._silent_to = self._lease.limit = last
+        version = self._core.state_version
+        for found in await self._checkpoints.load(core=self._name, version=version, stream=self._stream):
+            if found.sequence > last or found.sequence < first - 1:
+                log.error("a checkpoint does not fit its log", partition=self._name, sequence=found.sequence)
+                continue
+            try:
+                self._core.load(found.state)
+            except ValueError as error:
+                log.error("a checkpoint cannot be loaded", partition=self._name, error=str(error))
+                continue
+            self.position = self._checkpointed = found.sequence
+            self._time_ms = found.time_ms
+            log.info("checkpoint loaded", partition=self._name, sequence=found.sequence, bytes=len(found.state))
+            return
+        if first > 1 and last:
+            log.warning("folding what is kept: the log's beginning is gone", stream=self._stream, first=first)
+
+    async def _follow(self, reader: Reader, began: float) -> None:
+        past = self._silent_to
+        if await self._bus.first_sequence(self._stream) > past:
+            past = self.position  # what was done with is no longer kept: there is nothing to fold in silence
         while True:
-            for delivery in (batch := await reader.batch(_BATCH)):
-                if delivery.sequence > done and not live:
-                    live = True
-                    self._go_live(started)
-                if delivery.sequence <= done:
-                    self._replay(delivery)
-            if not live and batch[-1].sequence >= done:
-                live = True
-                self._go_live(started)
-            fresh = [delivery for delivery in batch if delivery.sequence > done]
-            if fresh:
-                await self._room.wait()
-                self._fold(fresh)
+            if self.position >= past and not self._caught_up.is_set():
+                seconds = round(asyncio.get_running_loop().time() - began, 3)
+                log.info("caught up", partition=self._name, replayed=self.replayed, recovery_s=seconds)
+                self._caught_up.set()
+            batch = await reader.batch(_BATCH)
+            await self._room()
+            for delivery in batch:
+                self._fold(delivery)
+            if self.leading:
+                self._let_out()
             self._retime.set()
 
-    def _go_live(self, started: float) -> None:
-        """The past is folded: ask again for what is still unanswered, and begin to let effects out."""
+    async def _room(self) -> None:
+        """Wait until more may be folded: what follows from it is kept until it is stored."""
+        while len(self._held) >= _HELD or self._outlet.full:
+            if self.leading:
+                await self._outlet.room()
+            else:
+                self._moved.clear()
+                await self._moved.wait()
+
+    def _fold(self, delivery: Delivery) -> None:
+        cause = Cause(self._stream, delivery.sequence, delivery.time_ms)
+        self.position, self._time_ms = delivery.sequence, delivery.time_ms
+        silent = delivery.sequence <= self._silent_to
+        if silent:
+            self.replayed += 1
+        else:
+            self.folded += 1
+        effects: Sequence[Effect]
+        out: list[Outgoing] = []
+        try:
+            effects = self._core.handle(decode(delivery.payload), cause)
+        except (UndecodableError, LawBrokenError) as error:
+            effects = error.answers if isinstance(error, LawBrokenError) else ()
+            if not silent:
+                out.append(self._bury(delivery, cause, str(error)))
+        except Exception:
+            log.critical("the core failed", reader=self._name, sequence=delivery.sequence, subject=delivery.subject)
+            raise
+        if silent:
+            return
+        for number, effect in enumerate(effects):
+            if isinstance(effect, Publish):
+                out.append(Outgoing(effect.subject, encode(effect.message), effect_id(cause, number)))
+            elif self.leading:  # a standby asks the core what is outstanding when it takes over
+                self._performer.start(effect, effect_id(cause, number))
+        self._held.append(Folded(cause, tuple(out)))
+
+    def _bury(self, delivery: Delivery, cause: Cause, reason: str) -> Outgoing:
+        self.dead += 1
+        if self.leading:
+            log.error("message put aside", reader=self._name, sequence=cause.sequence, reason=reason)
+        return Outgoing(*dead_letter_of(delivery, cause, self._name, reason))
+
+    def _let_out(self) -> None:
+        if self._held:
+            self._outlet.let_out(list(self._held))
+            self._held.clear()
+
+    def _stored_to(self, position: int) -> None:
+        """Forget what is stored up to there."""
+        self._silent_to = max(self._silent_to, position)
+        while self._held and self._held[0].cause.sequence <= position:
+            self._held.popleft()
+        self._moved.set()
+
+    # --- leading
+
+    async def _lead(self) -> None:
+        await self._caught_up.wait()
+        while True:
+            await self._win()
+            self._begin_to_lead()
+            try:
+                await self._hold()
+            except LeaseLostError as error:
+                log.warning("leading no longer", partition=self._name, reason=str(error))
+            await self._stop_leading()
+
+    async def _win(self) -> None:
+        """Wait until the lease is ours."""
+        while True:
+            try:
+                free = await self._lease.look()
+                self._stored_to(self._lease.record.position)
+                if free and self._turns.may_take(self._name) and await self._lease.take():
+                    return
+            except BusError as error:
+                log.warning("the lease cannot be read", partition=self._name, error=str(error))
+            await asyncio.sleep(self._lease.ttl_s / 8)
+
+    def _begin_to_lead(self) -> None:
+        record = self._lease.record
+        self._stored_to(record.position)
+        self._outlet.done = record.position
         for number, effect in enumerate(self._core.outstanding()):
             if isinstance(effect, Inspect):
-                self._start_performing(effect, f"{self._stream}:outstanding:{number}")
-        seconds = round(time.monotonic() - started, 3)
-        log.info("serving", reader=self._name, stream=self._stream, replayed=self.replayed, recovery_s=seconds)
-        self._ready.set()
+                self._performer.start(effect, f"{self._stream}:outstanding:{number}")
+        repeated = len(self._held)
+        self._let_out()
+        self._leading.set()
+        self._turns.leads(self._name, True)
+        self._retime.set()
+        log.info("leading", partition=self._name, epoch=record.epoch, position=self.position, repeated=repeated)
+
+    async def _stop_leading(self) -> None:
+        self._leading.clear()
+        self._written.set()
+        self._turns.leads(self._name, False)
+        await self._performer.stop()
+        self._held.extendleft(reversed(self._outlet.take_back()))
+        self._stored_to(self._lease.record.position)
         self._retime.set()
 
-    def _replay(self, delivery: Delivery) -> None:
-        """Fold a message whose effects are out, dead letter included."""
-        self.position = delivery.sequence
-        try:
-            self._core.handle(decode(delivery.payload), self._cause(delivery))
-        except (UndecodableError, LawBrokenError):
-            return
-        finally:
-            self.replayed += 1
-
-    def _fold(self, batch: Sequence[Delivery]) -> None:
-        """Fold messages and let their effects out, in order."""
-        leaving: list[_Leaving] = []
-        for delivery in batch:
-            cause = self._cause(delivery)
-            self.position = delivery.sequence
-            self.folded += 1
-            try:
-                effects: Sequence[Effect] = self._core.handle(decode(delivery.payload), cause)
-            except (UndecodableError, LawBrokenError) as error:
-                leaving.append(self._bury(delivery, cause, str(error)))
-                continue
-            except Exception:
-                log.critical("the core failed", reader=self._name, sequence=delivery.sequence, subject=delivery.subject)
-                raise
-            for number, effect in enumerate(effects):
-                id = effect_id(cause, number)
-                match effect:
-                    case Publish(subject=subject, message=message):
-                        leaving.append(self._send(subject, encode(message), id, cause))
-                    case Inspect():
-                        self._start_performing(effect, id)
-        self._leaving.append((self.position, leaving))
-        self._folded_some.set()
-        self._settled.clear()
-        if len(self._leaving) >= _BATCHES_AHEAD:
-            self._room.clear()
-
-    def _cause(self, delivery: Delivery) -> Cause:
-        return Cause(self._stream, delivery.sequence, delivery.time_ms)
-
-    def _send(self, subject: str, payload: bytes, id: str, cause: Cause) -> _Leaving:
-        future = self._bus.publish(subject, payload, id)
-        future.add_done_callback(_retrieve)
-        return _Leaving(future, subject, payload, id, cause)
-
-    def _bury(self, delivery: Delivery, cause: Cause, reason: str) -> _Leaving:
-        self.dead += 1
-        log.error("message put aside", reader=self._name, sequence=cause.sequence, reason=reason)
-        return self._send(*dead_letter_of(delivery, cause, self._name, reason), cause)
-
-    # --- storing and acknowledging
-
-    async def _acknowledge(self) -> None:
-        """See every effect stored, in order; then write down how far that is."""
+    async def _hold(self) -> None:
+        """Renew the lease and write the position down. Raises LeaseLostError; returns when it was handed on."""
+        pause = self._lease.ttl_s / 4
         while True:
-            while not self._leaving:
-                self._folded_some.clear()
-                await self._folded_some.wait()
-            position = 0
-            while self._leaving and (position == 0 or all(each.future.done() for each in self._leaving[0][1])):
-                position, leaving = self._leaving[0]
-                for each in leaving:
-                    await self._see_stored(each)
-                self._leaving.popleft()
-                if len(self._leaving) < _BATCHES_AHEAD:
-                    self._room.set()
-            await self._write_position(position)
-            if not self._leaving:
-                self._settled.set()
-
-    async def _see_stored(self, each: _Leaving) -> None:
-        try:
+            self._outlet.progress.clear()
+            if self._outlet.done <= self._lease.record.position:
+                await wait(self._outlet.progress, pause)
             try:
-                await each.future
-            except TooLargeError:
-                raise
+                if self._turns.should_yield(self._name) and self._outlet.empty:
+                    await self._lease.release(self._outlet.done)
+                    log.info("handed on", partition=self._name)
+                    return
+                await self._lease.renew(self._outlet.done)
+                self._written.set()
             except BusError as error:
-                log.error("an effect is not stored yet", reader=self._name, id=each.id, error=str(error))
-                await store(self._bus, each.subject, each.payload, each.id)
-            self.published += 1
-        except TooLargeError as error:
-            whole = Delivery(each.subject, each.payload, each.cause.sequence, each.cause.time_ms, each.id)
-            self.dead += 1
-            await dead_letter(self._bus, whole, each.cause, f"{self._name}:{each.id}", str(error))
+                log.error("the lease is not renewed", partition=self._name, error=str(error))
+            await asyncio.sleep(min(_POSITION_S, pause))
 
-    async def _write_position(self, position: int) -> None:
-        pause = _FIRST_PAUSE_S
+    # --- checkpoints
+
+    async def _checkpoint(self) -> None:
+        """Save the state now and then while leading, and let go of old messages."""
+        loop = asyncio.get_running_loop()
+        saved_at = loop.time()
+        pause = 0.0
         while True:
-            try:
-                await self._bus.acknowledge(self._name, position)
-            except BusError as error:
-                log.error("the position is not stored yet", reader=self._name, position=position, error=str(error))
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE_S)
-            else:
-                self.acknowledged = position
-                return
-
-    # --- what is not a message: looking at the world, and time
-
-    def _start_performing(self, effect: Inspect, id: str) -> None:
-        if self._perform is None:
-            raise TypeError(f"{self._name} cannot perform {effect}: it was given nothing to perform it with")
-        task = asyncio.create_task(self._performed(self._perform, effect, id), name=f"{self._name} performs {id}")
-        self._performing.add(task)
-        task.add_done_callback(self._performing.discard)
-
-    async def _performed(self, perform: Perform, effect: Inspect, id: str) -> None:
-        pause = _FIRST_PAUSE_S
-        while True:
-            try:
-                answers = await perform(effect)
-                break
-            except Exception:
-                log.exception("an effect failed and is tried again", reader=self._name, effect=str(effect))
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE_S)
-        # The world may have changed since an earlier life looked at it, so an answer is never a copy of that one's.
-        for number, answer in enumerate(answers):
-            await store(self._bus, answer.subject, encode(answer.message), f"{id}:{self._nonce}:{number}")
-
-    async def _tick(self, subject: str) -> None:
-        """Publish a Tick when the core is due.
-
-        The broker's clock may be behind ours, and then the core is still due after it: the next Tick has another id.
-        """
-        await self._ready.wait()
-        due: int | None = None
-        repeats = 0
-        while True:
-            self._retime.clear()
-            wake = self._core.wake_at_ms()
-            if wake != due:
-                due, repeats = wake, 0
-            now = self._now_ms()
-            if due is None or due > now:
-                await self._sleep(None if due is None else (due - now) / 1000)
+            await asyncio.sleep(max(1.0, pause))
+            await self._leading.wait()
+            news = self.position - self._checkpointed
+            if not news or (news < self._checkpoint_every and loop.time() - saved_at < _CHECKPOINT_S):
                 continue
-            id = f"tick:{self._stream}:{due}" + (f":{self._nonce}:{repeats}" if repeats else "")
-            await store(self._bus, subject, encode(Tick(due)), id)
-            await self._sleep_while_due(due, min(0.05 * 2**repeats, 1.0))
-            repeats = min(repeats + 1, 1_000_000)
-
-    async def _sleep_while_due(self, due: int, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while self._core.wake_at_ms() == due and (left := until - time.monotonic()) > 0:
-            self._retime.clear()
-            await self._sleep(left)
-
-    async def _sleep(self, seconds: float | None) -> None:
-        """Sleep, at most until the core's state changes."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._retime.wait()
-        except TimeoutError:
-            return
-
-
-def _retrieve(future: "asyncio.Future[Stored]") -> None:
-    """Note that a failure is dealt with in `_see_stored`; a crash before that is no news."""
-    if not future.cancelled():
-        future.exception()
+            began = loop.time()
+            checkpoint = Checkpoint(
+                self._name, self._core.state_version, self._stream, self.position, self._time_ms, self._core.dump()
+            )
+            pause = _SHARE * (loop.time() - began)
+            try:
+                # What follows from the messages a checkpoint covers is never sent again, so it must be stored first.
+                while self.leading and self.acknowledged < checkpoint.sequence:
+                    self._written.clear()
+                    await self._written.wait()
+                if self.leading and await self._checkpoints.save(checkpoint, self._lease.record.epoch):
+                    self._checkpointed, saved_at = checkpoint.sequence, loop.time()
+                    size = len(checkpoint.state)
+                    log.info("checkpoint saved", partition=self._name, sequence=checkpoint.sequence, bytes=size)
+                    await retain(self._bus, self._stream, self._checkpoints, checkpoint.time_ms)
+            except BusError as error:
+                log.error("a checkpoint is not saved", partition=self._name, error=str(error))

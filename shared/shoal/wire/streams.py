@@ -10,13 +10,24 @@ _DAY: Final = 86_400.0
 
 CLUSTER_BUCKET: Final = "SHOAL_CLUSTER"
 """Key-value bucket with what is fixed when a cluster is made: `cells`, the number of cells in decimal."""
-POSITION_BUCKET: Final = "SHOAL_POSITION"
-"""Key-value bucket with how far each reader has acknowledged its inbox: decimal stream sequences."""
+LEASE_BUCKET: Final = "SHOAL_LEASE"
+"""Key-value bucket with who serves each partition and how far it is done (`shoal.runtime.lease`)."""
+CHECKPOINT_BUCKET: Final = "SHOAL_CHECKPOINT"
+"""Key-value bucket with the states of partitions (`shoal.runtime.checkpoints`)."""
+KEPT_S: Final = 8 * _DAY
+"""How long folded messages stay. A day longer than the longest rollout: what a state needs is still in its log, should
+
+every checkpoint of it be unusable.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream. Ages in seconds; a full stream refuses new messages rather than lose old ones."""
+    """One stream; a full one refuses new messages rather than lose old ones.
+
+    `max_age_s` is the broker's to enforce, whoever has read the message or not; 0 for a stream that is folded: of that
+    the shell removes what is older than `KEPT_S` *and* covered by a checkpoint (`shoal.runtime.retention`).
+    """
 
     name: str
     subjects: tuple[str, ...]
@@ -28,27 +39,27 @@ class Stream:
 
 def rollout(cell: int) -> Stream:
     """Return the log of a cell's rollouts: the scheduler's inbox, and what trainers follow."""
-    return Stream(f"SHOAL_ROLLOUT_{cell}", (f"shoal.rollout.{cell}.>",), 7 * _DAY, 16 * 1024**3)
+    return Stream(f"SHOAL_ROLLOUT_{cell}", (f"shoal.rollout.{cell}.>",), 0, 16 * 1024**3)
 
 
 def placement(cell: int) -> Stream:
     """Return a cell's placement inbox."""
-    return Stream(f"SHOAL_PLACEMENT_{cell}", (f"shoal.placement.{cell}.>",), 7 * _DAY, 16 * 1024**3)
+    return Stream(f"SHOAL_PLACEMENT_{cell}", (f"shoal.placement.{cell}.>",), 0, 16 * 1024**3)
 
 
 def executor(name: str) -> Stream:
     """Return one executor's inbox."""
-    return Stream(f"SHOAL_EXECUTOR_{token(name, 'executor')}", (f"shoal.executor.{name}.>",), 1 * _DAY, 4 * 1024**3)
+    return Stream(f"SHOAL_EXECUTOR_{token(name, 'executor')}", (f"shoal.executor.{name}.>",), 8 * _DAY, 4 * 1024**3)
 
 
 def trajectory(cell: int) -> Stream:
     """Return the log of what a cell's sandboxes ran and what came of it."""
-    return Stream(f"SHOAL_TRAJECTORY_{cell}", (f"shoal.trajectory.{cell}.>",), 7 * _DAY, 16 * 1024**3)
+    return Stream(f"SHOAL_TRAJECTORY_{cell}", (f"shoal.trajectory.{cell}.>",), 8 * _DAY, 16 * 1024**3)
 
 
 def snapshot() -> Stream:
     """Return the snapshot catalogue's inbox."""
-    return Stream("SHOAL_SNAPSHOT", ("shoal.snapshot.>",), 30 * _DAY, 1024**3)
+    return Stream("SHOAL_SNAPSHOT", ("shoal.snapshot.>",), 0, 1024**3)
 
 
 def dead() -> Stream:

@@ -1,0 +1,105 @@
+"""Checkpoints in a key-value bucket: pieces under keys of their own, named by one manifest that is replaced last.
+
+`<name>` holds the manifest: the newest checkpoint and the one before it. `<name>.<generation>.<piece>` hold the bytes.
+A manifest is only replaced by a newer one and by whoever saw it, so a process that was paused cannot put an old state
+in the place of a new one.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from shoal.bus.protocol import Bus
+from shoal.machine.checkpoint import Checkpoint, UnusableCheckpointError, seal, unseal
+from shoal.wire.streams import CHECKPOINT_BUCKET
+
+_PIECE: Final = 512 * 1024
+
+log = structlog.get_logger()
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """One stored checkpoint. `bytes` before compression."""
+
+    id: str
+    sequence: int
+    time_ms: int
+    pieces: int
+    bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The checkpoints of a partition that can be loaded, the newest first."""
+
+    generations: tuple[Generation, ...] = ()
+
+
+class Checkpoints:
+    """The checkpoints of one partition."""
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self._bus = bus
+        self._name = name
+
+    async def manifest(self) -> tuple[Manifest, int]:
+        """Return what is stored, and the manifest's revision."""
+        entry = await self._bus.get(CHECKPOINT_BUCKET, self._name)
+        if entry is None:
+            return Manifest(), 0
+        try:
+            return msgspec.json.decode(entry.value, type=Manifest), entry.revision
+        except msgspec.DecodeError as error:
+            log.error("a checkpoint's manifest is unusable", partition=self._name, error=str(error))
+            return Manifest(), entry.revision
+
+    async def save(self, checkpoint: Checkpoint, epoch: int) -> bool:
+        """Store a checkpoint; returns False where a newer one is stored already. `epoch`: that of our lease."""
+        known, revision = await self.manifest()
+        if known.generations and known.generations[0].sequence >= checkpoint.sequence:
+            return False
+        sealed = await asyncio.to_thread(seal, checkpoint)
+        packed = await asyncio.to_thread(zlib.compress, sealed, 1)
+        id = f"{epoch}-{checkpoint.sequence}"
+        pieces = [packed[at : at + _PIECE] for at in range(0, len(packed), _PIECE)]
+        for number, piece in enumerate(pieces):
+            await self._bus.put(CHECKPOINT_BUCKET, f"{self._name}.{id}.{number}", piece)
+        newest = Generation(id, checkpoint.sequence, checkpoint.time_ms, len(pieces), len(sealed))
+        kept = (newest, *known.generations[:1])
+        value = msgspec.json.encode(Manifest(kept))
+        if await self._bus.replace(CHECKPOINT_BUCKET, self._name, value, revision) is None:
+            return False
+        await self._sweep(kept)
+        return True
+
+    async def _sweep(self, kept: Sequence[Generation]) -> None:
+        """Delete the pieces of every other generation; what a slower process still writes, the next sweep finds."""
+        begin = [f"{self._name}.{each.id}." for each in kept]
+        for key in await self._bus.keys(CHECKPOINT_BUCKET, self._name):
+            if not any(key.startswith(each) for each in begin):
+                await self._bus.delete(CHECKPOINT_BUCKET, key)
+
+    async def load(self, *, core: str, version: int, stream: str) -> list[Checkpoint]:
+        """Return the checkpoints this core can go on from, the newest first; an unusable one is named in the log."""
+        found: list[Checkpoint] = []
+        for generation in (await self.manifest())[0].generations:
+            try:
+                data = await self._fetch(generation)
+                found.append(await asyncio.to_thread(_open, data, core, version, stream))
+            except (UnusableCheckpointError, zlib.error) as error:
+                log.error("a checkpoint is unusable", partition=self._name, id=generation.id, error=str(error))
+        return found
+
+    async def _fetch(self, generation: Generation) -> bytes:
+        keys = [f"{self._name}.{generation.id}.{number}" for number in range(generation.pieces)]
+        entries = await asyncio.gather(*(self._bus.get(CHECKPOINT_BUCKET, key) for key in keys))
+        if missing := [key for key, entry in zip(keys, entries, strict=True) if entry is None]:
+            raise UnusableCheckpointError(f"{len(missing)} of its {len(keys)} pieces are missing")
+        return b"".join(entry.value for entry in entries if entry is not None)
+
+
+def _open(packed: bytes, core: str, version: int, stream: str) -> Checkpoint:
+    return unseal(zlib.decompress(packed), core=core, version=version, stream=stream)

@@ -1,0 +1,158 @@
+"""Who serves a partition, and how far it is done: one record of a key-value bucket for each partition.
+
+The record is replaced only by whoever has seen its newest revision, so at any time one process holds it. Nobody
+compares clocks: a standby takes a record over that it has seen unchanged for `ttl_s` of its own time, or whose holder
+it knows to be dead. The holder's position stands in the same record, so a process that lost its lease cannot move it,
+and whoever takes over knows exactly which effects are stored. A split brain does no harm (both sides publish the same
+ids); the lease is there so that the work is done once.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from shoal.bus.protocol import Bus, Entry
+from shoal.wire.streams import LEASE_BUCKET
+
+TTL_S: Final = 2.0
+"""A holder renews four times in this; kill -9 to takeover takes at most this and an eighth of it."""
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """A process, so that others on the same machine can tell whether it lives. `start` in clock ticks since boot."""
+
+    id: str
+    place: str = ""
+    pid: int = 0
+    start: int = 0
+
+    @staticmethod
+    def local() -> "Owner":
+        """Return this process's identity, a new one at each call."""
+        pid = os.getpid()
+        name = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:32]
+        return Owner(f"{name}-{pid}-{secrets.token_hex(4)}", _place(), pid, start_time(pid) or 0)
+
+    def known_dead(self) -> bool:
+        """Return whether it surely no longer runs: only a process of the same machine and pid namespace can tell."""
+        return bool(self.place) and self.place == _place() and start_time(self.pid) != self.start
+
+
+NOBODY: Final = Owner("")
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A partition's record. `epoch` counts its holders; `position` is the last sequence whose effects are all stored;
+
+    `beat` changes with every renewal.
+    """
+
+    owner: Owner = NOBODY
+    epoch: int = 0
+    position: int = 0
+    beat: int = 0
+
+
+class LeaseLostError(Exception):
+    """Another process holds the lease now."""
+
+
+class Lease:
+    """One process's view of one partition's record."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        name: str,
+        owner: Owner,
+        *,
+        ttl_s: float = TTL_S,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._bus = bus
+        self._name = name
+        self._owner = owner
+        self._clock = clock or asyncio.get_running_loop().time
+        self._revision = 0
+        self._seen_at: float | None = None
+        self.ttl_s = ttl_s
+        self.record = Record()
+        self.limit: int | None = None
+        """The next taker's position is not beyond this: set where the log turned out to be another one."""
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds it, as far as it knows."""
+        return self.record.owner.id == self._owner.id
+
+    async def look(self) -> bool:
+        """Read the record; returns whether it may be taken."""
+        self._see(await self._bus.get(LEASE_BUCKET, self._name))
+        owner = self.record.owner
+        if not owner.id or owner.known_dead():
+            return True
+        return self._seen_at is not None and self._clock() - self._seen_at >= self.ttl_s
+
+    def _see(self, entry: Entry | None) -> None:
+        revision = entry.revision if entry else 0
+        if revision != self._revision or self._seen_at is None:
+            self._revision, self._seen_at = revision, self._clock()
+            self.record = msgspec.json.decode(entry.value, type=Record) if entry else Record()
+
+    async def take(self) -> bool:
+        """Make it ours if it still is as it was last seen; returns whether it is."""
+        position = self.record.position if self.limit is None else min(self.record.position, self.limit)
+        self.limit = None
+        return await self._replace(Record(self._owner, self.record.epoch + 1, position))
+
+    async def renew(self, position: int) -> None:
+        """Say that we live and how far we are. Raises LeaseLostError."""
+        record = self.record
+        if not await self._replace(Record(self._owner, record.epoch, max(position, record.position), record.beat + 1)):
+            raise LeaseLostError(f"{self._name} is served by {self.record.owner.id or 'nobody'} now")
+
+    async def release(self, position: int) -> None:
+        """Let another take it at once."""
+        record = self.record
+        await self._replace(Record(NOBODY, record.epoch, max(position, record.position)))
+
+    async def _replace(self, record: Record) -> bool:
+        value = msgspec.json.encode(record)
+        revision = await self._bus.replace(LEASE_BUCKET, self._name, value, self._revision)
+        if revision is None:
+            entry = await self._bus.get(LEASE_BUCKET, self._name)
+            self._see(entry)
+            if entry is None or entry.value != value:  # else our own words, whose confirmation was lost
+                return False
+            revision = entry.revision
+        self._revision, self._seen_at, self.record = revision, self._clock(), record
+        return True
+
+
+async def position_of(bus: Bus, name: str) -> int:
+    """Return how far a partition is done: the last sequence whose effects are all stored, 0 for none."""
+    entry = await bus.get(LEASE_BUCKET, name)
+    return msgspec.json.decode(entry.value, type=Record).position if entry else 0
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None where there is none, or only a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _place() -> str:
+    """Return what processes share whose pids mean the same; empty where that cannot be told."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""

@@ -11,9 +11,10 @@ from nats.aio.msg import Msg
 
 from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
 from shoal.bus.connection import Connection, OnError
-from shoal.bus.outbox import Outbox, WrongLastError
+from shoal.bus.outbox import Outbox
 from shoal.bus.protocol import Entry, NoStreamError, Stored
 from shoal.bus.pull import PullReader
+from shoal.bus.refusals import WrongLastError
 from shoal.wire.streams import Stream
 
 _NS: Final = 1_000_000_000

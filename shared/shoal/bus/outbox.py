@@ -1,45 +1,40 @@
 """Publishing without waiting: a future for each message, a deadline, retries with the same id, a bound on what is
 under way.
 
-Messages are sent in call order, and again in that order after a lost connection; copies are dropped by the broker.
-Only where the broker refuses one message in the middle of others for a moment may that one be stored after them.
+What goes to one stream is stored in call order, also through lost connections and changes of the stream's leader:
+after any trouble, and after a pause, the oldest message goes alone, and the others follow once it is confirmed. Copies
+are dropped by the broker. Order is lost only where the broker refuses or loses some of the messages under way and takes
+later ones, as a leader that resigns may at that instant; then the former are stored after the latter. Streams do not
+wait for each other.
 """
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
-import msgspec
 from nats.errors import BadHeaderError, BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
 
 from shoal.bus.ending import end
+from shoal.bus.lane import Entry, Lane, lane_of
 from shoal.bus.protocol import (
     BusError,
     NoStreamError,
     PublishTimeoutError,
     Stored,
-    StreamFullError,
     TooLargeError,
     UnreachableError,
 )
+from shoal.bus.refusals import read_answer
 
 IN_FLIGHT: Final = 4096
 """The broker queues 10,000 messages for a stream and refuses more; several publishers share that."""
 IN_FLIGHT_BYTES: Final = 32 * 1024**2
 _SWEEP_S: Final = 0.25
 _RETRY_S: Final = 0.1
+_LONELY_RESEND_S: Final = 1.0
 _HEADER_BYTES: Final = 32  # the headers' first line, the id's name, ends of lines
-
-_STORE_FAILED: Final = 10077
-_NO_SPACE: Final = {10023, 10028, 10047}  # insufficient resources, memory and storage
-_EXCEEDS_MAXIMUM: Final = 10054
-WRONG_LAST_SEQUENCE: Final = {10071, 10164}
-
-
-class WrongLastError(BusError):
-    """The subject already has a message, though the publication was to be its first."""
 
 
 class Transport(Protocol):
@@ -60,36 +55,6 @@ class Transport(Protocol):
         ...
 
 
-class _Error(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _Ack(msgspec.Struct):
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: _Error | None = None
-
-
-_ack_decoder = msgspec.json.Decoder(_Ack)
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    number: int
-    future: "asyncio.Future[Stored]"
-    subject: str
-    payload: bytes
-    headers: dict[str, Any] | None
-    deadline: float
-    size: int
-    sent_at: float = 0.0
-    unheard_since: float = 0.0
-    trouble: str = "the broker did not answer"
-
-
 class Outbox:
     """Publishes through a transport; whoever hears the replies calls `replied`."""
 
@@ -98,20 +63,29 @@ class Outbox:
         transport: Transport,
         inbox: str,
         *,
+        kept: Callable[[str], Awaitable[bool | None]] | None = None,
         deadline_s: float = 30.0,
         resend_s: float = 5.0,
         no_stream_patience_s: float = 3.0,
         in_flight: int = IN_FLIGHT,
     ) -> None:
-        """Replies are asked for at `<inbox>.<number>`."""
+        """Replies are asked for at `<inbox>.<number>`.
+
+        `kept` says whether some stream keeps a subject, None for not known. It is asked when nobody has responded for
+        `no_stream_patience_s` seconds: that may be a stream's absence, or its leader's for a while.
+        """
         self._transport = transport
         self._inbox = inbox
+        self._kept = kept
         self._deadline_s = deadline_s
         self._resend_s = resend_s
         self._patience_s = no_stream_patience_s
         self._limit = in_flight
-        self._queue: deque[_Entry] = deque()
-        self._under_way: dict[int, _Entry] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._open: dict[int, Entry] = {}
+        self._queue: deque[Entry] = deque()  # in call order; a lane's own are younger than what waits in it
+        self._alone: deque[Entry] = deque()
+        self._flying = 0
         self._bytes = 0
         self._number = 0
         self._loop = asyncio.get_running_loop()
@@ -123,7 +97,7 @@ class Outbox:
     @property
     def outstanding(self) -> int:
         """How many messages are not confirmed yet."""
-        return len(self._queue) + len(self._under_way)
+        return len(self._open)
 
     def publish(
         self, subject: str, payload: bytes, id: str, headers: dict[str, Any] | None = None
@@ -140,31 +114,54 @@ class Outbox:
             + sum(len(k) + len(v.encode()) for k, v in (sent or {}).items())
         )
         self._number += 1
-        entry = _Entry(self._number, future, subject, payload, sent, self._loop.time() + self._deadline_s, size)
+        name = lane_of(subject)
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = Lane()
+        entry = Entry(self._number, future, lane, subject, payload, sent, self._loop.time() + self._deadline_s, size)
+        self._open[entry.number] = entry
         self._queue.append(entry)
         self._wake.set()
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
         return future
 
+    # --- sending
+
     async def _pumping(self) -> None:
         while True:
-            while self._queue and self._transport.ready and self._may_send():
-                await self._send(self._queue.popleft())
+            while self._transport.ready and self._may_send() and (entry := self._next()) is not None:
+                await self._send(entry)
             self._wake.clear()
             await self._wake.wait()
 
     def _may_send(self) -> bool:
-        return len(self._under_way) < self._limit and self._bytes < IN_FLIGHT_BYTES
+        return self._flying < self._limit and self._bytes < IN_FLIGHT_BYTES
 
-    async def _send(self, entry: _Entry) -> None:
+    def _next(self) -> Entry | None:
+        if self._alone:
+            return self._alone.popleft()
+        now = self._loop.time()
+        while self._queue:
+            entry = self._queue.popleft()
+            if entry.lane.takes(now) or entry.future.done():
+                return entry
+            entry.lane.waiting.append(entry)
+        return None
+
+    async def _send(self, entry: Entry) -> None:
+        lane = entry.lane
+        if lane.next is entry:
+            lane.next = None
         if entry.future.done():
+            self._settle(entry, None)
             return
         if entry.size > self._transport.max_payload:
-            entry.future.set_exception(_too_large(entry, self._transport.max_payload))
+            self._settle(entry, _too_large(entry, self._transport.max_payload))
             return
         entry.sent_at = self._loop.time()
-        self._under_way[entry.number] = entry
+        lane.under_way[entry.number] = entry
+        self._flying += 1
         self._bytes += entry.size
         try:
             await self._transport.send(entry.subject, entry.payload, f"{self._inbox}.{entry.number}", entry.headers)
@@ -175,90 +172,145 @@ class Outbox:
         except (NatsError, OSError) as error:
             # The connection is going; whoever notices has perhaps taken the message back already.
             entry.trouble = str(error) or type(error).__name__
-            self._again_later(entry)
+            self._hold(lane)
+
+    # --- what becomes of them
 
     def replied(self, number: int, status: str, payload: bytes) -> None:
         """Note the broker's answer: `status` is the reply's status header, empty for none."""
-        entry = self._under_way.get(number)
+        entry = self._open.get(number)
         if entry is None:
             return
-        now = self._loop.time()
+        lane = entry.lane
         if status:
             entry.trouble = "no stream keeps the subject" if status == "503" else f"the broker answered {status}"
-            entry.unheard_since = entry.unheard_since or now
-            if status == "503" and now - entry.unheard_since >= self._patience_s:
-                self._settle(entry, NoStreamError(f"no stream keeps {entry.subject}; is the cluster set up?"))
-            else:
-                self._again_later(entry)
+            if status == "503":
+                self._unheard(entry)
+            self._refused(entry)
             return
-        try:
-            ack = _ack_decoder.decode(payload)
-        except msgspec.DecodeError:
-            ack = _Ack(error=_Error(description="the broker's answer makes no sense"))
-        if ack.error is None:
-            self._settle(entry, Stored(ack.stream, ack.seq, ack.duplicate))
+        answer = read_answer(payload, entry.subject, entry.size)
+        if isinstance(answer, str):
+            entry.trouble = answer
+            self._refused(entry)
             return
-        entry.trouble = ack.error.description
-        final = _final(entry, ack.error)
-        if final is not None:
-            self._settle(entry, final)
-        else:
-            self._again_later(entry)
+        lane.unheard_since = None
+        if number in lane.under_way:  # else it is an old copy that was confirmed, which says nothing of today
+            lane.confirmed = self._loop.time()
+        lost_some = isinstance(answer, Stored) and not answer.duplicate and lane.lost_some(number)
+        self._settle(entry, answer)
+        if lost_some:
+            self._hold(lane, 0.0)
 
-    def _settle(self, entry: _Entry, outcome: Stored | BusError) -> None:
+    def _refused(self, entry: Entry) -> None:
+        """It is sent again, unless that is arranged already: then this answers an earlier copy."""
+        if entry.number in entry.lane.under_way:
+            self._hold(entry.lane)
+
+    def _settle(self, entry: Entry, outcome: Stored | BusError | None) -> None:
         self._take_back(entry)
+        self._open.pop(entry.number, None)
         if not entry.future.done():
             if isinstance(outcome, Stored):
                 entry.future.set_result(outcome)
-            else:
+            elif outcome is not None:
                 entry.future.set_exception(outcome)
+        self._go_on(entry.lane)
         self._wake.set()
 
-    def _take_back(self, entry: _Entry) -> bool:
-        if self._under_way.pop(entry.number, None) is None:
-            return False
-        self._bytes -= entry.size
-        return True
+    def _take_back(self, entry: Entry) -> None:
+        if entry.lane.under_way.pop(entry.number, None) is not None:
+            self._flying -= 1
+            self._bytes -= entry.size
 
-    def _again_later(self, entry: _Entry) -> None:
-        self._loop.call_later(_RETRY_S, self._again, entry)
+    def _hold(self, lane: Lane, seconds: float = _RETRY_S) -> None:
+        """Take back what is under way in a lane; after so many seconds its oldest message is tried alone."""
+        back = sorted(lane.under_way.values(), key=lambda entry: entry.number)
+        for entry in back:
+            self._take_back(entry)
+        lane.waiting.extendleft(reversed(back))
+        lane.confirmed = float("-inf")
+        lane.not_before = self._loop.time() + seconds
+        if seconds:
+            self._loop.call_later(seconds, self._go_on, lane)
+        else:
+            self._go_on(lane)
+        self._wake.set()  # there is room for other lanes
 
-    def _again(self, entry: _Entry) -> None:
-        if self._take_back(entry):
-            self._queue.appendleft(entry)
-            self._wake.set()
+    def _go_on(self, lane: Lane) -> None:
+        """Let out what waits in a lane: all of it where it flows, else the oldest alone."""
+        if not lane.waiting:
+            return
+        now = self._loop.time()
+        if lane.next is None and lane.flows(now):
+            self._queue.extendleft(reversed(lane.waiting))
+            lane.waiting.clear()
+        elif (entry := lane.choose(now)) is not None:
+            self._alone.append(entry)
+        self._wake.set()
 
     def interrupted(self) -> None:
         """Take back everything under way: its connection is lost. It is sent again first, in order, under its id."""
-        entries = sorted(self._under_way.values(), key=lambda entry: entry.number, reverse=True)
-        for entry in entries:
-            self._take_back(entry)
-            entry.trouble = "the connection was lost"
-            self._queue.appendleft(entry)
+        for lane in self._lanes.values():
+            for entry in list(lane.under_way.values()):
+                self._take_back(entry)
+                entry.trouble = "the connection was lost"
+            lane.waiting.clear()
+            lane.next = lane.unheard_since = None
+            lane.confirmed, lane.not_before = float("-inf"), 0.0
+        self._alone.clear()
+        self._queue = deque(self._open.values())
 
     def resume(self) -> None:
         """There is a connection again."""
         self._wake.set()
 
+    # --- nobody responds
+
+    def _unheard(self, entry: Entry) -> None:
+        lane, now = entry.lane, self._loop.time()
+        if lane.unheard_since is None:
+            lane.unheard_since = now
+        if now - lane.unheard_since < self._patience_s or lane.looking is not None:
+            return
+        if self._kept is None:
+            self._give_up(lane)
+        else:
+            lane.looking = self._loop.create_task(self._look(lane, entry.subject, self._kept), name="look for a stream")
+
+    async def _look(self, lane: Lane, subject: str, kept: Callable[[str], Awaitable[bool | None]]) -> None:
+        try:
+            found = await kept(subject)
+            if found is False and lane.unheard_since is not None:
+                self._give_up(lane)
+            lane.unheard_since = None
+        finally:
+            lane.looking = None
+
+    def _give_up(self, lane: Lane) -> None:
+        """No stream keeps what this lane is for: fail all that was published there."""
+        lane.unheard_since = None
+        for entry in [entry for entry in self._open.values() if entry.lane is lane]:
+            self._settle(entry, NoStreamError(f"no stream keeps {entry.subject}; is the cluster set up?"))
+
+    # --- time
+
     def _sweep(self) -> None:
         """Fail what is over its deadline and send again what got no answer."""
         now = self._loop.time()
-        expired = [entry for entry in self._under_way.values() if entry.deadline <= now or entry.future.done()]
-        silent = [entry for entry in self._under_way.values() if now - entry.sent_at > self._resend_s]
-        for entry in expired:
+        while self._open and (entry := next(iter(self._open.values()))).deadline <= now:
             self._settle(entry, _timed_out(entry, self._deadline_s))
-        if self._transport.ready:
-            for entry in reversed(silent):
-                self._again(entry)
-        while self._queue and (self._queue[0].deadline <= now or self._queue[0].future.done()):
-            entry = self._queue.popleft()
-            if not entry.future.done():
-                entry.future.set_exception(_timed_out(entry, self._deadline_s))
+        for lane in self._lanes.values():
+            if lane.under_way and self._transport.ready:
+                oldest = next(iter(lane.under_way.values()))
+                alone = len(lane.under_way) == 1 and not lane.flows(now)
+                if now - oldest.sent_at > (min(_LONELY_RESEND_S, self._resend_s) if alone else self._resend_s):
+                    self._hold(lane, 0.0)
+            self._go_on(lane)
         self._sweeping = None if not self.outstanding or self._closed else self._loop.call_later(_SWEEP_S, self._sweep)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything published is confirmed or failed, at most timeout_s seconds."""
-        futures = [entry.future for entry in (*self._under_way.values(), *self._queue) if not entry.future.done()]
+        futures = [entry.future for entry in self._open.values() if not entry.future.done()]
         if futures:
             await asyncio.wait(futures, timeout=timeout_s)
 
@@ -268,36 +320,20 @@ class Outbox:
         self._closed = True
         if self._sweeping is not None:
             self._sweeping.cancel()
-        await end(self._pump)
-        for entry in (*self._under_way.values(), *self._queue):
+        await end(self._pump, *(lane.looking for lane in self._lanes.values() if lane.looking is not None))
+        for entry in self._open.values():
             if not entry.future.done():
                 entry.future.set_exception(_timed_out(entry, timeout_s))
-        self._under_way.clear()
+        self._open.clear()
         self._queue.clear()
+        self._lanes.clear()
 
 
-def _too_large(entry: _Entry, limit: int) -> TooLargeError:
+def _too_large(entry: Entry, limit: int) -> TooLargeError:
     return TooLargeError(f"a message of {entry.size} bytes for {entry.subject} exceeds the broker's {limit} bytes")
 
 
-def _timed_out(entry: _Entry, seconds: float) -> PublishTimeoutError:
+def _timed_out(entry: Entry, seconds: float) -> PublishTimeoutError:
     return PublishTimeoutError(
         f"the broker did not confirm a message on {entry.subject} within {seconds:g} s ({entry.trouble})"
     )
-
-
-def _final(entry: _Entry, error: _Error) -> BusError | None:
-    """Return what a refusal means for the publisher, or None where it is worth another try."""
-    text = error.description
-    if error.err_code in WRONG_LAST_SEQUENCE:
-        return WrongLastError(f"{entry.subject} has a message already")
-    if error.err_code == _EXCEEDS_MAXIMUM:
-        return TooLargeError(f"a message of {entry.size} bytes for {entry.subject} exceeds what its stream takes")
-    if (error.err_code == _STORE_FAILED and "maximum" in text) or error.err_code in _NO_SPACE:
-        return StreamFullError(
-            f"the stream of {entry.subject} is full and takes no new messages until older ones expire ({text}); "
-            "raise its max_bytes or wait"
-        )
-    if 400 <= error.code < 500 and error.code not in (408, 429):
-        return BusError(f"the broker refused a message on {entry.subject}: {text}")
-    return None

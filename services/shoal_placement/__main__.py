@@ -2,17 +2,16 @@
 
 import click
 
-from shoal.runtime.options import Settings, cell_option, service_options
+from shoal.runtime.options import Settings, service_options
 from shoal.runtime.process import serve
 from shoal_placement.service import run
 
 
 @click.command()
 @service_options
-@cell_option
-def main(settings: Settings, cell: int) -> None:
-    """Serve one cell until SIGTERM."""
-    serve("placement", settings, lambda context: run(context, cell))
+def main(settings: Settings) -> None:
+    """Serve until SIGTERM. Any number may run: they share the cells, and stand by for each other."""
+    serve("placement", settings, run)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,27 @@
-"""The placement's core in its shell, over its cell's log."""
+"""The placement's cores in their shells: one for each cell's log."""
 
+from shoal.runtime.lease import Owner
 from shoal.runtime.process import Context
 from shoal.runtime.shell import Shell
+from shoal.runtime.spread import Spread, run_together
 from shoal.wire import streams, subjects
-from shoal.wire.quantities import BadValueError
 from shoal_placement.core.placement import PlacementCore
 
 
-async def run(context: Context, cell: int) -> None:
-    """Serve the cell until told to stop. Raises BadValueError for a cell the cluster does not have."""
-    if not 0 <= cell < context.cells:
-        raise BadValueError("cell", f"{cell} is not one of the cluster's cells, 0 to {context.cells - 1}")
-    shell = Shell(
-        context.bus,
-        PlacementCore(cell),
-        name=f"placement.{cell}",
-        stream=streams.placement(cell).name,
-        tick_subject=subjects.placement_tick(cell),
-    )
-    await shell.run(context.stop)
+async def run(context: Context) -> None:
+    """Lead this process's share of the cells and stand by for the others, until told to stop."""
+    owner = Owner.local()
+    spread = Spread(context.bus, "placement", owner, context.cells)
+    shells = [
+        Shell(
+            context.bus,
+            PlacementCore(cell),
+            name=f"placement.{cell}",
+            stream=streams.placement(cell).name,
+            tick_subject=subjects.placement_tick(cell),
+            owner=owner,
+            turns=spread,
+        )
+        for cell in range(context.cells)
+    ]
+    await run_together(shells, spread, context.stop)

@@ -1,21 +1,27 @@
-"""The scheduler's core in its shell, over its cell's log."""
+"""The scheduler's cores in their shells: one for each cell's log."""
 
+from shoal.runtime.lease import Owner
 from shoal.runtime.process import Context
 from shoal.runtime.shell import Shell
+from shoal.runtime.spread import Spread, run_together
 from shoal.wire import streams, subjects
-from shoal.wire.quantities import BadValueError
 from shoal_scheduler.core.scheduler import SchedulerCore
 
 
-async def run(context: Context, cell: int, quota: int) -> None:
-    """Serve the cell until told to stop. Raises BadValueError for a cell the cluster does not have."""
-    if not 0 <= cell < context.cells:
-        raise BadValueError("cell", f"{cell} is not one of the cluster's cells, 0 to {context.cells - 1}")
-    shell = Shell(
-        context.bus,
-        SchedulerCore(cell, quota),
-        name=f"scheduler.{cell}",
-        stream=streams.rollout(cell).name,
-        tick_subject=subjects.rollout_system(cell),
-    )
-    await shell.run(context.stop)
+async def run(context: Context, quota: int) -> None:
+    """Lead this process's share of the cells and stand by for the others, until told to stop."""
+    owner = Owner.local()
+    spread = Spread(context.bus, "scheduler", owner, context.cells)
+    shells = [
+        Shell(
+            context.bus,
+            SchedulerCore(cell, quota),
+            name=f"scheduler.{cell}",
+            stream=streams.rollout(cell).name,
+            tick_subject=subjects.rollout_system(cell),
+            owner=owner,
+            turns=spread,
+        )
+        for cell in range(context.cells)
+    ]
+    await run_together(shells, spread, context.stop)

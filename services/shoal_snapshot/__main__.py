@@ -10,7 +10,7 @@ from shoal_snapshot.service import run
 @click.command()
 @service_options
 def main(settings: Settings) -> None:
-    """Resolve templates until SIGTERM."""
+    """Resolve templates until SIGTERM. Any number may run: one does the work, the others stand by."""
     serve("snapshot", settings, run)
 
 

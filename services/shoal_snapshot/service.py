@@ -10,8 +10,10 @@ from typing import Final
 import structlog
 
 from shoal.machine.core import Inspect, Publish
+from shoal.runtime.lease import Owner
 from shoal.runtime.process import Context
 from shoal.runtime.shell import Shell
+from shoal.runtime.spread import Spread, run_together
 from shoal.wire import streams, subjects
 from shoal.wire.messages import Snapshot, TemplateInspected
 from shoal_snapshot.core import SnapshotCore
@@ -77,8 +79,16 @@ class Inspector:
 
 
 async def run(context: Context) -> None:
-    """Serve until told to stop."""
+    """Serve, or stand by, until told to stop."""
+    owner = Owner.local()
+    spread = Spread(context.bus, "snapshot", owner, 1)
     shell = Shell(
-        context.bus, SnapshotCore(), name="snapshot", stream=streams.snapshot().name, perform=Inspector().perform
+        context.bus,
+        SnapshotCore(),
+        name="snapshot",
+        stream=streams.snapshot().name,
+        perform=Inspector().perform,
+        owner=owner,
+        turns=spread,
     )
-    await shell.run(context.stop)
+    await run_together([shell], spread, context.stop)

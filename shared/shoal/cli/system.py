@@ -99,11 +99,8 @@ class LocalSystem:
         checkpoint()
         self._broker_keeper = asyncio.create_task(self._keep_broker(), name="keep broker")
         self._tell("starting the services")
-        for cell in range(self._cells):
-            suffix = f"-{cell}" if self._cells > 1 else ""
-            self._add(f"scheduler{suffix}", "shoal_scheduler", "--cell", str(cell))
-            self._add(f"placement{suffix}", "shoal_placement", "--cell", str(cell))
-        self._add("snapshot", "shoal_snapshot")
+        for name in ("scheduler", "placement", "snapshot"):
+            self._add(name, f"shoal_{name}")
         executor = ["--executor", "local", "--driver", self._driver, "--state", str(self._state / "executor")]
         if self._slots is not None:
             executor += ["--slots", str(self._slots)]

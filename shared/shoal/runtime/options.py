@@ -64,8 +64,8 @@ def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cell_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--cell`: the number of the cell a service serves."""
+    """Add `--cell`: the number of the cell an executor's nodes belong to."""
     return click.option(
         "--cell", envvar="SHOAL_CELL", default=0, show_default=True, show_envvar=True, type=click.IntRange(0, 9999),
-        help="The cell this process serves.",
+        help="The cell its nodes belong to.",
     )(command)  # fmt: skip

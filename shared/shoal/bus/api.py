@@ -14,6 +14,9 @@ STREAM_NOT_FOUND: Final = 10059
 NO_MESSAGE: Final = 10037
 NAME_IN_USE: Final = 10058
 SUBJECTS_OVERLAP: Final = 10065
+NO_PEERS: Final = 10005
+"""Fewer servers are there than a stream wants replicas."""
+_NO_CLUSTER: Final = 10074
 _NO_SPACE: Final = {10023, 10028, 10047}
 
 
@@ -28,9 +31,13 @@ class RefusedError(BusError):
 class Api:
     """Asks JetStream. Every request sent here may be sent twice without harm."""
 
-    def __init__(self, connection: Connection, deadline_s: float = _DEADLINE_S) -> None:
+    def __init__(
+        self, connection: Connection, deadline_s: float = _DEADLINE_S, *, absent_s: float | None = None
+    ) -> None:
+        """`deadline_s`: how long to ask again. `absent_s`: how long where JetStream is not even there, if less."""
         self._connection = connection
         self._deadline_s = deadline_s
+        self._absent_s = absent_s
 
     async def ask(
         self, what: str, body: dict[str, Any] | None = None, *, stream: str = "", no_stream_patience_s: float = 0.0
@@ -43,7 +50,8 @@ class Api:
         until = time.monotonic() + self._deadline_s
         patient_until = time.monotonic() + no_stream_patience_s
         while True:
-            reply = await self._connection.request(f"$JS.API.{what}", payload, max(until - time.monotonic(), 0.5))
+            left = max(until - time.monotonic(), 0.5)
+            reply = await self._connection.request(f"$JS.API.{what}", payload, left, absent_s=self._absent_s)
             answer: dict[str, Any] = msgspec.json.decode(reply.data)
             error = answer.get("error")
             if error is None:
@@ -55,7 +63,9 @@ class Api:
                 raise StreamFullError(
                     f"the broker has no room for {what}: {text}; raise max_file_store in its JetStream configuration"
                 )
-            transient = code == STREAM_NOT_FOUND or int(error.get("code", 0)) in (408, 429, 503)
+            if code == _NO_CLUSTER:
+                raise RefusedError(f"the broker refused {what}: {text}; more than one replica takes a cluster", code)
+            transient = code in (STREAM_NOT_FOUND, NO_PEERS) or int(error.get("code", 0)) in (408, 429, 503)
             if not transient or time.monotonic() >= until:
                 if int(error.get("code", 0)) == 503:
                     raise UnreachableError(f"JetStream cannot serve {what}: {text}; enable it, or wait for its leader")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -19,6 +20,7 @@ from shoal.bus.protocol import UnreachableError
 _PENDING_BYTES: Final = 64 * 1024**2
 _PING_S: Final = 5
 _RECONNECT_S: Final = 0.2
+_NO_TLS: Final = "it does not speak TLS, which tls:// asks for"
 _SAME_ERROR_S: Final = 10.0
 """The same trouble is told once in so many seconds, or a broker's absence would fill the log."""
 
@@ -42,8 +44,12 @@ class Follower(Protocol):
 class Connection:
     """Wraps a nats-py client, which it replaces when that gives up."""
 
-    def __init__(self, url: str, name: str, on_error: OnError | None, connect_timeout: float) -> None:
+    def __init__(
+        self, url: str, name: str, on_error: OnError | None, connect_timeout: float, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._url = url
+        self._tls = tls
+        self._must_encrypt = "tls://" in url
         self._name = name
         self._on_error = on_error
         self._connect_timeout = connect_timeout
@@ -94,6 +100,10 @@ class Connection:
                 self._disconnected(client)
 
         async def on_reconnected() -> None:
+            if self._in_the_clear(client):
+                self.tell(self._unreachable(_NO_TLS))
+                await client.close()  # and dial again
+                return
             await self._connected(fresh=False)
 
         async def on_closed() -> None:
@@ -114,6 +124,7 @@ class Connection:
                 ping_interval=_PING_S,
                 max_outstanding_pings=2,
                 pending_size=_PENDING_BYTES,
+                tls=self._tls,
             )
         )
         giving_up = asyncio.create_task(failed.wait())
@@ -128,6 +139,8 @@ class Connection:
                 connecting.result()
             except (OSError, NatsError, ValueError) as error:
                 raise UnreachableError(self._unreachable(str(error) or type(error).__name__)) from error
+            if self._in_the_clear(client):
+                raise UnreachableError(self._unreachable(_NO_TLS))
         except BaseException:
             await end(connecting)
             with contextlib.suppress(Exception):
@@ -138,6 +151,10 @@ class Connection:
         dialing = False
         self.client = client
         await self._connected(fresh=True)
+
+    def _in_the_clear(self, client: Client) -> bool:
+        """Return whether nothing is encrypted though the address says so: nats-py leaves that to the server."""
+        return self._must_encrypt and not client._server_info.get("tls_required")
 
     def _unreachable(self, why: str) -> str:
         return (
@@ -199,9 +216,13 @@ class Connection:
                 return
             await asyncio.sleep(_RECONNECT_S)
 
-    async def request(self, subject: str, payload: bytes, deadline_s: float) -> Msg:
-        """Ask the server's API, again until it answers: only what may come twice. Raises UnreachableError."""
-        until = time.monotonic() + deadline_s
+    async def request(self, subject: str, payload: bytes, deadline_s: float, *, absent_s: float | None = None) -> Msg:
+        """Ask the server's API, again until it answers: only what may come twice. Raises UnreachableError.
+
+        After `absent_s` seconds it is no longer asked where nobody listens for such a question.
+        """
+        began = time.monotonic()
+        until = began + deadline_s
         why = "not connected"
         while (left := until - time.monotonic()) > 0:
             try:
@@ -210,6 +231,8 @@ class Connection:
                 return await self.client.request(subject, payload, timeout=min(left, 2.0))
             except NoRespondersError:
                 why = "JetStream is not enabled there, or not ready; start nats-server with --jetstream"
+                if absent_s is not None and time.monotonic() - began >= absent_s:
+                    break
             except (NatsError, TimeoutError, OSError) as error:
                 why = str(error) or type(error).__name__
             await asyncio.sleep(min(0.05, max(until - time.monotonic(), 0)))

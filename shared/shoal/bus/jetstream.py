@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import secrets
+import ssl
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,26 +13,37 @@ from nats.aio.msg import Msg
 from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
 from shoal.bus.connection import Connection, OnError
 from shoal.bus.outbox import Outbox
-from shoal.bus.protocol import Entry, NoStreamError, Stored
+from shoal.bus.protocol import BusError, Entry, NoStreamError, Stored
 from shoal.bus.pull import PullReader
 from shoal.bus.refusals import WrongLastError
-from shoal.wire.streams import Stream
+from shoal.bus.tls import tls_from_environment
+from shoal.wire.streams import CELLS_KEY, CLUSTER_BUCKET, REPLICAS_KEY, Stream
 
 _NS: Final = 1_000_000_000
 _FLUSH_S: Final = 10.0
-_BUCKET_REPLICAS: Final = 1
+_LEADER_S: Final = 15.0  # a cluster of brokers elects a new leader within ten
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 
 
 class JetStreamBus:
     """A connection to NATS; see `Bus`. Make one with `connect`."""
 
-    def __init__(self, connection: Connection, deadline_s: float, no_stream_patience_s: float) -> None:
+    def __init__(
+        self, connection: Connection, deadline_s: float, no_stream_patience_s: float, replicas: int = 1
+    ) -> None:
         self._connection = connection
         self._api = Api(connection)
+        self._replicas = replicas
+        self._replicas_known = False
         self._nonce = secrets.token_hex(8)
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
-        self._outbox = Outbox(connection, self._inbox, deadline_s=deadline_s, no_stream_patience_s=no_stream_patience_s)
+        self._outbox = Outbox(
+            connection,
+            self._inbox,
+            kept=self._is_kept,
+            deadline_s=deadline_s,
+            no_stream_patience_s=no_stream_patience_s,
+        )
         self._readers: list[PullReader] = []
         self._buckets: set[str] = set()
         self._puts = 0
@@ -46,20 +58,25 @@ class JetStreamBus:
         connect_timeout: float = 3.0,
         deadline_s: float = 30.0,
         no_stream_patience_s: float = 3.0,
+        tls: ssl.SSLContext | None = None,
+        replicas: int = 1,
     ) -> "JetStreamBus":
         """Connect to a server, or to one of several separated by commas. Once connected, it reconnects for ever.
 
         `on_error` hears a sentence for each trouble of the connection. Times in seconds: `connect_timeout` for the
         first connection, `deadline_s` for a publication with its retries, `no_stream_patience_s` for a stream to
-        appear. Raises UnreachableError, saying what to do.
+        appear. `tls`: for `tls://` addresses and servers that insist on it; None: what the environment says
+        (`shoal.bus.tls`). `replicas`: on how many servers streams and buckets made here are kept where the cluster
+        that is set up there says nothing else. Raises UnreachableError, saying what to do, and TlsError.
         """
-        connection = Connection(url, name, on_error, connect_timeout)
+        connection = Connection(url, name, on_error, connect_timeout, tls or tls_from_environment())
         await connection.dial()
-        bus = cls(connection, deadline_s, no_stream_patience_s)
+        bus = cls(connection, deadline_s, no_stream_patience_s, replicas)
         try:
             await bus._subscribe()
             connection.follow(bus)
-            await Api(connection, connect_timeout).ask("INFO")
+            # Where nobody listens JetStream is not there; where nobody answers it has no leader, for a moment.
+            await Api(connection, max(connect_timeout, _LEADER_S), absent_s=connect_timeout).ask("INFO")
         except BaseException:
             await bus._outbox.close(0)
             await connection.close()
@@ -91,8 +108,22 @@ class JetStreamBus:
     # --- streams
 
     async def ensure(self, streams: Sequence[Stream]) -> None:
-        """Create these streams where they do not exist; existing ones are brought to these limits."""
-        await asyncio.gather(*(self._ensure(_stream_config(stream)) for stream in streams))
+        """Create these streams where they do not exist; existing ones are brought to these limits.
+
+        New ones are kept on as many servers as they ask for, or the cluster has by rule, if that is more.
+        """
+        replicas = await self._cluster_replicas()
+        await asyncio.gather(*(self._ensure(_stream_config(stream, replicas)) for stream in streams))
+
+    async def _cluster_replicas(self) -> int:
+        """Return on how many servers this cluster keeps things. Where none is set up it is for us to say."""
+        if not self._replicas_known:
+            entry = await self.get(CLUSTER_BUCKET, REPLICAS_KEY)
+            if entry is None and await self.get(CLUSTER_BUCKET, CELLS_KEY) is None:
+                return self._replicas
+            self._replicas = int(entry.value) if entry is not None else 1  # made before there was a choice
+            self._replicas_known = True
+        return self._replicas
 
     async def _ensure(self, config: dict[str, Any]) -> None:
         name = config["name"]
@@ -102,7 +133,17 @@ class JetStreamBus:
             if error.code != NAME_IN_USE:
                 raise
             known = (await self._api.ask(f"STREAM.INFO.{name}"))["config"]
-            await self._api.ask(f"STREAM.UPDATE.{name}", {**known, **config, "num_replicas": known["num_replicas"]})
+            wanted = {**known, **config, "num_replicas": known["num_replicas"]}
+            if wanted != known:
+                await self._api.ask(f"STREAM.UPDATE.{name}", wanted)
+
+    async def _is_kept(self, subject: str) -> bool | None:
+        """Return whether some stream keeps a subject, whether it has a leader now or not; None for not known."""
+        try:
+            answer = await Api(self._connection, 2.0).ask("STREAM.NAMES", {"subject": subject})
+        except BusError:
+            return None
+        return bool(answer.get("streams"))
 
     def publish(self, subject: str, payload: bytes, id: str) -> "asyncio.Future[Stored]":
         """Publish without waiting, in call order; see the protocol."""
@@ -193,6 +234,7 @@ class JetStreamBus:
             await self._api.ask(f"STREAM.PURGE.KV_{bucket}", {"filter": f"$KV.{bucket}.{key}"})
 
     async def _ensure_bucket(self, bucket: str) -> None:
+        replicas = self._replicas if bucket == CLUSTER_BUCKET else await self._cluster_replicas()
         config = {
             "name": f"KV_{bucket}",
             "subjects": [f"$KV.{bucket}.>"],
@@ -202,7 +244,7 @@ class JetStreamBus:
             "allow_rollup_hdrs": True,
             "deny_delete": True,
             "allow_direct": True,
-            "num_replicas": _BUCKET_REPLICAS,
+            "num_replicas": replicas,
             "duplicate_window": 120 * _NS,
         }
         try:
@@ -221,7 +263,7 @@ class JetStreamBus:
         await self._connection.close()
 
 
-def _stream_config(stream: Stream) -> dict[str, Any]:
+def _stream_config(stream: Stream, replicas: int) -> dict[str, Any]:
     return {
         "name": stream.name,
         "subjects": list(stream.subjects),
@@ -231,6 +273,6 @@ def _stream_config(stream: Stream) -> dict[str, Any]:
         "max_age": int(stream.max_age_s * _NS),
         "max_bytes": stream.max_bytes,
         "duplicate_window": int(min(stream.dedupe_s, stream.max_age_s or stream.dedupe_s) * _NS),
-        "num_replicas": stream.replicas,
+        "num_replicas": max(stream.replicas, replicas),
         "allow_direct": True,
     }

@@ -52,11 +52,11 @@ async def _serve(service: str, settings: Settings, main: Callable[[Context], Awa
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        bus = await connect_patiently(settings.url, service, settings.patience_s, stop)
+        bus = await connect_patiently(settings, service, stop)
         if bus is None:
             return 0
         try:
-            cells = await ensure_cluster(bus, settings.cells)
+            cells = await ensure_cluster(bus, settings.cells, settings.stream_replicas)
             await main(Context(bus, cells, stop, settings))
         finally:
             with contextlib.suppress(BusError):
@@ -77,15 +77,16 @@ async def _serve(service: str, settings: Settings, main: Callable[[Context], Awa
     return 0
 
 
-async def connect_patiently(url: str, name: str, patience_s: float, stop: asyncio.Event) -> JetStreamBus | None:
+async def connect_patiently(settings: Settings, name: str, stop: asyncio.Event) -> JetStreamBus | None:
     """Connect, trying again while the broker is not there yet. Returns None when told to stop before it came.
 
-    Raises UnreachableError when patience (seconds) is over.
+    Raises UnreachableError when patience is over, and TlsError.
     """
-    until = time.monotonic() + patience_s
+    url = settings.url
+    until = time.monotonic() + settings.patience_s
     while not stop.is_set():
         try:
-            return await JetStreamBus.connect(url, name=f"shoal-{name}")
+            return await JetStreamBus.connect(url, name=f"shoal-{name}", replicas=settings.stream_replicas)
         except UnreachableError as error:
             if time.monotonic() >= until:
                 raise

@@ -9,7 +9,11 @@ from shoal.wire.subjects import token
 _DAY: Final = 86_400.0
 
 CLUSTER_BUCKET: Final = "SHOAL_CLUSTER"
-"""Key-value bucket with what is fixed when a cluster is made: `cells`, the number of cells in decimal."""
+"""Key-value bucket with what is fixed when a cluster is made, in decimal."""
+CELLS_KEY: Final = "cells"
+"""How many cells there are."""
+REPLICAS_KEY: Final = "replicas"
+"""On how many brokers each stream and bucket is kept; 1 where it is missing."""
 LEASE_BUCKET: Final = "SHOAL_LEASE"
 """Key-value bucket with who serves each partition and how far it is done (`shoal.runtime.lease`)."""
 CHECKPOINT_BUCKET: Final = "SHOAL_CHECKPOINT"

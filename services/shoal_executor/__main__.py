@@ -15,6 +15,7 @@ from shoal_executor.drivers.protocol import Driver
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.service import ExecutorService, Offer
+from shoal_executor.service.journal import Journal, JournalError
 
 _HOST = Snapshot("host", "host")
 
@@ -129,8 +130,13 @@ def main(
         return ZygoteDriver(state or _default_state(executor), parallel=parallel, tune_host=tune_host)
 
     async def run(context: Context) -> None:
+        # What is simulated ends with this process, so there is nothing to remember.
+        journal = None if simulated else Journal(state or _default_state(executor))
         boot = secrets.token_hex(8)
-        await ExecutorService(context.bus, make(), offer, boot).run(context.stop)
+        try:
+            await ExecutorService(context.bus, make(), offer, boot, journal).run(context.stop)
+        except JournalError as error:
+            raise BadValueError("state", str(error)) from error
 
     serve("executor", settings, run)
 

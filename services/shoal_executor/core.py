@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+import msgspec
+
 from shoal.machine import ranges
 from shoal.wire.messages import (
     Command,
@@ -133,8 +135,18 @@ class Group:
     phases: dict[int, Phase]
 
 
+class _State(msgspec.Struct, frozen=True, array_like=True):
+    """The whole state. Orders are kept, so that equal states are equal bytes."""
+
+    boot: str
+    groups: list[tuple[StartSandboxes, list[tuple[int, Command]], list[tuple[int, int]]]]
+    ended: list[tuple[str, int, int, EndReason]]
+
+
 class ExecutorCore:
-    """The roster of one executor in one life (`boot`) of it."""
+    """The roster of one executor under one `boot`, which lasts for as long as its sandboxes can be found again."""
+
+    state_version = 1
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -305,6 +317,27 @@ class ExecutorCore:
             keys.remove(key)
             if not keys:
                 del self._by_rollout[key[0]]
+
+    def dump(self) -> bytes:
+        """Return the whole state; equal states give equal bytes."""
+        groups = [
+            (group.order, list(group.commands.items()), [(index, int(phase)) for index, phase in group.phases.items()])
+            for group in self.groups.values()
+        ]
+        ended = [(*sandbox, reason) for sandbox, reason in self._ended.items()]
+        return msgspec.msgpack.encode(_State(self.boot, groups, ended))
+
+    def load(self, state: bytes) -> None:
+        """Take over a dumped state. Raises ValueError."""
+        found = msgspec.msgpack.decode(state, type=_State)
+        self.boot = found.boot
+        for order, commands, phases in found.groups:
+            key = (order.rollout, order.attempt, order.node)
+            self.groups[key] = Group(order, dict(commands), {index: Phase(phase) for index, phase in phases})
+            self._by_rollout.setdefault(order.rollout, []).append(key)
+            self.starting += sum(phase == Phase.STARTING for _, phase in phases)
+            self.live += sum(phase == Phase.LIVE for _, phase in phases)
+        self._ended = {(rollout, index, attempt): reason for rollout, index, attempt, reason in found.ended}
 
     def check(self) -> None:
         """Assert the roster's invariants."""

@@ -206,15 +206,19 @@ async def test_a_rollout_whose_time_is_up_is_ended_by_the_executor_itself(bench:
     assert {m.reason for m in ended} == {EndReason.TIMED_OUT}
 
 
+def asked(id: str) -> ReadFile:
+    return ReadFile(id, *HEAD, 0, 0, "a")
+
+
 def test_answers_beyond_their_limit_lose_content_but_not_their_id() -> None:
     answers = Answers(limit=1500)
-    assert answers.begin(("r1", 0, 0), "c9")
+    assert answers.begin(asked("c9"))
     assert answers.running("c9")
     for number in range(4):
-        assert answers.begin(("r1", 0, 0), f"c{number}")
+        assert answers.begin(asked(f"c{number}"))
         answers.record(f"c{number}", FileWritten(f"c{number}", "r1", 0, 0, "a", 1))
     assert [answers.recorded(f"c{number}") is not None for number in range(4)] == [False, False, True, True]
-    assert not answers.begin(("r1", 0, 0), "c0")
+    assert not answers.begin(asked("c0"))
     assert not answers.running("c0")
     answers.forget(("r1", 0, 0))
-    assert answers.begin(("r1", 0, 0), "c0")
+    assert answers.begin(asked("c0"))

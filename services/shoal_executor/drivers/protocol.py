@@ -3,7 +3,7 @@
 A driver touches the machine and knows nothing of rollouts, messages or the broker. Sandboxes are known to it by name.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,7 +79,7 @@ OutputSink = Callable[[int, bytes], None]
 """Called with channel (1 stdout, 2 stderr) and data as a command writes, up to its output limit."""
 
 ExitSink = Callable[[str, EndReason, str], None]
-"""Called with name, reason (DIED or OUT_OF_MEMORY) and detail, once, when a sandbox ends and nobody asked for it."""
+"""Called with name, reason (DIED, OUT_OF_MEMORY or NODE_LOST) and detail, once, when a sandbox ends by itself."""
 
 
 class Driver(Protocol):
@@ -87,10 +87,12 @@ class Driver(Protocol):
 
     isolation: str  # the name users choose it by
 
-    async def open(self, on_exit: ExitSink) -> DriverReport:
-        """Test that isolation works here, make ready, and remove what an earlier process of this node left behind.
+    async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
+        """Test that isolation works here and make ready, with what an earlier process of this node left behind.
 
-        Raises IsolationFailedError where a sandbox could reach what it must not.
+        `keep` names sandboxes of it that are wanted still. Those that live are adopted: `list` names them, and they
+        take commands. For each of the others `on_exit` is called before this returns. Whatever is not kept is ended
+        and removed. Raises IsolationFailedError where a sandbox could reach what it must not.
         """
         ...
 
@@ -105,13 +107,22 @@ class Driver(Protocol):
         """Start many; yields one outcome for each, in order of completion. Bounds its own parallelism."""
         ...
 
-    async def run(self, name: str, command: Command, output: OutputSink | None = None) -> CommandResult:
+    async def run(
+        self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
+    ) -> CommandResult:
         """Run a command to its end, its timeout, or the sandbox's end (then NoSuchSandboxError with the reason).
+
+        With an `id` that the sandbox has seen, whichever process of this node asked, nothing is run: what came of it is
+        returned, and waited for while it runs. DriverError when that was settled.
 
         Commands share files and background processes with all others of the sandbox and may overlap, but session
         commands queue. A program that does not exist is a result (exit code 127 and a line on stderr), not an error.
         A timed-out command's whole process group is killed; background processes of earlier commands live on.
         """
+        ...
+
+    def settle(self, name: str, ids: Sequence[str]) -> None:
+        """The results with these ids are kept elsewhere: the sandbox may forget them, though not that they were."""
         ...
 
     async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:

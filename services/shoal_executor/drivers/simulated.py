@@ -9,12 +9,13 @@ import hashlib
 import math
 import posixpath
 import statistics
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
 from shoal_executor.drivers.protocol import (
+    DriverError,
     DriverReport,
     ExitSink,
     FileChunk,
@@ -49,6 +50,7 @@ class _Sandbox:
     ended: asyncio.Event | None = None
     commands: int = 0
     files: dict[str, bytearray] = field(default_factory=dict)
+    results: "dict[str, asyncio.Future[CommandResult] | None]" = field(default_factory=dict)
 
 
 class SimulatedDriver:
@@ -60,8 +62,10 @@ class SimulatedDriver:
         self._profile = profile or Profile()
         self._live: dict[str, _Sandbox] = {}
 
-    async def open(self, on_exit: ExitSink) -> DriverReport:
-        """Nothing to test, and nothing is enforced."""
+    async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
+        """Nothing to test, and nothing is enforced; what an earlier process simulated ended with it."""
+        for name in keep:
+            on_exit(name, EndReason.NODE_LOST, "simulated sandboxes end with their executor")
         nothing = tuple(f"{limit} (no process is limited: simulated)" for limit in ("memory", "cpu", "pids"))
         return DriverReport(unenforced=nothing, starts_per_s=self._profile.starts_per_s)
 
@@ -91,9 +95,35 @@ class SimulatedDriver:
                     sandbox.files[_absolute(file.path)] = bytearray(file.data)
             yield outcome
 
-    async def run(self, name: str, command: Command, output: OutputSink | None = None) -> CommandResult:
+    async def run(
+        self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
+    ) -> CommandResult:
         """Return a line that says what would have run, after its drawn latency."""
         sandbox = self._get(name)
+        if not id:
+            return await self._run(name, sandbox, command, output)
+        if id in sandbox.results:
+            known = sandbox.results[id]
+            if known is None:
+                raise DriverError(f"the answer to {id} is gone: it was settled")
+            return await asyncio.shield(known)
+        coming: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
+        sandbox.results[id] = coming
+        try:
+            result = await self._run(name, sandbox, command, output)
+        except BaseException:
+            del sandbox.results[id]
+            coming.cancel()
+            raise
+        coming.set_result(result)
+        return result
+
+    def settle(self, name: str, ids: Sequence[str]) -> None:
+        """Forget these results."""
+        if name in self._live:
+            self._live[name].results.update(dict.fromkeys(ids))
+
+    async def _run(self, name: str, sandbox: _Sandbox, command: Command, output: OutputSink | None) -> CommandResult:
         sandbox.commands += 1
         profile = self._profile
         key = f"{name}/{sandbox.commands}"

@@ -1,8 +1,9 @@
-"""The executor's life: join, take orders, carry them out through the driver, report, leave."""
+"""The executor's life: find what an earlier process left, join, take orders, carry them out, report, leave."""
 
 import asyncio
+import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +20,6 @@ from shoal.wire.messages import (
     Command,
     CommandFinished,
     CommandOutput,
-    CommandRefused,
     CommandResult,
     DestroySandboxes,
     EndReason,
@@ -39,10 +39,8 @@ from shoal_executor.core import (
     Asked,
     CarryOut,
     Destroy,
-    Effect,
-    ExecutorCore,
     Key,
-    Refuse,
+    Phase,
     RunJob,
     Start,
 )
@@ -54,9 +52,25 @@ from shoal_executor.drivers.protocol import (
     Started,
     StartSpec,
 )
-from shoal_executor.service.answers import Answer, Answers, without_input
+from shoal_executor.service.answers import without_input
+from shoal_executor.service.journal import (
+    Answer,
+    Answered,
+    AnyRecord,
+    Began,
+    Exited,
+    Expired,
+    Failed,
+    Gone,
+    JobDone,
+    Journal,
+    Took,
+    Up,
+    machine,
+)
+from shoal_executor.service.known import Known, ToDo, gone_text, refusal
+from shoal_executor.service.names import name_of, parse
 from shoal_executor.service.outgoing import Outgoing
-from shoal_executor.service.reports import Reports
 
 BEAT_S: Final = 1.0
 JOIN_EVERY_BEATS: Final = 5
@@ -64,6 +78,9 @@ DEADLINE_GRACE_S: Final = 2.0
 """The scheduler ends a rollout whose time is up; the executor does it only if no word comes."""
 OUTPUT_LIMIT: Final = 256 * 1024
 """Bytes of each output stream that fit into one message, both together, with the broker's default limit."""
+
+_JOB: Final = "job"
+"""The id of the one command that travels with a rollout."""
 
 log = structlog.get_logger()
 
@@ -79,51 +96,70 @@ class Offer:
 
 
 class ExecutorService:
-    """One executor in one life."""
+    """One executor. With a `journal` it continues what an earlier process of it began, sandboxes included."""
 
-    def __init__(self, bus: Bus, driver: Driver, offer: Offer, boot: str) -> None:
+    def __init__(self, bus: Bus, driver: Driver, offer: Offer, boot: str, journal: Journal | None = None) -> None:
+        """`boot`: what it goes by, unless it continues an earlier process."""
         self._bus = bus
         self._driver = driver
         self._offer = offer
-        self._boot = boot
-        self._core = ExecutorCore(boot)
-        self._outgoing = Outgoing(bus, f"{offer.executor}:{boot}")
-        self._reports = Reports(self._outgoing, offer.executor, boot, driver.isolation, offer.cell)
-        self._answers = Answers()
+        began = Began(offer.executor, offer.cell, boot, machine(), driver.isolation, offer.nodes)
+        self._known = Known(bus, began, journal)
+        self._core = self._known.core
+        self._loose = Outgoing(bus, "")  # beats and the like: nothing that another process would repeat
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines: dict[Key, asyncio.TimerHandle] = {}
+        self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until stop is set, then leave nothing behind. Raises DriverError when isolation does not work here."""
+        """Serve until stop is set, then leave nothing behind.
+
+        Raises DriverError when isolation does not work here, JournalError when another executor has its place.
+        """
+        left = False
         try:
-            report = await self._driver.open(self._exited)
+            continued = await asyncio.to_thread(self._known.recover)
+            self._core = self._known.core
+            wanted = [
+                name_of(key, index)
+                for key, group in self._core.groups.items()
+                for index, phase in group.phases.items()
+                if phase is not Phase.ENDING
+            ]
+            report = await self._driver.open(self._exited, wanted)
             for snapshot in self._offer.warm:
                 await self._driver.prepare(snapshot)
             for limit in report.unenforced:
                 log.warning("a limit is not enforced here", limit=limit)
             joined = ExecutorJoined(
                 self._offer.executor,
-                self._boot,
+                self._known.boot,
                 self._driver.isolation,
                 self._offer.nodes,
                 report.starts_per_s,
                 report.unenforced,
             )
-            await self._serve(joined, stop)
+            await self._serve(joined, stop, continued)
+            left = True
         finally:
             for handle in self._deadlines.values():
                 handle.cancel()
             await _cancel(self._tasks)
             await self._driver.close()
+            self._known.close(forget=left)
 
-    async def _serve(self, joined: ExecutorJoined, stop: asyncio.Event) -> None:
+    async def _serve(self, joined: ExecutorJoined, stop: asyncio.Event, continued: bool) -> None:
         inbox = streams.executor(self._offer.executor)
         await self._bus.ensure([inbox])
-        # What was said to an earlier life is nothing to this one: placement gives all of it up when this one joins.
-        reader = await self._bus.reader(inbox.name, after=None)
+        reader = await self._bus.reader(inbox.name, after=await self._begin_after(inbox.name, continued))
         nodes = subjects.placement_node(self._offer.cell)
-        self._outgoing.send(nodes, joined)
-        log.info("joined", executor=joined.executor, boot=self._boot, nodes=len(joined.nodes), driver=joined.isolation)
+        self._loose.go(f"{joined.executor}:{joined.boot}:{secrets.token_hex(4)}")
+        self._loose.send(nodes, joined)
+        log.info("joined", executor=joined.executor, boot=joined.boot, nodes=len(joined.nodes), driver=joined.isolation)
+        self._known.go()
+        if continued:
+            await self._adopt()
+        self._exits = None
         working = {
             asyncio.create_task(self._beat(joined), name="beat"),
             asyncio.create_task(self._follow(reader, inbox.name), name="inbox"),
@@ -136,8 +172,53 @@ class ExecutorService:
         finally:
             await _cancel({stopped, *working})
             await reader.close()
-            self._outgoing.send(nodes, ExecutorLeft(joined.executor, self._boot))
-            await asyncio.wait({asyncio.create_task(self._outgoing.drain())}, timeout=5.0)
+            self._loose.send(nodes, ExecutorLeft(joined.executor, joined.boot))
+            drained = [asyncio.create_task(each.drain()) for each in (self._loose, self._known.outgoing)]
+            await asyncio.wait(drained, timeout=5.0)
+            await _cancel(set(drained))
+
+    async def _begin_after(self, inbox: str, continued: bool) -> int:
+        """Return after which message of the inbox to go on.
+
+        What was said to an earlier boot is nothing to a new one: placement gives all of it up when the new one joins.
+        """
+        last = await self._bus.last_sequence(inbox)
+        after = self._known.inbox if continued else None
+        if after is None or after > last:
+            if after is not None:
+                log.error("the inbox is shorter than what was taken of it: is it another one?", inbox=inbox, last=last)
+            self._known.begin_at(last)
+            return last
+        return after
+
+    async def _adopt(self) -> None:
+        """Go on with the sandboxes of an earlier process: those that live, those that do not, and what was begun."""
+        live = set(await self._driver.list())
+        exits = self._exits or {}
+        for key, group in list(self._core.groups.items()):
+            self._set_deadline(key, group.order)
+            again: list[int] = []
+            ending: list[int] = []
+            for index, phase in list(group.phases.items()):
+                name = name_of(key, index)
+                if phase is Phase.STARTING and name in live:
+                    self._happened(Up(key, index))
+                elif phase is Phase.STARTING:
+                    again.append(index)  # nothing ran in it yet
+                elif phase is Phase.ENDING:
+                    ending.append(index)
+                elif name not in live:
+                    reason, detail = exits.get(name, (EndReason.NODE_LOST, "it was gone when its executor came back"))
+                    self._happened(Exited(key, index, reason, detail))
+                elif index in group.commands:
+                    self._carry_on(RunJob(key, index, group.commands[index]))
+            if again:
+                self._carry_on(Start(key, group.order, ranges.collect(again)))
+            if ending:
+                self._carry_on(Destroy(key, ranges.collect(ending)))
+        for asked in self._known.answers.under_way():
+            self._spawn(self._carry_out(asked))
+        log.info("sandboxes adopted", live=self._core.live, starting=self._core.starting)
 
     async def _beat(self, joined: ExecutorJoined) -> None:
         nodes = subjects.placement_node(self._offer.cell)
@@ -145,8 +226,8 @@ class ExecutorService:
         while True:
             await asyncio.sleep(BEAT_S)
             beats += 1
-            beat = ExecutorBeat(joined.executor, self._boot, self._core.live, self._core.starting)
-            self._outgoing.send(nodes, joined if beats % JOIN_EVERY_BEATS == 0 else beat)
+            beat = ExecutorBeat(joined.executor, joined.boot, self._core.live, self._core.starting)
+            self._loose.send(nodes, joined if beats % JOIN_EVERY_BEATS == 0 else beat)
 
     async def _follow(self, reader: Reader, stream: str) -> None:
         while True:
@@ -160,12 +241,8 @@ class ExecutorService:
             await self._bury(delivery, stream, f"cannot be decoded: {error}")
             return
         match message:
-            case StartSandboxes():
-                self._apply(self._core.start(message))
-            case DestroySandboxes():
-                self._apply(self._core.destroy(message))
-            case RunCommand() | WriteFile() | ReadFile():
-                self._command(message)
+            case StartSandboxes() | DestroySandboxes() | RunCommand() | WriteFile() | ReadFile():
+                self._happened(Took(delivery.sequence, message))
             case _:
                 await self._bury(delivery, stream, f"{type(message).__name__} is nothing an executor is told")
 
@@ -174,27 +251,26 @@ class ExecutorService:
         cause = Cause(stream, delivery.sequence, delivery.time_ms)
         await dead_letter(self._bus, delivery, cause, f"executor.{self._offer.executor}", reason)
 
-    # --- carrying out what the core decides
+    # --- carrying out what follows from what happens
 
-    def _apply(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Start(group=key, order=order, indices=indices):
-                    self._set_deadline(key, order)
-                    self._spawn(self._start(key, order, tuple(ranges.indices(indices))))
-                case RunJob(group=key, index=index, command=command):
-                    self._spawn(self._run_job(key, index, command))
-                case Destroy(group=key, indices=indices):
-                    self._spawn(self._destroy(key, tuple(ranges.indices(indices))))
-                case CarryOut(asked=asked):
-                    self._spawn(self._carry_out(asked))
-                case Refuse(asked=asked, reason=reason):
-                    self._answer(asked, _refusal(asked, "sandbox_gone", _gone_text(reason), reason))
-                case _:
-                    self._reports.add(effect)
+    def _happened(self, record: AnyRecord) -> None:
+        for todo in self._known.happened(record):
+            self._carry_on(todo)
+
+    def _carry_on(self, todo: ToDo) -> None:
+        match todo:
+            case Start(group=key, order=order, indices=indices):
+                self._set_deadline(key, order)
+                self._spawn(self._start(key, order, tuple(ranges.indices(indices))))
+            case RunJob(group=key, index=index, command=command):
+                self._spawn(self._run_job(key, index, command))
+            case Destroy(group=key, indices=indices):
+                self._spawn(self._destroy(key, tuple(ranges.indices(indices))))
+            case CarryOut(asked=asked):
+                self._spawn(self._carry_out(asked))
 
     async def _start(self, key: Key, order: StartSandboxes, indices: tuple[int, ...]) -> None:
-        names = {_name(key, index): index for index in indices}
+        names = {name_of(key, index): index for index in indices}
         try:
             await self._driver.prepare(order.snapshot)
             specs = [
@@ -203,9 +279,9 @@ class ExecutorService:
             async for outcome in self._driver.start(specs):
                 index = names.pop(outcome.name)
                 if isinstance(outcome, Started):
-                    self._apply(self._core.started(key, index))
+                    self._happened(Up(key, index))
                 else:
-                    self._apply(self._core.start_failed(key, index, outcome.detail))
+                    self._happened(Failed(key, index, outcome.detail))
             problem = "the driver gave no outcome"
         except DriverError as error:
             problem = str(error)
@@ -215,33 +291,34 @@ class ExecutorService:
         if names:
             log.warning("start failed", rollout=order.rollout, node=order.node, sandboxes=len(names), error=problem)
         for index in names.values():
-            self._apply(self._core.start_failed(key, index, problem))
+            self._happened(Failed(key, index, problem))
 
     async def _run_job(self, key: Key, index: int, command: Command) -> None:
         began = time.monotonic_ns()
         try:
-            result = await self._driver.run(_name(key, index), _bounded(command))
+            result = await self._driver.run(name_of(key, index), _bounded(command), id=_JOB)
         except NoSuchSandboxError:
             return  # its end was ordered or reported, and says why
-        run_us = (time.monotonic_ns() - began) // 1000
-        self._apply(self._core.job_done(key, index, result, run_us))
+        run_us = max((time.monotonic_ns() - began) // 1000, result.duration_us)  # it may have been begun before us
+        self._happened(JobDone(key, index, result, run_us))
 
     async def _destroy(self, key: Key, indices: tuple[int, ...]) -> None:
-        await self._driver.destroy([_name(key, index) for index in indices])
-        for index in indices:
-            self._answers.forget((key[0], index, key[1]))
-        self._apply(self._core.destroyed(key, ranges.collect(indices)))
+        await self._driver.destroy([name_of(key, index) for index in indices])
+        self._happened(Gone(key, ranges.collect(indices)))
         if key not in self._core.groups:
             handle = self._deadlines.pop(key, None)
             if handle is not None:
                 handle.cancel()
 
     def _exited(self, name: str, reason: EndReason, detail: str) -> None:
-        rollout, index, attempt = _parse(name)
+        if self._exits is not None:
+            self._exits[name] = (reason, detail)
+            return
+        rollout, index, attempt = parse(name)
         key = self._core.find(rollout, index, attempt)
         if key is not None:
             log.warning("a sandbox ended by itself", sandbox=name, reason=reason, detail=detail)
-            self._apply(self._core.exited(key, index, reason, detail))
+            self._happened(Exited(key, index, reason, detail))
 
     def _set_deadline(self, key: Key, order: StartSandboxes) -> None:
         if key not in self._deadlines:
@@ -251,25 +328,12 @@ class ExecutorService:
 
     def _expire(self, key: Key) -> None:
         self._deadlines.pop(key, None)
-        self._apply(self._core.expire(key))
+        self._happened(Expired(key))
 
     # --- trainers' commands
 
-    def _command(self, asked: Asked) -> None:
-        sandbox = (asked.rollout, asked.index, asked.attempt)
-        effects = self._core.command(asked)
-        if isinstance(effects[0], CarryOut) and not self._answers.begin(sandbox, asked.id):
-            recorded = self._answers.recorded(asked.id)
-            if recorded is not None:
-                self._answer(asked, recorded)
-            elif not self._answers.running(asked.id):
-                text = "it was carried out before; its result is in the trajectory, no longer here"
-                self._answer(asked, _refusal(asked, "answer_gone", text, None))
-            return  # else it is under way, and its answer will come
-        self._apply(effects)
-
     async def _carry_out(self, asked: Asked) -> None:
-        name = _name((asked.rollout, asked.attempt, ""), asked.index)
+        name = name_of((asked.rollout, asked.attempt, ""), asked.index)
         answer: Answer
         head = (asked.id, asked.rollout, asked.index, asked.attempt)
         try:
@@ -285,30 +349,28 @@ class ExecutorService:
                     chunk = await self._driver.read_file(name, path, offset=asked.offset, limit=limit)
                     answer = FileRead(*head, path, chunk.data, chunk.size, chunk.eof)
         except NoSuchSandboxError as error:
-            answer = _refusal(asked, "sandbox_gone", _gone_text(error.reason), error.reason)
+            answer = refusal(asked, "sandbox_gone", gone_text(error.reason), error.reason)
         except SandboxFileError as error:
-            answer = _refusal(asked, "file_error", str(error), None)
+            answer = refusal(asked, "file_error", str(error), None)
         except DriverError as error:
-            answer = _refusal(asked, "bad_request", str(error), None)
-        self._answers.record(asked.id, answer)
-        self._answer(asked, answer)
+            answer = refusal(asked, "bad_request", str(error), None)
+        self._happened(Answered(asked.cell, asked.tenant, asked.run, answer))
+        if isinstance(asked, RunCommand):
+            self._driver.settle(name, [asked.id])
 
     async def _run(self, name: str, asked: RunCommand) -> CommandResult:
         if not asked.stream:
-            return await self._driver.run(name, _bounded(asked.command))
+            return await self._driver.run(name, _bounded(asked.command), id=asked.id)
         part = 0
         subject = subjects.trajectory(asked.cell, asked.tenant, asked.run)
 
         def publish(channel: int, data: bytes) -> None:
             nonlocal part
             output = CommandOutput(asked.id, asked.rollout, asked.index, part, channel, data)
-            self._outgoing.send(subject, output)
+            self._loose.send(subject, output)
             part += 1
 
-        return await self._driver.run(name, _bounded(asked.command), publish)
-
-    def _answer(self, asked: Asked, answer: Answer) -> None:
-        self._outgoing.send(subjects.trajectory(asked.cell, asked.tenant, asked.run), answer)
+        return await self._driver.run(name, _bounded(asked.command), publish, id=asked.id)
 
     # ---
 
@@ -323,29 +385,10 @@ class ExecutorService:
             log.error("the executor failed to carry something out", exc_info=error)
 
 
-def _name(key: Key, index: int) -> str:
-    rollout, attempt, _ = key
-    return f"{rollout}-{index}.{attempt}" if attempt else f"{rollout}-{index}"
-
-
-def _parse(name: str) -> tuple[str, int, int]:
-    rollout, _, rest = name.rpartition("-")
-    index, _, attempt = rest.partition(".")
-    return rollout, int(index), int(attempt or 0)
-
-
 def _bounded(command: Command) -> Command:
     if command.output_limit <= OUTPUT_LIMIT:
         return command
     return msgspec.structs.replace(command, output_limit=OUTPUT_LIMIT)
-
-
-def _gone_text(reason: EndReason | None) -> str:
-    return f"the sandbox is gone: {reason}" if reason else "no such sandbox lives here"
-
-
-def _refusal(asked: Asked, code: str, detail: str, reason: EndReason | None) -> CommandRefused:
-    return CommandRefused(asked.id, asked.rollout, asked.index, asked.attempt, code, detail, reason)
 
 
 async def _cancel(tasks: "set[asyncio.Task[None]] | set[asyncio.Task[Any]]") -> None:

@@ -6,6 +6,7 @@ and is dropped when the result comes first.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from shoal.machine import ranges
@@ -32,12 +33,19 @@ _MESSAGE_BYTES: Final = 512 * 1024
 
 
 class Reports:
-    """Gathers reports by group and publishes them."""
+    """Gathers reports by group and publishes them, from `go` on when it is time, before that when it is told.
 
-    def __init__(self, outgoing: Outgoing, executor: str, boot: str, isolation: str, cell: int) -> None:
+    `flushing` is called before what was gathered is put into messages, with whether the readiness of jobs is added.
+    """
+
+    def __init__(
+        self, outgoing: Outgoing, executor: str, isolation: str, cell: int, flushing: Callable[[bool], None]
+    ) -> None:
         self._outgoing = outgoing
         self._executor = executor
-        self._boot = boot
+        self._flushing = flushing
+        self._going = False
+        self.boot = ""
         self._isolation = isolation
         self._cell = cell
         self._orders: dict[Key, StartSandboxes] = {}
@@ -48,7 +56,11 @@ class Reports:
         self._released: dict[Key, list[int]] = {}
         self._flush_due = False
         self._job_flush_due = False
-        outgoing.on_stored = self._stored
+
+    def go(self) -> None:
+        """From now on publish by itself."""
+        self._going = True
+        self.stored()
 
     def add(self, report: Report) -> None:
         """Take a report."""
@@ -57,7 +69,7 @@ class Reports:
         match report:
             case ReportReady(index=index, job=True):
                 self._job_ready.setdefault(key, {})[index] = None
-                if not self._job_flush_due:
+                if self._going and not self._job_flush_due:
                     self._job_flush_due = True
                     asyncio.get_running_loop().call_later(_JOB_READY_PAUSE_S, self._promote_job_ready)
                 return
@@ -73,9 +85,17 @@ class Reports:
                 self._released.setdefault(key, []).extend(ranges.indices(indices))
         self._schedule()
 
-    def flush(self) -> None:
-        """Publish all that was gathered."""
+    def flush(self, promoted: bool = False) -> None:
+        """Publish all that was gathered; `promoted`: the readiness of jobs, too."""
         self._flush_due = False
+        if promoted:
+            for key, waiting in self._job_ready.items():
+                if waiting:
+                    self._ready.setdefault(key, []).extend(waiting)
+            self._job_ready.clear()
+        if not self._gathered:
+            return
+        self._flushing(promoted)
         send = self._outgoing.send
         for key, indices in self._ready.items():
             rollout, attempt, node = key
@@ -91,7 +111,7 @@ class Reports:
             send(self._subject(key), SandboxesEnded(rollout, attempt, ranges.collect(indices), node, reason, detail))
         for key, indices in self._released.items():
             rollout, attempt, node = key
-            released = SlotsReleased(self._executor, self._boot, node, rollout, attempt, ranges.collect(indices))
+            released = SlotsReleased(self._executor, self.boot, node, rollout, attempt, ranges.collect(indices))
             send(subjects.placement_release(self._cell), released)
         self._ready.clear()
         self._finished.clear()
@@ -103,23 +123,24 @@ class Reports:
         order = self._orders[key]
         return subjects.rollout_sandbox(order.cell, order.tenant, order.run)
 
+    @property
+    def _gathered(self) -> bool:
+        return bool(self._ready or self._finished or self._ended or self._released)
+
     def _schedule(self) -> None:
-        if not self._flush_due and self._outgoing.outstanding < _IN_FLIGHT:
+        if self._going and not self._flush_due and self._outgoing.outstanding < _IN_FLIGHT:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self.flush)
 
-    def _stored(self) -> None:
-        if self._ready or self._finished or self._ended or self._released:
+    def stored(self) -> None:
+        """The broker has taken something: there may be room for more."""
+        if self._gathered:
             self._schedule()
 
     def _promote_job_ready(self) -> None:
         self._job_flush_due = False
-        for key, indices in self._job_ready.items():
-            if indices:
-                self._ready.setdefault(key, []).extend(indices)
-        self._job_ready.clear()
-        if self._ready:
-            self._schedule()
+        if any(self._job_ready.values()):
+            self.flush(promoted=True)
 
 
 def _parts(results: list[SandboxResult]) -> list[tuple[SandboxResult, ...]]:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,9 +80,11 @@ class ZygoteDriver:
         self._on_exit: ExitSink = lambda *_: None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def open(self, on_exit: ExitSink) -> DriverReport:
+    async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         """Clear what an earlier process left, start the host template, and try its walls from inside."""
         self._on_exit = on_exit
+        for name in keep:
+            on_exit(name, EndReason.NODE_LOST, "its fork server ended with its executor")
         self._state.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(images.clear, self._state)
         self._groups.open()
@@ -124,7 +126,12 @@ class ZygoteDriver:
             unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
             await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
 
-    async def run(self, name: str, command: Command, output: OutputSink | None = None) -> CommandResult:
+    def settle(self, name: str, ids: Sequence[str]) -> None:
+        """Nothing is kept beyond this process."""
+
+    async def run(
+        self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
+    ) -> CommandResult:
         """Have the agent run a command."""
         sandbox = self._get(name)
         limit = command.output_limit

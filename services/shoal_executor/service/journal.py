@@ -1,0 +1,245 @@
+"""What happened to an executor, written down on its node before anything follows from it.
+
+Sandboxes outlive their executor; what it knew of them must, too. The journal is a file beside them: it need survive the
+process, not the machine, so nothing waits for the disk. A machine that started anew has no sandboxes any more, and an
+executor that finds such a journal begins a new life.
+"""
+
+import fcntl
+import os
+import secrets
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from shoal.wire.messages import (
+    CommandFinished,
+    CommandRefused,
+    CommandResult,
+    DestroySandboxes,
+    EndReason,
+    FileRead,
+    FileWritten,
+    NodeSpec,
+    Ranges,
+    ReadFile,
+    RunCommand,
+    StartSandboxes,
+    WriteFile,
+)
+from shoal_executor.core import Key
+
+Answer = CommandFinished | CommandRefused | FileWritten | FileRead
+_HEAD: Final = struct.Struct(">II")
+_LOCK_S: Final = 10.0
+LARGE: Final = 64 * 1024**2
+"""Bytes beyond which a journal is written anew with only what still matters."""
+
+
+class JournalError(Exception):
+    """The journal cannot be used; the text says what to do."""
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One thing that happened."""
+
+
+class Began(Record, frozen=True):
+    """An executor offered itself under this boot. With another name, place or offer, nothing here holds any more."""
+
+    executor: str
+    cell: int
+    boot: str
+    machine: str
+    isolation: str
+    nodes: tuple[NodeSpec, ...]
+
+
+class Knew(Record, frozen=True):
+    """What all earlier records came to: they are left out."""
+
+    inbox: int
+    core: bytes
+    answers: bytes
+    sent: int
+    unsent: tuple[tuple[int, str, bytes], ...]
+
+
+class Took(Record, frozen=True):
+    """A message of the inbox was taken."""
+
+    sequence: int
+    message: StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile
+
+
+class Up(Record, frozen=True):
+    """A sandbox takes commands."""
+
+    group: Key
+    index: int
+
+
+class Failed(Record, frozen=True):
+    """A sandbox could not be started."""
+
+    group: Key
+    index: int
+    detail: str
+
+
+class JobDone(Record, frozen=True):
+    """A sandbox's one command is done."""
+
+    group: Key
+    index: int
+    result: CommandResult
+    run_us: int
+
+
+class Exited(Record, frozen=True):
+    """A sandbox ended and nobody asked for it."""
+
+    group: Key
+    index: int
+    reason: EndReason
+    detail: str
+
+
+class Gone(Record, frozen=True):
+    """Nothing is left of these sandboxes."""
+
+    group: Key
+    indices: Ranges
+
+
+class Expired(Record, frozen=True):
+    """A group's time was up."""
+
+    group: Key
+
+
+class Answered(Record, frozen=True):
+    """A trainer's command or file operation has its answer."""
+
+    cell: int
+    tenant: str
+    run: str
+    answer: Answer
+
+
+class Flushed(Record, frozen=True):
+    """What was gathered to be reported was put into messages. `promoted`: the readiness of jobs was added before."""
+
+    promoted: bool = False
+
+
+class Stored(Record, frozen=True):
+    """The broker has every message up to this number."""
+
+    number: int
+
+
+AnyRecord = (
+    Began | Knew | Took | Up | Failed | JobDone | Exited | Gone | Expired | Answered | Flushed | Stored
+)  # fmt: skip
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[AnyRecord] = msgspec.msgpack.Decoder(AnyRecord)
+
+
+class Journal:
+    """The journal in a directory, held by one process at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "journal"
+        self._lock: IO[bytes] | None = None
+        self._file: IO[bytes] | None = None
+        self.size = 0
+
+    def open(self) -> list[AnyRecord]:
+        """Take hold of it, and return what it says. Raises JournalError when another process will not let go.
+
+        A record that was cut off, and whatever follows it, was as good as never written: nothing followed from it.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._path.parent / "journal.lock").open("ab")
+        self._wait_for_lock(self._lock)
+        records: list[AnyRecord] = []
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        at = 0
+        while at + _HEAD.size <= len(data):
+            length, checksum = _HEAD.unpack_from(data, at)
+            body = data[at + _HEAD.size : at + _HEAD.size + length]
+            if len(body) < length or zlib.crc32(body) != checksum:
+                break
+            try:
+                records.append(_decoder.decode(body))
+            except msgspec.DecodeError:
+                break  # of another version of this program
+            at += _HEAD.size + length
+        self._file = self._path.open("r+b" if data else "wb", buffering=0)
+        self._file.truncate(at)
+        self._file.seek(at)
+        self.size = at
+        return records
+
+    @staticmethod
+    def _wait_for_lock(lock: IO[bytes]) -> None:
+        until = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise JournalError(
+                        "another executor uses this state directory; stop it, or choose another with --state"
+                    ) from None
+                time.sleep(0.05)
+
+    def append(self, *records: AnyRecord) -> None:
+        """Write records down; they survive this process when this returns. Raises OSError."""
+        assert self._file is not None
+        data = b"".join(map(_packed, records))
+        self._file.write(data)
+        self.size += len(data)
+
+    def rewrite(self, *records: AnyRecord) -> None:
+        """Put these records in the place of all there are."""
+        fresh = self._path.with_suffix(".new")
+        file = fresh.open("wb", buffering=0)
+        data = b"".join(map(_packed, records))
+        file.write(data)
+        os.replace(fresh, self._path)
+        if self._file is not None:
+            self._file.close()
+        self._file, self.size = file, len(data)
+
+    def close(self, *, remove: bool) -> None:
+        """Let go of it; `remove` it when there is nothing to remember."""
+        if remove:
+            self._path.unlink(missing_ok=True)
+        for file in (self._file, self._lock):
+            if file is not None:
+                file.close()
+        self._file = self._lock = None
+
+
+def _packed(record: AnyRecord) -> bytes:
+    body = _encode(record)
+    return _HEAD.pack(len(body), zlib.crc32(body)) + body
+
+
+def machine() -> str:
+    """Return what tells this start of this machine from any other."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return secrets.token_hex(16)  # cannot be told: then no journal is continued

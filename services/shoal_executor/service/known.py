@@ -1,0 +1,232 @@
+"""What an executor knows: its roster, its answers and what it has said, folded from what happened.
+
+Everything that happens goes through `happened`: it is written into the journal, folded, and what it makes the executor
+say is numbered. A process that folds the same journal knows the same and would say the same under the same numbers, so
+an executor that was killed goes on in the middle of a sentence, and the broker drops what it hears twice.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from shoal.bus.protocol import Bus
+from shoal.wire import subjects
+from shoal.wire.messages import CommandRefused, DestroySandboxes, EndReason, StartSandboxes
+from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Refuse, RunJob, Start
+from shoal_executor.service.answers import Answers
+from shoal_executor.service.journal import (
+    LARGE,
+    Answer,
+    Answered,
+    AnyRecord,
+    Began,
+    Exited,
+    Expired,
+    Failed,
+    Flushed,
+    Gone,
+    JobDone,
+    Journal,
+    Knew,
+    Stored,
+    Took,
+    Up,
+)
+from shoal_executor.service.outgoing import Outgoing
+from shoal_executor.service.reports import Reports
+
+_STORED_EVERY: Final = 64
+
+ToDo = Start | RunJob | Destroy | CarryOut
+"""What must be carried out, and is not only said."""
+
+log = structlog.get_logger()
+
+
+class Known:
+    """See the module. Without a journal, nothing outlives the process."""
+
+    def __init__(self, bus: Bus, began: Began, journal: Journal | None) -> None:
+        self._began = began
+        self._journal = journal
+        self._recovering = False
+        self._noted = 0
+        self._large = LARGE
+        self.core = ExecutorCore(began.boot)
+        self.answers = Answers()
+        self.outgoing = Outgoing(bus, "")
+        self.outgoing.on_stored = self._stored
+        self.reports = Reports(self.outgoing, began.executor, began.isolation, began.cell, self._flush)
+        self.inbox: int | None = None
+        """The last sequence of the inbox that was taken; None for an executor that begins anew."""
+
+    @property
+    def boot(self) -> str:
+        """The boot this executor goes by: an earlier one where its sandboxes may be found again."""
+        return self._began.boot
+
+    # --- recovery
+
+    def recover(self) -> bool:
+        """Fold the journal; returns whether an earlier process is continued. Raises JournalError, OSError."""
+        records = self._journal.open() if self._journal else []
+        began = records[0] if records else None
+        continued = isinstance(began, Began) and self._same(began)
+        if isinstance(began, Began) and continued:
+            self._began = began
+            self.core = ExecutorCore(began.boot)
+            self.reports.boot = began.boot
+            self._recovering = True
+            for record in records[1:]:
+                self._replay(record)
+            self._recovering = False
+            log.info("journal read", records=len(records), boot=self.boot, live=self.core.live)
+        elif records:
+            log.warning("the journal is of another executor, offer or start of this machine: beginning anew")
+        self.reports.boot = self.boot
+        self.compact()
+        return continued
+
+    def _same(self, began: Began) -> bool:
+        mine = self._began
+        return (began.executor, began.cell, began.machine, began.isolation, began.nodes) == (
+            mine.executor, mine.cell, mine.machine, mine.isolation, mine.nodes,
+        )  # fmt: skip
+
+    def _replay(self, record: AnyRecord) -> None:
+        match record:
+            case Began():
+                log.error("a journal begins twice", boot=record.boot)
+            case Knew():
+                self.inbox = record.inbox
+                self.core.load(record.core)
+                self.answers.load(record.answers)
+                self.outgoing.resume(record.sent, record.unsent)
+            case Stored(number=number):
+                self.outgoing.settle(number)
+            case Flushed(promoted=promoted):
+                self.reports.flush(promoted)
+            case _:
+                self._fold(record)
+
+    def compact(self) -> None:
+        """Write the journal anew with only what still matters."""
+        if self._journal is None:
+            return
+        self.reports.flush(promoted=True)
+        unsent = self.outgoing.unstored
+        knew = Knew(self.inbox or 0, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent)
+        self._journal.rewrite(self._began, knew)
+        self._large = max(LARGE, 4 * self._journal.size)
+
+    def begin_at(self, sequence: int) -> None:
+        """Begin anew with what comes into the inbox after this sequence."""
+        self.inbox = sequence
+        self.compact()
+
+    def go(self) -> None:
+        """Say what was not said yet, and from now on everything at once."""
+        self.outgoing.go(f"{self._began.executor}:{self.boot}")
+        self.reports.go()
+
+    # --- what happens
+
+    def happened(self, record: AnyRecord) -> list[ToDo]:
+        """Write down what happened, say what follows from it, and return what is to be carried out."""
+        if self._journal is not None:
+            self._journal.append(record)
+            if self._journal.size > self._large:
+                todo = self._fold(record)
+                self.compact()
+                return todo
+        return self._fold(record)
+
+    def _fold(self, record: AnyRecord) -> list[ToDo]:
+        effects: Sequence[Effect] = ()
+        match record:
+            case Took(sequence=sequence, message=message):
+                self.inbox = sequence
+                if isinstance(message, StartSandboxes):
+                    effects = self.core.start(message)
+                elif isinstance(message, DestroySandboxes):
+                    effects = self.core.destroy(message)
+                else:
+                    effects = self._asked(message)
+            case Up(group=key, index=index):
+                effects = self.core.started(key, index)
+            case Failed(group=key, index=index, detail=detail):
+                effects = self.core.start_failed(key, index, detail)
+            case JobDone(group=key, index=index, result=result, run_us=run_us):
+                effects = self.core.job_done(key, index, result, run_us)
+            case Exited(group=key, index=index, reason=reason, detail=detail):
+                effects = self.core.exited(key, index, reason, detail)
+            case Gone(group=key, indices=indices):
+                effects = self.core.destroyed(key, indices)
+                for first, count in indices:
+                    for index in range(first, first + count):
+                        self.answers.forget((key[0], index, key[1]))
+            case Expired(group=key):
+                effects = self.core.expire(key)
+            case Answered(cell=cell, tenant=tenant, run=run, answer=answer):
+                self.answers.record(answer.id, answer)
+                self.outgoing.send(subjects.trajectory(cell, tenant, run), answer)
+        return self._say(effects)
+
+    def _asked(self, asked: Asked) -> Sequence[Effect]:
+        effects = self.core.command(asked)
+        if isinstance(effects[0], CarryOut) and not self.answers.begin(asked):
+            recorded = self.answers.recorded(asked.id)
+            if recorded is not None:
+                self._answer(asked, recorded)
+            elif not self.answers.running(asked.id):
+                text = "it was carried out before; its result is in the trajectory, no longer here"
+                self._answer(asked, refusal(asked, "answer_gone", text, None))
+            return ()  # else it is under way, and its answer will come
+        return effects
+
+    def _say(self, effects: Sequence[Effect]) -> list[ToDo]:
+        todo: list[ToDo] = []
+        for effect in effects:
+            match effect:
+                case Start() | RunJob() | Destroy() | CarryOut():
+                    todo.append(effect)
+                case Refuse(asked=asked, reason=reason):
+                    self._answer(asked, refusal(asked, "sandbox_gone", gone_text(reason), reason))
+                case _:
+                    self.reports.add(effect)
+        return todo
+
+    def _answer(self, asked: Asked, answer: Answer) -> None:
+        self.outgoing.send(subjects.trajectory(asked.cell, asked.tenant, asked.run), answer)
+
+    # --- what is said
+
+    def _flush(self, promoted: bool) -> None:
+        """Reports are about to be put into messages: written down first, or another process would divide them anew."""
+        if self._journal is not None and not self._recovering:
+            self._journal.append(Flushed(promoted))
+
+    def _stored(self) -> None:
+        self.reports.stored()
+        stored = self.outgoing.stored
+        if self._journal is not None and (stored - self._noted >= _STORED_EVERY or not self.outgoing.outstanding):
+            self._noted = stored
+            self._journal.append(Stored(stored))
+
+    def close(self, *, forget: bool) -> None:
+        """Let go of the journal; `forget` it when nothing is left that it tells of."""
+        self.outgoing.on_stored = lambda: None
+        if self._journal is not None:
+            self._journal.close(remove=forget)
+            self._journal = None
+
+
+def gone_text(reason: EndReason | None) -> str:
+    """Return what a trainer is told of a sandbox that is not here."""
+    return f"the sandbox is gone: {reason}" if reason else "no such sandbox lives here"
+
+
+def refusal(asked: Asked, code: str, detail: str, reason: EndReason | None) -> CommandRefused:
+    """Return the answer to what is not carried out."""
+    return CommandRefused(asked.id, asked.rollout, asked.index, asked.attempt, code, detail, reason)

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
@@ -27,7 +29,7 @@ _libc: Final = ctypes.CDLL(None)
 
 _CONFIG: Final = """\
 # Written by Shoal at every start of its embedded broker; changes are lost. infra/nats/ has configurations to keep.
-server_name: "shoal-embedded"
+server_name: {name}
 host: {host}
 port: {port}
 {monitoring}
@@ -44,11 +46,31 @@ jetstream {{
   max_file_store: 64TB
   sync_interval: {sync}
 }}
+{cluster}"""
+
+_CLUSTER: Final = """\
+cluster {{
+  name: {name}
+  host: {host}
+  port: {port}
+  routes: [{routes}]
+  # Clients know all servers from the beginning.
+  no_advertise: true
+}}
 """
 
 
 class BrokerError(Exception):
     """The broker cannot be started; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """How a server finds the others of its cluster: its own port for them, and all of theirs."""
+
+    cluster: str
+    port: int
+    ports: Sequence[int]
 
 
 class EmbeddedBroker:
@@ -66,8 +88,15 @@ class EmbeddedBroker:
         monitor_port: int | None = None,
         sync_interval: str = "10s",
         detached: bool = False,
+        name: str = "shoal-embedded",
+        routes: Routes | None = None,
     ) -> None:
-        """`port` 0 takes a free one, kept for later starts. `sync_interval`: as NATS writes it, or `always`."""
+        """`port` 0 takes a free one, kept for later starts. `sync_interval`: as NATS writes it, or `always`.
+
+        `name` and `routes`: for one server of several, see `EmbeddedCluster`.
+        """
+        self.name = name
+        self._routes = routes
         self._state = state
         self._host = host
         self._port = port
@@ -113,13 +142,15 @@ class EmbeddedBroker:
         with lock:
             self._lock(lock)
             if self._port:
-                self._check_port_free()
+                check_port(self._port, self._host)
             else:
-                self._port = _free_port(self._host)
+                (self._port,) = free_ports(1, self._host)
             config = state / "nats.conf"
             monitor = f'http: "127.0.0.1:{self._monitor_port}"' if self._monitor_port else "# no monitoring port"
             config.write_text(
                 _CONFIG.format(
+                    name=_quoted(self.name),
+                    cluster=self._cluster(),
                     host=_quoted(self._host),
                     port=self._port,
                     monitoring=monitor,
@@ -146,6 +177,14 @@ class EmbeddedBroker:
                 pass_fds=[lock.fileno()],  # the lock lives as long as the server
             )
 
+    def _cluster(self) -> str:
+        if self._routes is None:
+            return ""
+        routes = ", ".join(_quoted(f"nats://{self._host}:{port}") for port in self._routes.ports)
+        return _CLUSTER.format(
+            name=_quoted(self._routes.cluster), host=_quoted(self._host), port=self._routes.port, routes=routes
+        )
+
     def _lock(self, lock: IO[str]) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,18 +192,6 @@ class EmbeddedBroker:
             raise BrokerError(
                 f"a broker runs on {self._state} already; stop it with `shoal down`, or choose another directory"
             ) from error
-
-    def _check_port_free(self) -> None:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self._host, self._port))
-            except OSError as error:
-                raise BrokerError(
-                    f"port {self._port} on {self._host} cannot be used ({error.strerror}); "
-                    "stop what listens there, or choose another port"
-                ) from error
 
     async def _wait_until_ready(self) -> None:
         until = time.monotonic() + _START_S
@@ -191,17 +218,26 @@ class EmbeddedBroker:
                 return (loud or lines)[-1]
         return f"status {self._process.returncode if self._process else '?'}"
 
+    async def kill(self) -> int:
+        """Kill the server as the kernel would, unasked; returns what its process id was. Raises BrokerError."""
+        pid = self.pid
+        os.kill(pid, signal.SIGKILL)
+        assert self._process is not None
+        await asyncio.to_thread(self._process.wait, _STOP_S)
+        return pid
+
     async def stop(self) -> None:
         """End the server: asked first, killed after ten seconds. Nothing happens when it does not run."""
-        process, self._process = self._process, None
+        process = self._process
         if process is None:
             return
         for number, patience in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, _STOP_S)):
             if process.poll() is not None:
-                return
+                break
             process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(process.wait, patience)
+        self._process = None  # only now: a cancelled stop can be repeated
 
     async def __aenter__(self) -> "EmbeddedBroker":
         await self.start()
@@ -238,10 +274,30 @@ def find_server() -> Path:
     return Path(found)
 
 
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def check_port(port: int, host: str = "127.0.0.1") -> None:
+    """Raise BrokerError where nobody can listen on this port."""
+    with socket.socket(_family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BrokerError(
+                f"port {port} on {host} cannot be used ({error.strerror}); "
+                "stop what listens there, or choose another port"
+            ) from error
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Return so many different ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket(_family(host))) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _quoted(value: object) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from shoal.bus.ending import end
 from shoal.cli import statefile
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.interrupts import checkpoint
@@ -19,6 +20,7 @@ from shoal.cli.statefile import Running
 from shoal.cli.supervisor import Child
 
 if TYPE_CHECKING:
+    from shoal.broker import EmbeddedBroker, EmbeddedCluster
     from shoal.client.results import NodeInfo
 
 _READY_S: Final = 60.0
@@ -35,8 +37,9 @@ def _quiet(_: str) -> None:
 class LocalSystem:
     """Brings everything up when entered and takes it down when left; every part ends with this process.
 
-    `port` 0 takes a free one. `tell` gets a sentence whenever something happens that a person should know. Raises
-    Failure when something cannot start; then nothing is left running.
+    `port` 0 takes a free one. `brokers` is 1, or 3 for a cluster that keeps everything thrice. `tell` gets a sentence
+    whenever something happens that a person should know. Raises Failure when something cannot start; then nothing is
+    left running.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class LocalSystem:
         slots: int | None = None,
         nodes: int = 1,
         cells: int = 1,
+        brokers: int = 1,
         tell: Callable[[str], None] = _quiet,
     ) -> None:
         self._state = state.absolute()
@@ -56,16 +60,20 @@ class LocalSystem:
         self._slots = slots
         self._nodes = nodes
         self._cells = cells
+        self._brokers = brokers
+        self._broker: EmbeddedBroker | EmbeddedCluster | None = None
+        self._servers: dict[str, EmbeddedBroker] = {}
+        self._server_restarts: dict[str, int] = {}
         self._tell = tell
         self._children: list[Child] = []
-        self._broker_keeper: asyncio.Task[None] | None = None
+        self._broker_keepers: list[asyncio.Task[None]] = []
         self._lock: IO[str] | None = None
         self._running = Running(os.getpid(), start_time(os.getpid()) or 0, driver=driver)
         self.nodes: list[NodeInfo] = []
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """Where clients connect: an address, or several separated by commas."""
         return self._running.url
 
     async def __aenter__(self) -> "LocalSystem":
@@ -83,21 +91,10 @@ class LocalSystem:
         await self.stop()
 
     async def _start(self) -> None:
-        from shoal.broker import EmbeddedBroker
-        from shoal.broker.embedded import BrokerError
-
         began_ms = time.time_ns() // 1_000_000
         self._note()
-        self._tell("starting the broker")
-        self._broker = EmbeddedBroker(self._state / "broker", port=self._port)
-        try:
-            await self._broker.start()
-        except BrokerError as error:
-            status = Exit.PORT if str(error).startswith("port ") else Exit.START_FAILED
-            raise Failure(status, str(error)) from error
-        self._running.url = self._broker.url
+        await self._start_broker()
         checkpoint()
-        self._broker_keeper = asyncio.create_task(self._keep_broker(), name="keep broker")
         self._tell("starting the services")
         for name in ("scheduler", "placement", "snapshot"):
             self._add(name, f"shoal_{name}")
@@ -125,10 +122,40 @@ class LocalSystem:
         self._running.ready = True
         self._note()
 
+    async def _start_broker(self) -> None:
+        from shoal.broker import BrokerError, EmbeddedBroker, EmbeddedCluster
+
+        one, three = self._state / "broker", self._state / "brokers"
+        other = three if self._brokers == 1 else one
+        if other.exists():
+            raise Failure(
+                Exit.STATE_DIRECTORY,
+                f"what is in {self._state} was made with --brokers {4 - self._brokers} and stays there; "
+                f"go on with that, or name another directory with --state",
+            )
+        try:
+            if self._brokers == 1:
+                self._tell("starting the broker")
+                self._broker = broker = EmbeddedBroker(one, port=self._port)
+                self._servers = {"broker": broker}
+            else:
+                self._tell(f"starting {self._brokers} brokers")
+                self._broker = cluster = EmbeddedCluster(three, port=self._port)
+                self._servers = {f"broker-{number}": server for number, server in enumerate(cluster.servers, 1)}
+            await self._broker.start()
+        except BrokerError as error:
+            status = Exit.PORT if str(error).startswith("port ") else Exit.START_FAILED
+            raise Failure(status, str(error)) from error
+        self._running.url = self._broker.url
+        self._broker_keepers = [
+            asyncio.create_task(self._keep_broker(name, server), name=f"keep {name}")
+            for name, server in self._servers.items()
+        ]
+
     def _add(self, name: str, module: str, *options: str, death_signal: int = signal.SIGKILL) -> None:
         argv = [sys.executable, "-P", "-m", module, "--url", self.url, *options]
         if "--cells" not in options:
-            argv += ["--cells", str(self._cells)]
+            argv += ["--cells", str(self._cells), "--stream-replicas", str(self._brokers)]
         log = self._state / "log" / f"{name}.log"
         child = Child(name, argv, log, tell=self._tell, changed=self._note, death_signal=death_signal)
         self._children.append(child)
@@ -176,33 +203,36 @@ class LocalSystem:
                 f"the system is not ready after {_READY_S:g} s: still waiting for {waiting}; see {self._state / 'log'}",
             ) from error
 
-    async def _keep_broker(self) -> None:
-        from shoal.broker.embedded import BrokerError
+    async def _keep_broker(self, name: str, server: "EmbeddedBroker") -> None:
+        from shoal.broker import BrokerError
 
         while True:
             try:
-                pid = self._broker.pid
+                pid = server.pid
                 self._note()
                 await ended(pid)
-                self._tell(f"broker (pid {pid}) died; starting it again")
+                self._server_restarts[name] = self._server_restarts.get(name, 0) + 1
+                self._note()
+                self._tell(f"{name} (pid {pid}) died; starting it again")
             except BrokerError:
                 pass
             try:
-                await self._broker.start()
+                await server.start()
             except BrokerError as error:
-                self._tell(f"the broker cannot be started: {error}; trying again in {_BROKER_PAUSE_S:g} s")
+                self._tell(f"{name} cannot be started: {error}; trying again in {_BROKER_PAUSE_S:g} s")
                 await asyncio.sleep(_BROKER_PAUSE_S)
 
     def _note(self) -> None:
         """Store who runs, for `shoal status`."""
-        from shoal.broker.embedded import BrokerError
+        from shoal.broker import BrokerError
 
         services: dict[str, dict[str, object]] = {}
-        if self._running.url:
+        for name, server in self._servers.items() if self._running.url else ():
+            restarts = self._server_restarts.get(name, 0)
             try:
-                services["broker"] = {"pid": self._broker.pid, "state": "running", "restarts": 0}
+                services[name] = {"pid": server.pid, "state": "running", "restarts": restarts}
             except BrokerError:
-                services["broker"] = {"pid": None, "state": "restarting", "restarts": 0}
+                services[name] = {"pid": None, "state": "restarting", "restarts": restarts}
         for child in self._children:
             services[child.name] = {"pid": child.pid, "state": child.state, "restarts": child.restarts}
         self._running.services = services
@@ -224,11 +254,9 @@ class LocalSystem:
         for child in [child for child in children if child.name == "executor"]:
             await child.stop(_STOP_EXECUTOR_S)
         await asyncio.gather(*(child.stop(_STOP_SERVICE_S) for child in children if child.name != "executor"))
-        if self._broker_keeper is not None:
-            self._broker_keeper.cancel()
-            await asyncio.gather(self._broker_keeper, return_exceptions=True)
-            self._broker_keeper = None
-        if self._running.url:
+        keepers, self._broker_keepers = list(self._broker_keepers), []
+        await end(*keepers)
+        if self._running.url and self._broker is not None:
             await self._broker.stop()
         if self._lock is not None:
             statefile.remove(self._state)

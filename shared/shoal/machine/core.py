@@ -75,7 +75,10 @@ class Core(Protocol):
         ...
 
     def load(self, state: bytes) -> None:
-        """Take over a dumped state of this version, into a core that has handled nothing. Raises ValueError."""
+        """Take over a dumped state of this version, into a core that has handled nothing.
+
+        Raises ValueError, having changed nothing.
+        """
         ...
 
     def check(self) -> None:

@@ -189,7 +189,7 @@ async def test_partitions_are_shared_and_taken_over(memory_broker: MemoryBroker)
         owner = stranger(id)
         spread = Spread(bus, "toys", owner, 6, ttl_s=0.2)
         shells = [
-            Shell(
+            shell_of(
                 bus, Toy(), name=f"toy.{cell}", stream=streams.rollout(cell).name, owner=owner, turns=spread, ttl_s=0.2
             )
             for cell in range(6)

@@ -21,8 +21,6 @@ from shoal.runtime.shell import Shell, Turns
 from shoal.wire.streams import LEASE_BUCKET
 
 _FORGOTTEN_S: Final = 60.0
-_YIELDED_S: Final = 5.0
-"""How long a partition that was handed on is left to others."""
 
 log = structlog.get_logger()
 
@@ -96,8 +94,8 @@ class Spread(Turns):
     def may_take(self, name: str) -> bool:
         """Return whether to take a partition that nobody serves: at once if we lead few, else when nobody else does."""
         now = self._now()
-        if now - self._yielded_at.get(name, -_YIELDED_S) < _YIELDED_S:
-            return False
+        if now - self._yielded_at.get(name, -self._ttl_s) < self._ttl_s:
+            return False  # it is left to the others for a moment
         since = self._wanted_since.setdefault(name, now)
         return len(self._led) < math.ceil(self._partitions / (1 + len(self._live()))) or now - since >= self._ttl_s
 
@@ -109,6 +107,8 @@ class Spread(Turns):
             return False
         if not any(member.leads < fair for member in live):
             return False
+        if self._now() - max(self._yielded_at.values(), default=-self._ttl_s) < self._ttl_s / 2:
+            return False  # what the others say of themselves may be older than the last hand-over
         self._yielded_at[name] = self._now()
         return True
 

@@ -183,6 +183,9 @@ class Cluster(_Wrapped):
     cancel = _plain(cluster_.Cluster.cancel)
     rollouts = _plain(cluster_.Cluster.rollouts)
     nodes = _plain(cluster_.Cluster.nodes)
+    tenants = _plain(cluster_.Cluster.tenants)
+    add_tenant = _plain(cluster_.Cluster.add_tenant)
+    remove_tenant = _plain(cluster_.Cluster.remove_tenant)
     events = _iterating(cluster_.Cluster.events)
 
     def close(self) -> None:

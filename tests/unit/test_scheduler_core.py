@@ -58,3 +58,22 @@ def test_a_refusal_names_the_field(n: int) -> None:
     assert refused is not None
     assert refused[0] == "bad_request"
     assert refused[1].startswith("n:")
+
+
+def test_from_the_first_tenant_on_strangers_are_told_and_put_aside() -> None:
+    core = SchedulerCore(0)
+    fold(core, m.RolloutSubmitted("r1", "anyone", "run", m.RolloutSpec("host", 1)))
+    fold(core, m.TenantAdded("acme"))
+    before = core.dump()
+    with pytest.raises(LawBrokenError, match=r"there is no 'stranger'.*shoal tenant add") as caught:
+        fold(core, m.RolloutSubmitted("r2", "stranger", "run", m.RolloutSpec("host", 1)))
+    (answer,) = caught.value.answers
+    assert answer.subject == "shoal.rollout.0.stranger.run.outcome"
+    assert isinstance(answer.message, m.RolloutRejected)
+    assert answer.message.code == "unknown_tenant"
+    assert core.dump() == before
+    fold(core, m.RolloutSubmitted("r3", "acme", "run", m.RolloutSpec("host", 1)))
+    fold(core, m.TenantRemoved("acme"))
+    fold(core, m.RolloutSubmitted("r2", "stranger", "run", m.RolloutSpec("host", 1)))
+    with pytest.raises(LawBrokenError):
+        fold(core, m.TenantAdded("no.token"))

@@ -49,6 +49,8 @@ from shoal.wire.messages import (
     StartSandboxes,
     TemplateInspected,
     TemplateResolved,
+    TenantAdded,
+    TenantRemoved,
     Tick,
     WriteFile,
 )
@@ -125,6 +127,8 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "TemplateResolved": TemplateResolved("acme", "host", _SNAPSHOT),
     "TemplateResolved/error": TemplateResolved("acme", "nope", None, "no template is called nope"),
     "CellCapacity": CellCapacity(slots=4096, nodes=3, isolations=("simulated", "zygote")),
+    "TenantAdded": TenantAdded("acme"),
+    "TenantRemoved": TenantRemoved("acme"),
     "Tick": Tick(1_700_000_000_000),
     "PlaceRequested": PlaceRequested(
         *_PLACE, 12, 1, _RANGES, _SPEC, _SNAPSHOT, 1_700_000_600_000, avoid=("node-2", "node-3")

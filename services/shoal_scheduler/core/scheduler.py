@@ -52,6 +52,10 @@ class SchedulerCore:
                 self._resolved(message, now, effects)
             case m.CellCapacity():
                 self._capacity = message
+            case m.TenantAdded(tenant=tenant):
+                self._known_tenants[_tenant(tenant)] = None
+            case m.TenantRemoved(tenant=tenant):
+                self._known_tenants.pop(tenant, None)
             case m.SandboxesReady(rollout=name, attempt=attempt, indices=indices):
                 if (rollout := self._reported(name, attempt, indices)) is not None:
                     rollout.ledger.ready(attempt, indices)
@@ -138,6 +142,10 @@ class SchedulerCore:
             subjects.rollout_outcome(self._cell, request.tenant, request.run)
         except BadValueError as error:
             raise LawBrokenError(str(error)) from error
+        if self._known_tenants and request.tenant not in self._known_tenants:
+            reason = f"tenant: there is no {request.tenant!r} in this cluster; `shoal tenant add` makes one"
+            subject = subjects.rollout_outcome(self._cell, request.tenant, request.run)
+            raise LawBrokenError(reason, Publish(subject, m.RolloutRejected(name, "unknown_tenant", reason)))
         self._forget(now)
         if name in self._rollouts or name in self._past:
             return
@@ -324,3 +332,10 @@ class SchedulerCore:
             assert name not in self._past
         assert self._in_flight == sum(r.in_flight for r in self._rollouts.values())
         assert self._in_flight == sum(self._tenants.values())
+
+
+def _tenant(name: str) -> str:
+    try:
+        return subjects.token(name, "tenant")
+    except BadValueError as error:
+        raise LawBrokenError(str(error)) from error

@@ -18,6 +18,7 @@ _HOMES: Final = {
     "ls": "rollouts",
     "cancel": "rollouts",
     "nodes": "nodes",
+    "tenant": "tenant",
     "events": "events",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from shoal.bus.protocol import Bus, BusError
-from shoal.client import listing, requests
+from shoal.client import listing, requests, tenants
 from shoal.client.errors import BadRequest, ShoalError, Timeout, Unreachable
 from shoal.client.fold import RolloutFold
 from shoal.client.link import ANSWER_GRACE_S, Link
@@ -282,6 +282,18 @@ class Cluster:
             raise self._link.explained(error) from error
         finally:
             await found.aclose()
+
+    async def tenants(self) -> list[str]:
+        """Return the cluster's tenants; none means that whoever comes is welcome."""
+        return await tenants.tenants(self._link)
+
+    async def add_tenant(self, name: str) -> None:
+        """Make a tenant. From the first one on, what others submit is rejected."""
+        await tenants.add(self._link, token(name, "tenant"))
+
+    async def remove_tenant(self, name: str) -> None:
+        """Unmake a tenant: its rollouts go on, and no new one is admitted."""
+        await tenants.remove(self._link, token(name, "tenant"))
 
     async def close(self) -> None:
         """Disconnect. What runs in the cluster goes on: release a rollout to end it. Idempotent."""

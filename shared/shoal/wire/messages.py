@@ -255,6 +255,18 @@ class CellCapacity(Message, frozen=True):
     isolations: tuple[str, ...]
 
 
+class TenantAdded(Message, frozen=True):
+    """A tenant exists from now on. Before the first is named, whoever comes is welcome; after that, only the named."""
+
+    tenant: str
+
+
+class TenantRemoved(Message, frozen=True):
+    """A tenant exists no longer; its rollouts that were admitted go on."""
+
+    tenant: str
+
+
 class Tick(Message, frozen=True):
     """Time passes: published when a core has asked to be woken and nothing else came."""
 
@@ -520,7 +532,7 @@ AnyMessage = (
     RolloutSubmitted | RolloutReleased | RolloutCancelled
     | SandboxesReady | SandboxesFinished | SandboxesEnded
     | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded
-    | TemplateResolved | CellCapacity | Tick
+    | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | Tick
     | PlaceRequested | ReleaseRequested | ExecutorJoined | ExecutorBeat | ExecutorLeft | SlotsReleased
     | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile
     | CommandOutput | CommandFinished | FileWritten | FileRead | CommandRefused

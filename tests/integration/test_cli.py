@@ -14,7 +14,7 @@ import pytest
 
 from shoal.cli import statefile
 from shoal.cli.exits import Exit
-from shoal.cli.processes import start_time
+from shoal.runtime.lease import start_time
 
 pytestmark = pytest.mark.broker
 

@@ -11,8 +11,9 @@ import pytest
 from shoal.cli import statefile
 from shoal.cli.__main__ import run
 from shoal.cli.exits import Exit, Failure
-from shoal.cli.processes import how_it_ended, start_time
+from shoal.cli.processes import how_it_ended
 from shoal.cli.supervisor import last_lines
+from shoal.runtime.lease import start_time
 
 NOWHERE = ["--url", "nats://127.0.0.1:1"]
 

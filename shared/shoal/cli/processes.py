@@ -13,15 +13,6 @@ _PR_SET_PDEATHSIG: Final = 1
 _libc: Final = ctypes.CDLL(None)
 
 
-def start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None where there is none, or only a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
 def tied(number: int) -> Callable[[], None]:
     """Return what a child calls before its exec, so that it gets this signal when its parent's thread ends."""
     parent = os.getpid()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shoal.cli.exits import Exit, Failure
-from shoal.cli.processes import start_time
+from shoal.runtime.lease import start_time
 
 
 @dataclass(slots=True)

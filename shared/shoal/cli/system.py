@@ -15,9 +15,10 @@ from shoal.bus.ending import end
 from shoal.cli import statefile
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.interrupts import checkpoint
-from shoal.cli.processes import ended, start_time
+from shoal.cli.processes import ended
 from shoal.cli.statefile import Running
 from shoal.cli.supervisor import Child
+from shoal.runtime.lease import start_time
 
 if TYPE_CHECKING:
     from shoal.broker import EmbeddedBroker, EmbeddedCluster
@@ -37,8 +38,9 @@ def _quiet(_: str) -> None:
 class LocalSystem:
     """Brings everything up when entered and takes it down when left; every part ends with this process.
 
-    `port` 0 takes a free one. `brokers` is 1, or 3 for a cluster that keeps everything thrice. `tell` gets a sentence
-    whenever something happens that a person should know. Raises Failure when something cannot start; then nothing is
+    `port` 0 takes a free one. `brokers` is 1, or 3 for a cluster that keeps everything thrice; of each service but
+    the executor `replicas` run, one at work and the others ready to take over. `tell` gets a sentence whenever
+    something happens that a person should know. Raises Failure when something cannot start; then nothing is
     left running.
     """
 
@@ -52,6 +54,7 @@ class LocalSystem:
         nodes: int = 1,
         cells: int = 1,
         brokers: int = 1,
+        replicas: int = 1,
         tell: Callable[[str], None] = _quiet,
     ) -> None:
         self._state = state.absolute()
@@ -61,6 +64,7 @@ class LocalSystem:
         self._nodes = nodes
         self._cells = cells
         self._brokers = brokers
+        self._replicas = replicas
         self._broker: EmbeddedBroker | EmbeddedCluster | None = None
         self._servers: dict[str, EmbeddedBroker] = {}
         self._server_restarts: dict[str, int] = {}
@@ -97,7 +101,8 @@ class LocalSystem:
         checkpoint()
         self._tell("starting the services")
         for name in ("scheduler", "placement", "snapshot"):
-            self._add(name, f"shoal_{name}")
+            for number in range(1, self._replicas + 1):
+                self._add(name if number == 1 else f"{name}-{number}", f"shoal_{name}")
         executor = ["--executor", "local", "--driver", self._driver, "--state", str(self._state / "executor")]
         if self._slots is not None:
             executor += ["--slots", str(self._slots)]

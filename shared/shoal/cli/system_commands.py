@@ -35,11 +35,13 @@ _POLL_S: Final = 0.05
               help="Partitions of the control plane; one machine has one.")  # fmt: skip
 @click.option("--brokers", type=click.Choice(["1", "3"]), default="1", show_default=True,
               help="Three form a cluster that keeps every message thrice; --port is the first one's.")  # fmt: skip
+@click.option("--replicas", type=click.IntRange(1, 9), default=1, show_default=True,
+              help="Processes of each service but the executor: one works, the others stand by.")  # fmt: skip
 @click.option("--detach", is_flag=True, help="Return when it is ready, and leave it running; `shoal down` stops it.")
 @json_option
 def up(
-    state: Path | None, port: int, driver: str, slots: int | None, nodes: int, cells: int, brokers: str, detach: bool,
-    as_json: bool,
+    state: Path | None, port: int, driver: str, slots: int | None, nodes: int, cells: int, brokers: str, replicas: int,
+    detach: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Bring the whole system up on this machine: a broker with JetStream on disk, all services, one executor.
 
@@ -49,28 +51,30 @@ def up(
     shoal up                                      until Ctrl-C
     shoal up --detach && shoal status; shoal down
     shoal up --driver simulated --nodes 1000      no sandboxes: a thousand nodes that pretend
-    shoal up --brokers 3                          survives the loss of any one of three brokers
+    shoal up --brokers 3 --replicas 2             goes on at once whichever process is lost
     """
     if nodes > 1 and driver != "simulated":
         raise click.UsageError("--nodes: only simulated nodes can be many; add --driver simulated, or leave it out")
     where = statefile.resolve(state)
     if detach:
         options = ["--state", str(where), "--port", str(port), "--driver", driver, "--nodes", str(nodes)]
-        options += ["--brokers", brokers]
+        options += ["--brokers", brokers, "--replicas", str(replicas)]
         options += ["--slots", str(slots)] if slots is not None else []
         return _detach(where, options, as_json)
-    return run_interruptibly(_up(where, port, driver, slots, nodes, cells, int(brokers), as_json))
+    return run_interruptibly(_up(where, port, driver, slots, nodes, cells, int(brokers), replicas, as_json))
 
 
 async def _up(
-    state: Path, port: int, driver: str, slots: int | None, nodes: int, cells: int, brokers: int, as_json: bool
+    state: Path, port: int, driver: str, slots: int | None, nodes: int, cells: int, brokers: int, replicas: int,
+    as_json: bool,
 ) -> int:  # fmt: skip
     from shoal.cli.system import LocalSystem
 
     interrupted = False
     system = LocalSystem(
-        state, port=port, driver=driver, slots=slots, nodes=nodes, cells=cells, brokers=brokers, tell=say
-    )
+        state, port=port, driver=driver, slots=slots, nodes=nodes, cells=cells, brokers=brokers, replicas=replicas,
+        tell=say,
+    )  # fmt: skip
     async with system:
         if as_json:
             emit({"url": system.url, "state": str(state), "pid": os.getpid(), "driver": driver})

@@ -172,6 +172,7 @@ class ExecutorService:
         finally:
             await _cancel({stopped, *working})
             await reader.close()
+        if stop.is_set():
             self._loose.send(nodes, ExecutorLeft(joined.executor, joined.boot))
             drained = [asyncio.create_task(each.drain()) for each in (self._loose, self._known.outgoing)]
             await asyncio.wait(drained, timeout=5.0)

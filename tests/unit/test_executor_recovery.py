@@ -1,0 +1,389 @@
+"""An executor that is killed and started again goes on with what it had: nothing twice, nothing forgotten."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from shoal.bus.memory import MemoryBroker, MemoryBus
+from shoal.bus.protocol import Stored
+from shoal.machine import ranges
+from shoal.runtime.cluster import ensure_cluster
+from shoal.wire import streams, subjects
+from shoal.wire.codec import decode, encode
+from shoal.wire.messages import (
+    AnyMessage,
+    Command,
+    CommandFinished,
+    CommandResult,
+    DestroySandboxes,
+    EndReason,
+    ExecutorJoined,
+    NodeSpec,
+    Resources,
+    RunCommand,
+    SandboxesEnded,
+    SandboxesFinished,
+    SandboxesReady,
+    SlotsReleased,
+    Snapshot,
+    StartSandboxes,
+)
+from shoal_executor.drivers.protocol import DriverReport, ExitSink, OutputSink
+from shoal_executor.drivers.simulated import SimulatedDriver
+from shoal_executor.service import ExecutorService, Offer
+from shoal_executor.service.journal import Journal, JournalError, Took, Up
+from shoal_executor.service.journal import Stored as StoredTo
+
+HEAD = ("acme", "run", 0, "r1")
+
+
+class Node:
+    """What outlives an executor: its sandboxes, what ran in them, and how often."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, dict[str, asyncio.Future[CommandResult]]] = {}
+        self.started: Counter[str] = Counter()
+        self.ran: Counter[tuple[str, str]] = Counter()
+        self.gate = asyncio.Event()  # commands end when it is set
+        self.gate.set()
+        self.starts = asyncio.Event()
+        self.starts.set()
+
+    async def carry_out(self, name: str, id: str) -> CommandResult:
+        self.ran[name, id] += 1
+        await self.gate.wait()
+        return CommandResult(0, f"{name} {id}".encode())
+
+
+class Lasting(SimulatedDriver):
+    """A driver whose sandboxes are the node's, not the process's."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.node = node
+        self.killed = False
+        self.exit: ExitSink | None = None
+
+    async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
+        self.exit = on_exit
+        for name in keep:
+            if name not in self.node.live:
+                on_exit(name, EndReason.OUT_OF_MEMORY, "while nobody looked")
+        for name in set(self.node.live) - set(keep):
+            del self.node.live[name]
+        return DriverReport()
+
+    async def start(self, specs):  # type: ignore[no-untyped-def]  # as the protocol's
+        async for outcome in super().start(specs):
+            await self.node.starts.wait()
+            self.node.started[outcome.name] += 1
+            self.node.live[outcome.name] = {}
+            yield outcome
+
+    async def run(
+        self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
+    ) -> CommandResult:
+        known = self.node.live[name]
+        if id not in known:
+            known[id] = asyncio.ensure_future(self.node.carry_out(name, id))
+        return await asyncio.shield(known[id])
+
+    async def destroy(self, names):  # type: ignore[no-untyped-def]  # as the protocol's
+        for name in names:
+            self.node.live.pop(name, None)
+
+    async def list(self) -> list[str]:
+        return list(self.node.live)
+
+    async def close(self) -> None:
+        if not self.killed:
+            self.node.live.clear()
+
+
+class Mortal(MemoryBus):
+    """A connection that dies with its process: what it says after that, nobody hears."""
+
+    dead = False
+    deaf_after: int | None = None
+
+    def publish(self, subject: str, payload: bytes, id: str) -> "asyncio.Future[Stored]":
+        if self.deaf_after is not None and subject.startswith(("shoal.rollout", "shoal.placement.0.release")):
+            self.deaf_after -= 1
+        if self.dead or (self.deaf_after is not None and self.deaf_after < 0):
+            return asyncio.get_running_loop().create_future()
+        return super().publish(subject, payload, id)
+
+
+class Life:
+    """One process of the executor."""
+
+    def __init__(self, broker: MemoryBroker, node: Node, state: Path, boot: str) -> None:
+        self.bus = Mortal(broker)
+        self.driver = Lasting(node)
+        offer = Offer("e1", 0, (NodeSpec("n1", 64, 2**40),))
+        self.service = ExecutorService(self.bus, self.driver, offer, boot, Journal(state))
+        self.stop = asyncio.Event()
+        self.task = asyncio.create_task(self.service.run(self.stop))
+
+    async def kill(self) -> None:
+        self.bus.dead = self.driver.killed = True
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def leave(self) -> None:
+        self.stop.set()
+        await self.task
+
+
+class World:
+    def __init__(self, state: Path) -> None:
+        self.broker = MemoryBroker()
+        self.bus = self.broker.connect()
+        self.node = Node()
+        self.state = state
+        self.sent = 0
+
+    async def live(self, boot: str) -> Life:
+        before = len(self.said(ExecutorJoined))
+        life = Life(self.broker, self.node, self.state, boot)
+        await until(lambda: len(self.said(ExecutorJoined)) > before)
+        return life
+
+    async def send(self, subject: str, message: AnyMessage) -> None:
+        self.sent += 1
+        await self.bus.publish(subject, encode(message), f"test:{self.sent}")
+
+    async def order(self, n: int, *, commands: tuple[Command, ...] = (), boot: str = "b1", rollout: str = "r1") -> None:
+        deadline_ms = int((time.time() + 600) * 1000)
+        order = StartSandboxes(
+            boot, "n1", rollout, "acme", "run", 0, 0, ((0, n),), Snapshot("host", "host"), Resources(), commands, (),
+            (), "", deadline_ms,
+        )  # fmt: skip
+        await self.send(subjects.executor_control("e1"), order)
+
+    async def ask(self, id: str, index: int) -> None:
+        asked = RunCommand(id, *HEAD, index, 0, Command(line="work"))
+        await self.send(subjects.executor_command("e1", "acme"), asked)
+
+    def said(self, *kinds: type) -> list[AnyMessage]:
+        found = []
+        for stream in ("SHOAL_PLACEMENT_0", "SHOAL_ROLLOUT_0", "SHOAL_TRAJECTORY_0"):
+            found += [decode(each.payload) for each in self.broker.messages(stream)]
+        return [each for each in found if isinstance(each, kinds)]
+
+    def indices(self, kind: type) -> list[int]:
+        """Each index this was said of, as often as it was."""
+        return sorted(i for each in self.said(kind) for i in ranges.indices(each.indices))  # type: ignore[union-attr]  # of kinds that have indices
+
+    def finished(self) -> list[int]:
+        return sorted(r.index for each in self.said(SandboxesFinished) for r in each.results)  # type: ignore[union-attr]  # as above
+
+    def ids(self) -> list[str]:
+        return [
+            each.id
+            for stream in ("SHOAL_ROLLOUT_0", "SHOAL_PLACEMENT_0", "SHOAL_TRAJECTORY_0")
+            for each in self.broker.messages(stream)
+        ]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    await ensure_cluster(world.bus)
+    await world.bus.ensure([streams.executor("e1")])
+    return world
+
+
+async def test_live_sandboxes_are_adopted_and_take_commands(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(3)
+    await until(lambda: world.indices(SandboxesReady) == [0, 1, 2])
+    await world.ask("c1", 1)
+    await until(lambda: world.said(CommandFinished))
+    await first.kill()
+    second = await world.live("b2")
+    await world.ask("c1", 1)  # the same again: answered, not run
+    await world.ask("c2", 2)
+    await until(lambda: len(world.said(CommandFinished)) == 3)
+    joined = world.said(ExecutorJoined)
+    assert {each.boot for each in joined} == {"b1"}  # type: ignore[union-attr]  # as asked
+    assert world.indices(SandboxesReady) == [0, 1, 2]
+    assert world.node.started == {"r1-0": 1, "r1-1": 1, "r1-2": 1}
+    assert world.node.ran == {("r1-1", "c1"): 1, ("r1-2", "c2"): 1}
+    await world.send(subjects.executor_control("e1"), DestroySandboxes("b1", "r1", (), EndReason.RELEASED))
+    await until(lambda: world.indices(SlotsReleased) == [0, 1, 2])
+    assert world.indices(SandboxesEnded) == [0, 1, 2]
+    await second.leave()
+    assert not (world.state / "journal").exists()
+    third = await world.live("b3")
+    await until(lambda: {each.boot for each in world.said(ExecutorJoined)} == {"b1", "b3"})  # type: ignore[union-attr]  # as asked
+    await third.leave()
+
+
+async def test_commands_under_way_have_one_result(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(2)
+    await until(lambda: len(world.node.live) == 2)
+    world.node.gate.clear()
+    await world.ask("c1", 0)
+    await until(lambda: world.node.ran)
+    await first.kill()
+    await world.ask("c2", 1)  # nobody is there
+    second = await world.live("b2")
+    await until(lambda: len(world.node.ran) == 2)
+    assert not world.said(CommandFinished)
+    world.node.gate.set()
+    await until(lambda: len(world.said(CommandFinished)) == 2)
+    assert set(world.node.ran.values()) == {1}
+    await second.leave()
+
+
+async def test_jobs_under_way_end_once(world: World) -> None:
+    world.node.gate.clear()
+    first = await world.live("b1")
+    await world.order(5, commands=(Command(line="work"),))
+    await until(lambda: len(world.node.ran) == 5)
+    await first.kill()
+    world.node.gate.set()
+    second = await world.live("b2")
+    await until(lambda: world.indices(SlotsReleased) == list(range(5)))
+    assert world.finished() == list(range(5))
+    assert set(world.node.ran.values()) == {1}
+    assert set(world.node.started.values()) == {1}
+    await second.leave()
+
+
+async def test_what_was_accepted_and_not_started_is_started(world: World) -> None:
+    world.node.starts.clear()
+    first = await world.live("b1")
+    await world.order(4, commands=(Command(line="work"),))
+    await asyncio.sleep(0.05)
+    await first.kill()
+    world.node.starts.set()
+    second = await world.live("b2")
+    await until(lambda: world.indices(SlotsReleased) == list(range(4)))
+    assert world.finished() == list(range(4))
+    assert world.node.started == {f"r1-{i}": 1 for i in range(4)}
+    await second.leave()
+
+
+async def test_those_that_do_not_run_any_more_are_reported(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(3)
+    await until(lambda: world.indices(SandboxesReady) == [0, 1, 2])
+    await first.kill()
+    del world.node.live["r1-1"]
+    second = await world.live("b2")
+    await until(lambda: world.indices(SlotsReleased) == [1])
+    (ended,) = world.said(SandboxesEnded)
+    assert isinstance(ended, SandboxesEnded)
+    assert (ended.indices, ended.reason) == (((1, 1),), EndReason.OUT_OF_MEMORY)
+    await second.leave()
+
+
+@pytest.mark.parametrize("heard", range(8))
+async def test_killed_in_the_middle_of_a_sentence_it_says_the_same_again(world: World, heard: int) -> None:
+    first = await world.live("b1")
+    first.bus.deaf_after = heard
+    for number in range(4):
+        await world.order(3, commands=(Command(line="work"),), rollout=f"r{number}")
+    await until(lambda: len(world.node.ran) == 12 and not world.node.live)
+    await first.kill()
+    second = await world.live("b2")
+    await until(lambda: len(world.indices(SlotsReleased)) >= 12)
+    await second.leave()
+    assert world.finished() == sorted([0, 1, 2] * 4)
+    assert world.indices(SlotsReleased) == sorted([0, 1, 2] * 4)
+    assert len(set(world.ids())) == len(world.ids())
+    assert set(world.node.started.values()) == set(world.node.ran.values()) == {1}
+
+
+@pytest.mark.parametrize("cut", range(0, 200, 7))
+async def test_a_journal_that_was_cut_off_is_read_up_to_there(tmp_path: Path, cut: int) -> None:
+    journal = Journal(tmp_path)
+    assert journal.open() == []
+    records = [Up(("r1", 0, "n1"), index) for index in range(5)]
+    journal.append(*records)
+    size = journal.size
+    journal.close(remove=False)
+    path = tmp_path / "journal"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(size - cut, 0)])
+    again = Journal(tmp_path)
+    found = again.open()
+    assert found == records[: len(found)]
+    assert len(found) == (max(size - cut, 0) * 5) // size
+    again.append(StoredTo(7))  # and goes on there
+    again.close(remove=False)
+    third = Journal(tmp_path)
+    assert third.open() == [*found, StoredTo(7)]
+    third.close(remove=True)
+
+
+async def test_a_changed_byte_ends_the_journal(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    journal.append(StoredTo(1), StoredTo(2), StoredTo(3))
+    journal.close(remove=False)
+    data = bytearray((tmp_path / "journal").read_bytes())
+    data[len(data) // 2] ^= 255
+    (tmp_path / "journal").write_bytes(data)
+    again = Journal(tmp_path)
+    assert again.open() == [StoredTo(1)]
+    again.close(remove=True)
+
+
+async def test_one_process_holds_a_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_executor.service.journal._LOCK_S", 0.1)
+    journal = Journal(tmp_path)
+    journal.open()
+    other = Journal(tmp_path)
+    with pytest.raises(JournalError, match="another executor uses this state directory"):
+        other.open()
+    other.close(remove=False)
+    journal.close(remove=True)
+
+
+async def test_a_long_journal_is_written_anew_and_says_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_executor.service.known.LARGE", 4000)
+    first = await world.live("b1")
+    await world.order(4)
+    await until(lambda: world.indices(SandboxesReady) == [0, 1, 2, 3])
+    sizes = []
+    for number in range(60):
+        await world.ask(f"c{number}", number % 4)
+        await until(lambda number=number: len(world.said(CommandFinished)) == number + 1)  # type: ignore[misc]  # bound
+        sizes.append((world.state / "journal").stat().st_size)
+    assert any(later < earlier for earlier, later in pairwise(sizes))
+    await first.kill()
+    second = await world.live("b2")
+    await world.ask("c7", 3)  # answered from what is remembered
+    await until(lambda: len(world.said(CommandFinished)) == 61)
+    assert world.node.ran["r1-3", "c7"] == 1
+    await second.leave()
+
+
+async def test_another_offer_or_start_of_the_machine_begins_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await world.live("b1")
+    await world.order(2)
+    await until(lambda: world.indices(SandboxesReady) == [0, 1])
+    await first.kill()
+    monkeypatch.setattr("shoal_executor.service.executor.machine", lambda: "started anew")
+    second = await world.live("b2")
+    await until(lambda: "b2" in {each.boot for each in world.said(ExecutorJoined)})  # type: ignore[union-attr]  # as asked
+    assert not world.node.live
+    await second.kill()
+    journal = Journal(world.state)
+    assert not any(isinstance(each, Took) for each in journal.open())
+    journal.close(remove=True)

@@ -185,5 +185,10 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "ResolveTemplate": ResolveTemplate(12, "acme", "tar:/srv/images/python.tar"),
     "TemplateInspected": TemplateInspected("dir:/srv/images/python", _SNAPSHOT),
     "TemplateInspected/error": TemplateInspected("dir:/nope", None, "there is no directory /nope"),
-    "DeadLetter": DeadLetter("SHOAL_ROLLOUT_0", 77, "shoal.rollout.0._._.system", "scheduler.0", "no message", b"\xc1"),
+    "DeadLetter": DeadLetter(
+        "SHOAL_EXECUTOR_e1", 78, "shoal.executor.e1.control", "executor.e1", "too large", b"\xc1\x00", size=300_000
+    ),
+    "DeadLetter/defaults": DeadLetter(
+        "SHOAL_ROLLOUT_0", 77, "shoal.rollout.0._._.system", "scheduler.0", "no message", b"\xc1"
+    ),
 }

@@ -9,21 +9,18 @@ from shoal.bus.protocol import Bus, BusError, Delivery, Stored, TooLargeError
 from shoal.machine.core import Cause
 from shoal.wire import subjects
 from shoal.wire.codec import encode
-from shoal.wire.messages import DeadLetter
+from shoal.wire.messages import DEAD_PAYLOAD_KEPT, DeadLetter
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
-_PAYLOAD_KEPT: Final = 256 * 1024
-"""Bytes of a dead message's payload that its dead letter keeps, so that the letter itself can be stored."""
 
 log = structlog.get_logger()
 
 
 def dead_letter_of(delivery: Delivery, cause: Cause, reader: str, reason: str) -> tuple[str, bytes, str]:
     """Return subject, payload and id of the dead letter for a message a reader cannot use."""
-    letter = DeadLetter(
-        cause.stream, cause.sequence, delivery.subject, reader, reason, delivery.payload[:_PAYLOAD_KEPT]
-    )
+    kept = delivery.payload[:DEAD_PAYLOAD_KEPT]
+    letter = DeadLetter(cause.stream, cause.sequence, delivery.subject, reader, reason, kept, len(delivery.payload))
     return subjects.dead(cause.stream), encode(letter), f"dead:{cause.stream}:{cause.sequence}:{reader}"
 
 

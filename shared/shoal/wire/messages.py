@@ -6,6 +6,7 @@ durations say their unit in their name. Groups of sandboxes travel as index rang
 """
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -517,8 +518,15 @@ class TemplateInspected(Message, frozen=True):
 # --- dead letters
 
 
+DEAD_PAYLOAD_KEPT: Final = 256 * 1024
+"""Bytes of a dead message's payload that its dead letter keeps, so that the letter itself can be stored."""
+
+
 class DeadLetter(Message, frozen=True):
-    """A message nobody could use, kept with where it came from and why it was given up."""
+    """A message nobody could use, kept with where it came from and why it was given up.
+
+    `size`: of the whole payload in bytes, of which at most `DEAD_PAYLOAD_KEPT` are here; 0 where an older writer said none.
+    """
 
     stream: str
     sequence: int
@@ -526,6 +534,12 @@ class DeadLetter(Message, frozen=True):
     reader: str
     reason: str
     payload: bytes
+    size: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the payload is all of it, as far as the letter tells."""
+        return len(self.payload) == self.size or (not self.size and len(self.payload) < DEAD_PAYLOAD_KEPT)
 
 
 AnyMessage = (

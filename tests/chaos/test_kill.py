@@ -12,6 +12,7 @@ import pytest_asyncio
 import shoal
 from shoal.cli import statefile
 from shoal.cli.system import LocalSystem
+from shoal_executor.drivers.zygote.forkserver import entries
 
 pytestmark = [pytest.mark.broker, pytest.mark.sandbox, pytest.mark.asyncio(loop_scope="module")]
 
@@ -65,7 +66,45 @@ async def test_a_rollout_of_256_survives_the_death_of(
 
 
 @pytest.mark.timeout(240)
-async def test_interactive_sandboxes_of_a_killed_executor_are_lost_and_never_a_result(
+async def test_interactive_sandboxes_outlive_their_executor(system: tuple[LocalSystem, Path]) -> None:
+    running, state = system
+    async with shoal.connect(running.url) as cluster:
+        rollout = await cluster.rollout("host", n=4, run="adopted", timeout="5m")
+        sandboxes = [sandbox async for sandbox in rollout.ready()]
+        for number, sandbox in enumerate(sandboxes):
+            assert (await sandbox.run(f"echo {number} > note; echo ran >> count")).ok
+        waiting = [
+            asyncio.create_task(s.run("echo ran >> count; until [ -e go ]; do sleep 0.01; done; cat note count"))
+            for s in sandboxes
+        ]
+        await asyncio.sleep(0.3)
+        os.kill(pid_of(state, "executor"), signal.SIGKILL)
+        async with asyncio.timeout(100):
+            for sandbox in sandboxes:
+                await sandbox.run("touch go")
+            said = [(await each).stdout for each in waiting]
+            assert said == [f"{number}\nran\nran\n" for number in range(4)]
+            assert {sandbox.attempt for sandbox in sandboxes} == {0}
+            await rollout.release()
+            summary = await rollout.wait()
+        assert summary.lost == 0
+
+
+def fork_servers(state: Path) -> list[int]:
+    return [entry.pid for _, entry in entries(state / "executor" / "forks")]
+
+
+async def kill_node(state: Path) -> None:
+    """Kill an executor with everything that would let its sandboxes outlive it."""
+    servers = fork_servers(state)
+    assert servers
+    os.kill(pid_of(state, "executor"), signal.SIGKILL)
+    for pid in servers:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(240)
+async def test_interactive_sandboxes_of_a_killed_node_are_lost_and_never_a_result(
     system: tuple[LocalSystem, Path],
 ) -> None:
     running, state = system
@@ -74,7 +113,7 @@ async def test_interactive_sandboxes_of_a_killed_executor_are_lost_and_never_a_r
         sandboxes = [sandbox async for sandbox in rollout.ready()]
         waiting = [asyncio.create_task(sandbox.run("sleep 300")) for sandbox in sandboxes]
         assert (await sandboxes[0].run("true")).ok
-        os.kill(pid_of(state, "executor"), signal.SIGKILL)
+        await kill_node(state)
         async with asyncio.timeout(100):
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
             assert all(isinstance(outcome, shoal.SandboxLost) for outcome in outcomes), outcomes
@@ -93,7 +132,7 @@ async def test_interactive_sandboxes_start_again_where_that_was_asked_for(
     async with shoal.connect(running.url) as cluster:
         rollout = await cluster.rollout("host", n=3, run="again", timeout="5m", on_lost="restart")
         first = [sandbox async for sandbox in rollout.ready()]
-        os.kill(pid_of(state, "executor"), signal.SIGKILL)
+        await kill_node(state)
         async with asyncio.timeout(100):
             with pytest.raises(shoal.SandboxLost):
                 await first[0].run("sleep 300")

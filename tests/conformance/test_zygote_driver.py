@@ -120,22 +120,6 @@ async def test_commands_run_as_the_user_that_was_asked_for(driver: ZygoteDriver)
     assert (await sh(driver, name, "echo x >> /etc/passwd && chown 5:5 /etc/hosts", user="root")).exit_code == 0
 
 
-async def test_what_a_killed_executor_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    first = ZygoteDriver(state)
-    await first.open(lambda *_: None)
-    left = await one(first)
-    second = ZygoteDriver(state)
-    await second.open(lambda *_: None)  # as after a kill -9: the first was never closed
-    assert await second.list() == []
-    name = await one(second)
-    assert (await sh(second, name, "true")).exit_code == 0
-    await second.close()
-    groups = await asyncio.to_thread(lambda: {path.name for path in Path("/sys/fs/cgroup").glob("*/shoal-*/*")})
-    assert left not in groups
-    await first.close()
-
-
 @pytest.mark.parametrize("place", ["proc", "dev", "tmp", "root"])
 async def test_a_template_cannot_lead_mounts_astray(driver: ZygoteDriver, tmp_path: Path, place: str) -> None:
     root = tmp_path / "root"
@@ -249,7 +233,7 @@ async def test_fork_servers_of_forgotten_templates_are_ended(tmp_path: Path) -> 
         await driver.prepare(snapshot)
         if number == 0:
             assert await start(driver, [StartSpec(used, snapshot)]) == [Started(used)]
-    assert set(driver._zygotes) == {"dir-0", "dir-2", "dir-3"}  # the first has a sandbox
+    assert set(driver._templates._servers) == {"dir-0", "dir-2", "dir-3"}  # the first has a sandbox
     assert (await driver.run(used, Command(("nothing",)))).exit_code == 127
     again = fresh()
     assert await start(driver, [StartSpec(again, Snapshot("dir-1", "dir", str(roots[1])))]) == [Started(again)]

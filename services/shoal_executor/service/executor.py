@@ -124,7 +124,7 @@ class ExecutorService:
                 name_of(key, index)
                 for key, group in self._core.groups.items()
                 for index, phase in group.phases.items()
-                if phase is not Phase.ENDING
+                if phase is Phase.LIVE  # one that was only starting may lack its input files: it is started anew
             ]
             report = await self._driver.open(self._exited, wanted)
             for snapshot in self._offer.warm:
@@ -202,9 +202,7 @@ class ExecutorService:
             ending: list[int] = []
             for index, phase in list(group.phases.items()):
                 name = name_of(key, index)
-                if phase is Phase.STARTING and name in live:
-                    self._happened(Up(key, index))
-                elif phase is Phase.STARTING:
+                if phase is Phase.STARTING:
                     again.append(index)  # nothing ran in it yet
                 elif phase is Phase.ENDING:
                     ending.append(index)

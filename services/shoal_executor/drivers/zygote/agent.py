@@ -1,6 +1,7 @@
-"""The first process of a sandbox: carries out what the driver asks, reaps, and ends with its link to the driver.
+"""The first process of a sandbox: carries out what the driver asks, reaps, and ends with its fork server.
 
 One thread, one selector. It was forked from the fork server with everything imported, so it needs nothing of the image.
+Its driver may be killed: then its link ends, what runs goes on, and the fork server hands it a link to the next one.
 """
 
 import contextlib
@@ -16,17 +17,19 @@ from typing import Final
 
 from shoal.wire.messages import Command, CommandResult
 from shoal_executor.drivers.zygote import frames, kernel
-from shoal_executor.drivers.zygote.commands import Running, account, spawn
+from shoal_executor.drivers.zygote.commands import Call, Running, account, spawn
+from shoal_executor.drivers.zygote.recall import Recall
 from shoal_executor.drivers.zygote.session import Session
 
 _READ: Final = 65_536
 
 
 class Agent:
-    """Serves one link until it closes."""
+    """Serves one link after the other, until the fork server at the end of its lifeline is gone."""
 
-    def __init__(self, link: socket.socket, env: dict[str, str], user: str) -> None:
-        self._link = link
+    def __init__(self, link: socket.socket, lifeline: socket.socket, env: dict[str, str], user: str) -> None:
+        self._link: socket.socket | None = link
+        self._lifeline = lifeline
         self._env = env
         self._user = user
         try:
@@ -37,77 +40,143 @@ class Agent:
         self._unpacker = frames.Unpacker()
         self._out = bytearray()
         self._by_pid: dict[int, Running] = {}
-        self._by_id: dict[int, Running] = {}
+        self._recall = Recall()
         self._session: Session | None = None
-        self._waiting: list[frames.Run] = []
+        self._waiting: list[Call] = []
 
     def serve(self) -> None:
-        """Run for ever; the process ends with the link."""
+        """Run for ever; the process ends with the lifeline."""
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # commands must not inherit Python's
+        assert self._link is not None
         self._link.setblocking(False)
         self._watch(self._link.fileno(), selectors.EVENT_READ, self._from_driver)
+        self._watch(self._lifeline.fileno(), selectors.EVENT_READ, self._from_server)
         self._watch(wake_r, selectors.EVENT_READ, lambda: self._reap(wake_r))
         self.tell(frames.Up(0))
         while True:
             for key, mask in self._selector.select(self._patience()):
-                if key.fd == self._link.fileno() and mask & selectors.EVENT_WRITE:
-                    self._flush()
-                if mask & selectors.EVENT_READ or key.fd != self._link.fileno():
+                if self._link is not None and key.fd == self._link.fileno():
+                    if mask & selectors.EVENT_WRITE:
+                        self._flush()
+                    if mask & selectors.EVENT_READ:
+                        self._from_driver()
+                else:
                     key.data()
             self._expire()
 
     # --- the link
 
     def tell(self, message: frames.Tell) -> None:
-        """Send a word to the driver."""
-        self._out += frames.pack(message)
-        self._flush()
+        """Send a word to the driver; without one, it goes nowhere."""
+        if self._link is not None:
+            self._out += frames.pack(message)
+            self._flush()
 
     def _flush(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        if self._link is None:
+            return
+        try:
             while self._out:
                 del self._out[: self._link.send(self._out)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unlink()
+            return
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
         if self._selector.get_key(self._link).events != events:
             self._selector.modify(self._link, events, self._from_driver)
 
+    def _unlink(self) -> None:
+        """The driver is gone. What runs goes on, and nobody waits for it."""
+        if self._link is not None:
+            self._selector.unregister(self._link)
+            self._link.close()
+            self._link = None
+        self._out.clear()
+        self._unpacker = frames.Unpacker()
+        for call in self._recall.under_way:
+            call.detach()
+
+    def _from_server(self) -> None:
+        data, fds, _, _ = socket.recv_fds(self._lifeline, 16, 1)
+        if not data:
+            os._exit(0)
+        self._unlink()  # what was half said on the old link is said anew on the new one
+        link = socket.socket(fileno=fds[0])
+        link.setblocking(False)
+        link.set_inheritable(False)
+        self._link = link
+        self._watch(link.fileno(), selectors.EVENT_READ, self._from_driver)
+        self.tell(frames.Up(0))
+
     def _from_driver(self) -> None:
+        if self._link is None:
+            return
         try:
             data = self._link.recv(_READ * 4)
         except BlockingIOError:
             return
+        except OSError:
+            data = b""
         if not data:
-            os._exit(0)
+            self._unlink()
+            return
         for body in self._unpacker.feed(data):
             match frames.asks.decode(body):
-                case frames.Run() as asked if asked.command.session:
-                    self._run_in_session(asked)
                 case frames.Run() as asked:
-                    self._run(asked)
+                    self._asked(asked)
+                case frames.Settle(keys=keys):
+                    self._recall.settle(keys)
                 case frames.Write() as asked:
                     self._write(asked)
                 case frames.Read() as asked:
                     self._read(asked)
                 case frames.Cancel(id=id):
-                    if id in self._by_id:
-                        self._by_id[id].kill()
+                    for running in self._by_pid.values():
+                        if running.call.id == id:
+                            running.kill()
 
     # --- commands
 
-    def _run(self, asked: frames.Run) -> None:
+    def _asked(self, asked: frames.Run) -> None:
+        known = self._recall.known(asked.key)
+        if isinstance(known, Call):
+            known.attach(asked)
+        elif known is not None:
+            self.tell(frames.Done(asked.id, known))
+        elif self._recall.settled(asked.key):
+            self.tell(frames.Settled(asked.id))
+        else:
+            call = Call(asked)
+            self._recall.begin(call)
+            if call.command.session:
+                self._run_in_session(call)
+            else:
+                self._run(call)
+
+    def _run(self, call: Call) -> None:
         try:
-            running = spawn(asked, self._env, self._user)
+            running = spawn(call, self._env, self._user)
         except OSError as error:
-            self.tell(frames.Done(asked.id, _not_started(asked.command, error)))
+            self._done(call, _not_started(call.command, error))
             return
         self._adopt(running)
 
+    def _done(self, call: Call, result: CommandResult) -> None:
+        self._recall.finish(call, result)
+        if call.id is not None:
+            self.tell(frames.Done(call.id, result))
+
+    def _output(self, call: Call, channel: int, data: bytes) -> None:
+        if data and call.stream and call.id is not None:
+            self.tell(frames.Output(call.id, channel, data))
+
     def _adopt(self, running: Running) -> None:
         self._by_pid[running.pid] = running
-        self._by_id[running.asked.id] = running
         for channel, fd in running.outputs.items():
             self._watch(fd, selectors.EVENT_READ, partial(self._drain, running, channel))
         if running.stdin is not None:
@@ -127,8 +196,8 @@ class Agent:
                 del running.outputs[channel]
                 return
             kept = running.take(channel, data)
-            if kept and running.asked.stream and not running.ended:
-                self.tell(frames.Output(running.asked.id, channel, kept))
+            if not running.ended:
+                self._output(running.call, channel, kept)
 
     def _feed(self, running: Running) -> None:
         if running.stdin is None:
@@ -164,21 +233,20 @@ class Agent:
         for channel in tuple(running.outputs):
             self._drain(running, channel)  # what it wrote is all there; what it left running is read and let go later
         running.ended = True
-        del self._by_id[running.asked.id]
         if running.stdin is not None:
             self._forget(running.stdin)
             running.stdin = None
-        self.tell(frames.Done(running.asked.id, running.result(code)))
+        self._done(running.call, running.result(code))
 
     def _patience(self) -> float | None:
-        deadlines = [running.deadline for running in self._by_id.values() if running.deadline is not None]
+        deadlines = [running.deadline for running in self._by_pid.values() if running.deadline is not None]
         if self._session is not None and self._session.deadline is not None:
             deadlines.append(self._session.deadline)
         return max(min(deadlines) - time.monotonic(), 0) if deadlines else None
 
     def _expire(self) -> None:
         now = time.monotonic()
-        for running in self._by_id.values():
+        for running in self._by_pid.values():
             if running.deadline is not None and now >= running.deadline:
                 running.timed_out = True
                 running.deadline = None
@@ -188,22 +256,22 @@ class Agent:
 
     # --- the shell session
 
-    def _run_in_session(self, asked: frames.Run) -> None:
-        self._waiting.append(asked)
+    def _run_in_session(self, call: Call) -> None:
+        self._waiting.append(call)
         self._next_in_session()
 
     def _next_in_session(self) -> None:
-        while self._waiting and (self._session is None or self._session.asked is None):
-            asked = self._waiting.pop(0)
+        while self._waiting and (self._session is None or self._session.call is None):
+            call = self._waiting.pop(0)
             if self._session is None:
                 try:
                     self._session = Session(self._env, self._user)
                 except OSError as error:
-                    self.tell(frames.Done(asked.id, _not_started(asked.command, error)))
+                    self._done(call, _not_started(call.command, error))
                     continue
                 for channel, fd in self._session.outputs.items():
                     self._watch(fd, selectors.EVENT_READ, partial(self._session_output, channel))
-            self._session.begin(asked)
+            self._session.begin(call)
 
     def _session_output(self, channel: int) -> None:
         session = self._session
@@ -216,12 +284,12 @@ class Agent:
         if not data:
             self._selector.unregister(session.outputs[channel])
             return
-        asked = session.asked
+        call = session.call
         kept = session.take(channel, data)
-        if asked is not None and asked.stream and kept:
-            self.tell(frames.Output(asked.id, channel, kept))
+        if call is not None:
+            self._output(call, channel, kept)
         if session.complete():
-            self.tell(session.finish())
+            self._done(*session.finish())
             self._next_in_session()
 
     def _session_gone(self, code: int) -> None:
@@ -236,7 +304,7 @@ class Agent:
         answer = session.gone(code)
         self._session = None
         if answer is not None:
-            self.tell(answer)
+            self._done(*answer)
         self._next_in_session()
 
     # --- files

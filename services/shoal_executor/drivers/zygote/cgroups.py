@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,9 +36,8 @@ class Groups:
         self._favoured: Path | None = None
         self.unenforced: tuple[str, ...] = ()
 
-    def open(self) -> None:
-        """Find the hierarchies, clear what an earlier process left, and make our directory."""
-        missing: list[str] = []
+    def look(self) -> None:
+        """Find the hierarchies."""
         for controller in _CONTROLLERS:
             place = _v1_place(controller)
             if place is not None:
@@ -46,11 +46,15 @@ class Groups:
             place = _v2_place()
             if place is not None:
                 self._v2 = place / self._name
+
+    def open(self, keep: Collection[str] = ()) -> None:
+        """Make our directory, and clear in it what an earlier process left but the groups with these names."""
+        missing: list[str] = []
         if os.geteuid() != 0:
             self._v1, self._v2 = {}, None
             self.unenforced = tuple(f"{name} (only root can make control groups here)" for name in _CONTROLLERS)
             return
-        self.clear()
+        self.clear(keep)
         try:
             for path in self._v1.values():
                 path.mkdir(exist_ok=True)
@@ -124,6 +128,11 @@ class Groups:
             raise
         return Group(tuple(made))
 
+    def find(self, name: str) -> Group:
+        """Return the group an earlier process made for a sandbox, or what is left of it."""
+        roots = [*([self._v2] if self._v2 else []), *self._v1.values()]
+        return Group(tuple(path for root in roots if (path := root / name).is_dir()))
+
     @staticmethod
     def entrances(group: Group) -> list[int]:
         """Return open descriptors: whoever writes `0` to them is in."""
@@ -158,12 +167,13 @@ class Groups:
                 await asyncio.sleep(pause)
                 pause *= 1.5
 
-    def clear(self) -> None:
-        """Kill and remove whatever is below our directory, and the directory."""
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Kill and remove whatever is below our directory but the groups with these names, and the directory."""
         roots = [*self._v1.values(), *([self._v2] if self._v2 else [])]
         for root in roots:
             if root.is_dir():
-                for child in (*(entry for entry in root.iterdir() if entry.is_dir()), root):
+                children = [entry for entry in root.iterdir() if entry.is_dir()]
+                for child in (*(each for each in children if each.name not in keep), *(() if keep else (root,))):
                     _kill(child)
                     for _ in range(200):
                         try:

@@ -13,17 +13,35 @@ from shoal_executor.drivers.zygote import frames
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+class Call:
+    """A command as it was asked. `id` is what its answer is waited for under: none while nobody is there to wait."""
+
+    def __init__(self, asked: frames.Run) -> None:
+        self.id: int | None = asked.id
+        self.stream = asked.stream
+        self.key = asked.key
+        self.command = asked.command
+
+    def attach(self, asked: frames.Run) -> None:
+        """Somebody waits for it (again)."""
+        self.id, self.stream = asked.id, asked.stream
+
+    def detach(self) -> None:
+        """Nobody waits for it now."""
+        self.id, self.stream = None, False
+
+
 class Running:
     """One command; `take` keeps its output up to the limit and counts the rest."""
 
-    def __init__(self, asked: frames.Run, pid: int, outputs: dict[int, int], stdin: int | None) -> None:
-        self.asked = asked
+    def __init__(self, call: Call, pid: int, outputs: dict[int, int], stdin: int | None) -> None:
+        self.call = call
         self.pid = pid
         self.outputs = outputs
         self.stdin = stdin
-        self.input = asked.command.stdin
+        self.input = call.command.stdin
         self.began = time.monotonic()
-        timeout = asked.command.timeout_ms
+        timeout = call.command.timeout_ms
         self.deadline: float | None = self.began + timeout / 1000 if timeout else None
         self.timed_out = False
         self.ended = False
@@ -32,7 +50,7 @@ class Running:
 
     def take(self, channel: int, data: bytes) -> bytes:
         """Keep what still fits; returns that part."""
-        room = self.asked.command.output_limit - len(self._kept[channel])
+        room = self.call.command.output_limit - len(self._kept[channel])
         kept = data[: max(room, 0)]
         self._kept[channel] += kept
         self._dropped[channel] += len(data) - len(kept)
@@ -100,9 +118,9 @@ def start(argv: list[str], env: dict[str, str], cwd: str, user: str, stdin: int)
     return process
 
 
-def spawn(asked: frames.Run, env: dict[str, str], user: str) -> Running:
+def spawn(call: Call, env: dict[str, str], user: str) -> Running:
     """Start a command. Raises OSError when its program, directory or user is not there."""
-    command = asked.command
+    command = call.command
     argv = list(command.argv) or ["/bin/sh", "-c", command.line]
     full = {"PATH": PATH, "LANG": "C.UTF-8", **env, **dict(command.env)}
     stdin = subprocess.PIPE if command.stdin else subprocess.DEVNULL
@@ -119,4 +137,4 @@ def spawn(asked: frames.Run, env: dict[str, str], user: str) -> Running:
         given = os.dup(process.stdin.fileno())
         os.set_blocking(given, False)
         process.stdin.close()
-    return Running(asked, process.pid, outputs, given)
+    return Running(call, process.pid, outputs, given)

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import hashlib
-import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import IO, Final, TypeVar
 
 import msgspec
 import structlog
@@ -31,13 +30,12 @@ from shoal_executor.drivers.protocol import (
 )
 from shoal_executor.drivers.zygote import frames, images
 from shoal_executor.drivers.zygote.cgroups import Group, Groups
-from shoal_executor.drivers.zygote.forkserver import ForkServer
+from shoal_executor.drivers.zygote.forkserver import PATIENCE_S, ForkServer, hold
 from shoal_executor.drivers.zygote.link import Link
+from shoal_executor.drivers.zygote.templates import Templates
 from shoal_executor.drivers.zygote.walls import try_walls
 
 _UP_S: Final = 30.0
-_FIRST_UID: Final = 1_879_048_192
-_RANGE: Final = 65_536
 _PIECE: Final = 1024**2
 _SHM: Final = 64 * 1024**2
 
@@ -55,25 +53,38 @@ class _Sandbox:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     wanted: EndReason | None = None
     oom_kills: int = 0
+    runs: "dict[str, asyncio.Future[CommandResult]]" = field(default_factory=dict)
 
 
 class ZygoteDriver:
     """See the package. `parallel` bounds the starts under way; `tune_host` allows `Groups.favour_moves`;
 
-    `keep` is how many templates' fork servers stay when no sandbox of theirs is left.
+    `keep` is how many templates' fork servers stay when no sandbox of theirs is left; `patience_s` how long those of a
+    driver that was killed wait for the next one.
     """
 
     isolation = Isolation.ZYGOTE.value
 
-    def __init__(self, state: Path, *, parallel: int | None = None, tune_host: bool = True, keep: int = 16) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *,
+        parallel: int | None = None,
+        tune_host: bool = True,
+        keep: int = 16,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self._state = state
-        self._keep = keep
+        self._lock: IO[bytes] | None = None
         self._tune_host = tune_host
         self._marker = state / "favordynmods"
         self._parallel = asyncio.Semaphore(parallel or 4 * (os.cpu_count() or 1))
         self._groups = Groups(hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest())
-        self._zygotes: dict[str, asyncio.Task[ForkServer]] = {}
-        self._ranges = itertools.count(_FIRST_UID, _RANGE)  # never shared, never used again: templates stay strangers
+        self._templates = Templates(
+            state, keep, patience_s, heard=self._hear, gone=self._zygote_gone, busy=self._busy
+        )  # fmt: skip
+        self._here: dict[str, tuple[ForkServer, socket.socket]] = {}
+        self._ended: dict[str, None] = {}
         self._live: dict[str, _Sandbox] = {}
         self._starting: dict[str, _Sandbox] = {}
         self._ending: dict[str, _Sandbox] = {}
@@ -81,16 +92,15 @@ class ZygoteDriver:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
-        """Clear what an earlier process left, start the host template, and try its walls from inside."""
+        """Find what an earlier process left, start the host template if need be, and try its walls from inside."""
         self._on_exit = on_exit
-        for name in keep:
-            on_exit(name, EndReason.NODE_LOST, "its fork server ended with its executor")
         self._state.mkdir(parents=True, exist_ok=True)
+        self._lock = await asyncio.to_thread(hold, self._state / "driver.lock")
         await asyncio.to_thread(images.clear, self._state)
-        self._groups.open()
-        if self._tune_host:
-            await asyncio.to_thread(self._groups.favour_moves, self._marker)
         try:
+            await self._adopt(dict.fromkeys(keep))
+            if self._tune_host:
+                await asyncio.to_thread(self._groups.favour_moves, self._marker)
             await try_walls(self)
         except DriverError as error:
             await self.close()
@@ -98,9 +108,40 @@ class ZygoteDriver:
             raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}{hint}") from error
         return DriverReport(unenforced=self._groups.unenforced, starts_per_s=100.0 * (os.cpu_count() or 1))
 
+    async def _adopt(self, keep: dict[str, None]) -> None:
+        """Take over the fork servers of an earlier process with the sandboxes that are wanted; end everything else."""
+        await self._templates.find()
+        self._groups.look()
+        here, self._here = self._here, {}
+        for name, (zygote, ours) in list(here.items()):
+            if name in self._ended:
+                ours.close()
+                del here[name]
+                continue
+            sandbox = _Sandbox(name, Link(), self._groups.find(name), zygote)
+            (self._live if name in keep else self._ending)[name] = sandbox
+        lost = {name: self._groups.oom_kills(self._groups.find(name)) for name in keep if name not in here}
+        # From here on the end of any of them is heard.
+        await asyncio.to_thread(self._groups.open, [name for name in keep if name in here])
+        for name, (_, ours) in here.items():
+            if name in self._live:
+                link = self._live[name].link
+                await asyncio.get_running_loop().create_connection(lambda link=link: link, sock=ours)  # type: ignore[misc]  # bound now
+            else:
+                ours.close()
+        await asyncio.gather(*(self._end(sandbox) for sandbox in list(self._ending.values())))
+        for name, kills in lost.items():
+            if kills:
+                self._on_exit(name, EndReason.OUT_OF_MEMORY, "it exceeded its memory while its executor was away")
+            elif name in self._ended:
+                self._on_exit(name, EndReason.DIED, "its first process ended while its executor was away")
+            else:
+                self._on_exit(name, EndReason.NODE_LOST, "its fork server ended")
+        self._ended.clear()
+
     async def prepare(self, snapshot: Snapshot) -> None:
         """Start the template's fork server, once."""
-        await self._zygote(snapshot)
+        await self._templates.server_of(snapshot)
 
     async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
         """Fork all of them, so many at a time; yields each as it is up."""
@@ -126,17 +167,37 @@ class ZygoteDriver:
             unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
             await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
 
-    def settle(self, name: str, ids: Sequence[str]) -> None:
-        """Nothing is kept beyond this process."""
-
     async def run(
         self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
     ) -> CommandResult:
         """Have the agent run a command."""
         sandbox = self._get(name)
+        if not id:
+            return await self._run(sandbox, command, output, id)
+        if id in sandbox.runs:
+            return await asyncio.shield(sandbox.runs[id])
+        coming: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
+        sandbox.runs[id] = coming
+        try:
+            result = await self._run(sandbox, command, output, id)
+        except BaseException:
+            coming.cancel()
+            raise
+        else:
+            coming.set_result(result)
+            return result
+        finally:
+            del sandbox.runs[id]
+
+    def settle(self, name: str, ids: Sequence[str]) -> None:
+        """Tell the agent that it need not keep these results."""
+        if name in self._live:
+            self._live[name].link.say(frames.Settle(0, tuple(ids)))
+
+    async def _run(self, sandbox: _Sandbox, command: Command, output: OutputSink | None, id: str) -> CommandResult:
         limit = command.output_limit
         answer = await self._ask(
-            sandbox, frames.Done, lambda id: frames.Run(id, command, output is not None), output, limit
+            sandbox, frames.Done, lambda number: frames.Run(number, command, output is not None, id), output, limit
         )
         result = answer.result
         if max(len(result.stdout), len(result.stderr)) > limit:  # only a tampered agent sends more
@@ -183,19 +244,18 @@ class ZygoteDriver:
 
     async def close(self) -> None:
         """End everything. What cannot be ended in an orderly way ends with its fork server."""
-        zygotes, self._zygotes = list(self._zygotes.values()), {}
-        for task in zygotes:
-            task.cancel()
+        servers = self._templates.give_up()
         try:
             with contextlib.suppress(DriverError):
                 await self.destroy(list(self._live))
         finally:
-            for zygote in await asyncio.gather(*zygotes, return_exceptions=True):
-                if isinstance(zygote, ForkServer):
-                    await zygote.end()
+            await self._templates.end(servers)
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.to_thread(self._groups.clear)
             await asyncio.to_thread(self._groups.usual_moves, self._marker)
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     # ---
 
@@ -235,13 +295,15 @@ class ZygoteDriver:
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         if isinstance(answer, frames.Failed):
             raise SandboxFileError(answer.detail)
+        if isinstance(answer, frames.Settled):
+            raise DriverError("it was run before, and its answer is gone: it was settled")
         if not isinstance(answer, expected):  # only a tampered agent answers something else
             await self._killed(sandbox)
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         return answer
 
     async def _start(self, spec: StartSpec) -> None:
-        zygote = await self._zygote(spec.snapshot)
+        zygote = await self._templates.server_of(spec.snapshot)
         ours, theirs = socket.socketpair()
         link = Link()
         group = self._groups.make(spec.name, spec.resources)
@@ -287,41 +349,13 @@ class ZygoteDriver:
             detail = answer.detail if isinstance(answer, frames.Failed) else "the sandbox ended"
             raise DriverError(f"input file {path}: {detail}")
 
-    async def _zygote(self, snapshot: Snapshot) -> ForkServer:
-        task = self._zygotes.pop(snapshot.digest, None)  # and back at the end: the order is that of their use
-        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().alive):
-            task = None
-        if task is None:
-            task = asyncio.create_task(self._start_zygote(snapshot))
-        self._zygotes[snapshot.digest] = task
-        self._retire()
-        return await asyncio.shield(task)
-
-    def _retire(self) -> None:
-        """End the fork servers used longest ago that have no sandbox, beyond those that are kept."""
-        busy = {id(s.zygote) for group in (self._live, self._starting, self._ending) for s in group.values()}
-        for digest, task in list(self._zygotes.items())[: -self._keep]:
-            if task.done() and not task.cancelled() and task.exception() is None and id(task.result()) not in busy:
-                del self._zygotes[digest]
-                self._spawn(task.result().end())
-
-    async def _start_zygote(self, snapshot: Snapshot) -> ForkServer:
-        root, usr = await asyncio.to_thread(images.root_of, snapshot, self._state)
-        scratch = self._state / "scratch"
-        scratch.mkdir(exist_ok=True)
-        base = next(self._ranges) if os.geteuid() == 0 else -1
-        diary = self._state / f"zygote-{''.join(c for c in snapshot.digest if c.isalnum())[:32]}.log"
-        zygote = ForkServer(self._hear, self._zygote_gone)
-        try:
-            await zygote.launch(root, usr, scratch, base, diary)
-        except DriverError as error:
-            name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else snapshot.kind
-            raise DriverError(f"the fork server of template {name} failed: {error}") from None
-        return zygote
-
-    def _hear(self, event: frames.Event) -> None:
+    def _hear(self, zygote: ForkServer, event: frames.Event, ours: socket.socket | None) -> None:
+        if event.kind == "here" and ours is not None:
+            self._here[event.name] = (zygote, ours)
+            return
         sandbox = self._live.get(event.name) or self._starting.get(event.name) or self._ending.get(event.name)
         if sandbox is None:
+            self._ended[event.name] = None  # of an earlier process, perhaps
             return
         if event.kind == "failed" and not sandbox.link.up.done():
             sandbox.link.up.set_result(frames.Up(0, event.detail))
@@ -344,15 +378,10 @@ class ZygoteDriver:
                 sandbox.link.close()
                 sandbox.ended.set()
                 self._gone(sandbox)
-        for digest, task in list(self._zygotes.items()):
-            if task.done() and not task.cancelled() and not task.exception() and task.result() is zygote:
-                del self._zygotes[digest]
-                self._spawn(zygote.end())
+        self._templates.drop(zygote)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _busy(self) -> set[int]:
+        return {id(s.zygote) for group in (self._live, self._starting, self._ending) for s in group.values()}
 
 
 def _numbered(write: frames.Write, id: int) -> frames.Write:

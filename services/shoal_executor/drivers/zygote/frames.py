@@ -7,6 +7,8 @@ import msgspec
 
 from shoal.wire.messages import Command, CommandResult, InputFile
 
+PROTOCOL: Final = 1
+"""Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 _HEAD: Final = struct.Struct(">I")
 
@@ -18,10 +20,20 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Run(Ask, frozen=True):
-    """Run a command; with `stream`, send its output as it comes, too."""
+    """Run a command; with `stream`, send its output as it comes, too.
+
+    With a `key` that was seen before nothing is run: the answer is that of the first time, as soon as there is one.
+    """
 
     command: Command
     stream: bool
+    key: str = ""
+
+
+class Settle(Ask, frozen=True):
+    """The results with these keys need be kept no longer. Has no answer."""
+
+    keys: tuple[str, ...]
 
 
 class Write(Ask, frozen=True):
@@ -70,6 +82,10 @@ class Done(Tell, frozen=True):
     result: CommandResult
 
 
+class Settled(Tell, frozen=True):
+    """The command was run before, and its result was settled: it is not here any more."""
+
+
 class Wrote(Tell, frozen=True):
     """A piece of a file was written; `size` is the whole file's."""
 
@@ -103,7 +119,10 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """What the fork server says: it is `ready`, or a sandbox's first process ended, or it could not be forked."""
+    """What the fork server says: it is `ready`, or `broken`; a sandbox has `ended`, or `failed` to be forked; or, to a
+
+    driver that has come back, a sandbox is `here` (descriptor: a new socket to its agent).
+    """
 
     kind: str
     name: str = ""
@@ -112,8 +131,8 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-asks: Final = msgspec.msgpack.Decoder(Run | Write | Read | Cancel)
-tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Wrote | Piece | Failed)
+asks: Final = msgspec.msgpack.Decoder(Run | Settle | Write | Read | Cancel)
+tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Settled | Wrote | Piece | Failed)
 orders: Final = msgspec.msgpack.Decoder(Order)
 events: Final = msgspec.msgpack.Decoder(Event)
 

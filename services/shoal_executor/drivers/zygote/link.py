@@ -70,8 +70,13 @@ class Link(asyncio.Protocol):
         finally:
             self._room.pop(id, None)
 
+    def say(self, message: frames.Ask) -> None:
+        """Say what has no answer."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames.pack(message))
+
     def close(self) -> None:
-        """Cut the link; the sandbox ends with it."""
+        """Cut the link."""
         if self._transport is not None:
             self._transport.abort()
 

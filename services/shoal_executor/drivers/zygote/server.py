@@ -4,6 +4,9 @@ Run as a program of its own (`python -I -m shoal_executor.drivers.zygote.server`
 begins with the host's privileges for as long as it takes to mount; before anything of a template or a tenant could run
 it has left them behind for a user namespace in which root is nobody outside. What it forks is born with its imports
 done.
+
+It outlives its driver, so that sandboxes do: when the driver is gone it listens for the next one, tells it what is here
+and hands it new links to the agents. When none comes in time it ends, and its sandboxes with it.
 """
 
 import contextlib
@@ -17,8 +20,9 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
-from typing import Final
+from typing import Final, NamedTuple
 
 from shoal_executor.drivers.zygote import frames, kernel
 from shoal_executor.drivers.zygote.agent import Agent
@@ -33,49 +37,118 @@ _KEPT: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31))
 
 SETFCAP: what a package manager needs to be root with, and all of it only inside the sandbox's own user namespace.
 """
+_DESCRIPTORS: Final = 1 << 20  # more than any process may have open
+_READY: Final = frames.Event("ready", status=frames.PROTOCOL)
 _FLAGS: Final = (
     kernel.NEWUSER | kernel.NEWNS | kernel.NEWPID | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET
 )  # fmt: skip
 
 
-class Server:
-    """One template's fork server."""
+class Sandbox(NamedTuple):
+    """One sandbox: its first process, and our end of the lifeline its agent holds on to."""
 
-    def __init__(self, control: socket.socket, single: bool) -> None:
-        self._control = control
+    pid: int
+    lifeline: socket.socket
+
+
+class Server:
+    """One template's fork server. `patience_s`: how long it waits for a driver when it has none."""
+
+    def __init__(self, control: socket.socket, listener: socket.socket, single: bool, patience_s: float) -> None:
+        self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit[1], self._limit[1]))  # a lifeline for each sandbox
+        self._control: socket.socket | None = control
+        self._listener = listener
+        self._patience_s = patience_s
+        self._alone_since = 0.0
         self._map = "0 0 1" if single else f"0 0 {RANGE}"
         self._filter = compile_filter()
-        self._pids: dict[str, int] = {}
+        self._sandboxes: dict[str, Sandbox] = {}
         self._names: dict[int, str] = {}
+        self._untold: list[frames.Event] = []
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._poll = select.poll()
+        self._poll.register(self._wake_r, select.POLLIN)
+        self._poll.register(control, select.POLLIN)
 
     def serve(self) -> None:
-        """Fork, kill and reap as told, until the driver goes."""
-
-        poll = select.poll()
-        poll.register(self._control, select.POLLIN)
-        poll.register(self._wake_r, select.POLLIN)
-        self._say(frames.Event("ready"))
+        """Fork, kill and reap as told, until no driver comes any more."""
+        self._say(_READY)
         while True:
-            for fd, _ in poll.poll():
+            for fd, _ in self._poll.poll(self._patience_ms()):
                 if fd == self._wake_r:
                     self._reap()
+                elif fd == self._listener.fileno():
+                    self._welcome()
                 else:
                     self._obey()
 
-    def _say(self, event: frames.Event) -> None:
-        self._control.send(frames.encode(event))
+    def _patience_ms(self) -> int | None:
+        if self._control is not None:
+            return None
+        left = self._alone_since + self._patience_s - time.monotonic()
+        if left <= 0:
+            os._exit(0)  # which takes the sandboxes along
+        return int(left * 1000) + 1
+
+    def _say(self, event: frames.Event, *fds: int) -> None:
+        if self._control is not None:
+            try:
+                socket.send_fds(self._control, [frames.encode(event)], fds)
+                return
+            except OSError:
+                self._lose_driver()
+        if event.kind == "ended":
+            self._untold.append(event)
+
+    def _lose_driver(self) -> None:
+        """The driver is gone: listen for the next one."""
+        if self._control is None:
+            return
+        self._poll.unregister(self._control)
+        self._control.close()
+        self._control = None
+        self._alone_since = time.monotonic()
+        self._poll.register(self._listener, select.POLLIN)
+
+    def _welcome(self) -> None:
+        """A driver has come: tell it what is here, what ended meanwhile, and that this was all."""
+        self._control, _ = self._listener.accept()
+        self._control.setblocking(True)
+        self._poll.unregister(self._listener)
+        self._poll.register(self._control, select.POLLIN)
+        untold, self._untold = self._untold, []
+        for event in untold:
+            self._say(event)
+        for name, sandbox in self._sandboxes.items():
+            ours, theirs = socket.socketpair()
+            try:
+                socket.send_fds(sandbox.lifeline, [b"link"], [ours.fileno()])
+            except OSError:
+                continue  # it is ending, and its end will be told
+            else:
+                self._say(frames.Event("here", name), theirs.fileno())
+            finally:
+                ours.close()
+                theirs.close()
+        self._say(_READY)
 
     def _obey(self) -> None:
-        data, fds, _, _ = socket.recv_fds(self._control, 1 << 18, 16)
+        if self._control is None:
+            return
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, 1 << 18, 16)
+        except OSError:
+            data, fds = b"", []
         if not data:
-            os._exit(0)
+            self._lose_driver()
+            return
         order = frames.orders.decode(data)
         if order.kill:
             with contextlib.suppress(KeyError, ProcessLookupError):
-                os.kill(self._pids[order.name], signal.SIGKILL)
+                os.kill(self._sandboxes[order.name].pid, signal.SIGKILL)
             return
         try:
             self._fork(order, fds)
@@ -87,18 +160,20 @@ class Server:
 
     def _fork(self, order: frames.Order, fds: list[int]) -> None:
         gate_r, gate_w = os.pipe()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = kernel.clone(_FLAGS)
         if pid == 0:
-            link = socket.socket(fileno=os.dup(fds[0]))
+            link, lifeline, *cgroups = _arrange(fds[0], theirs.fileno(), *fds[1:])
             try:
                 os.close(gate_w)
                 if not os.read(gate_r, 1):
                     os._exit(1)
                 signal.set_wakeup_fd(-1)
-                agent = _enter(order, link, fds[1:], self._filter)
+                resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
+                agent = _enter(order, socket.socket(fileno=link), socket.socket(fileno=lifeline), cgroups, self._filter)
             except BaseException as error:
                 with contextlib.suppress(OSError):
-                    link.sendall(frames.pack(frames.Up(0, f"{type(error).__name__}: {error}")))
+                    os.write(link, frames.pack(frames.Up(0, f"{type(error).__name__}: {error}")))
                 os._exit(1)
             try:
                 agent.serve()
@@ -107,6 +182,7 @@ class Server:
             finally:
                 os._exit(1)
         os.close(gate_r)
+        theirs.close()
         try:
             for kind in ("uid", "gid"):
                 if kind == "gid" and self._map == "0 0 1":
@@ -115,9 +191,12 @@ class Server:
                 with open(f"/proc/{pid}/{kind}_map", "w") as file:
                     file.write(self._map)
             os.write(gate_w, b"x")
+        except OSError:
+            ours.close()
+            raise
         finally:
             os.close(gate_w)
-        self._pids[order.name] = pid
+        self._sandboxes[order.name] = Sandbox(pid, ours)
         self._names[pid] = order.name
 
     def _reap(self) -> None:
@@ -132,11 +211,13 @@ class Server:
                 return
             name = self._names.pop(pid, None)
             if name is not None:
-                del self._pids[name]
+                self._sandboxes.pop(name).lifeline.close()
                 self._say(frames.Event("ended", name, status))
 
 
-def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program: bytes) -> Agent:
+def _enter(
+    order: frames.Order, link: socket.socket, lifeline: socket.socket, cgroups: list[int], program: bytes
+) -> Agent:
     """Turn this fresh clone into the first process of a sandbox."""
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     for fd in cgroups:
@@ -177,14 +258,7 @@ def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program
     _hostname_and_loopback()
     os.setsid()
     _forget_arguments()
-    fd = link.fileno()
-    keep = os.dup2(fd, 3) if fd != 3 else 3
-    if fd != 3:
-        link.detach()
-        os.close(fd)
-        link = socket.socket(fileno=keep)
-    os.closerange(4, 1024)
-    os.set_inheritable(3, False)
+    os.closerange(5, _DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     kernel.drop_bounding(_KEPT)
     kernel.set_capabilities(_KEPT)
@@ -192,7 +266,13 @@ def _enter(order: frames.Order, link: socket.socket, cgroups: list[int], program
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # cleared by the change of credentials
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.load_filter(program)
-    return Agent(link, dict(order.env), order.user)
+    return Agent(link, lifeline, dict(order.env), order.user)
+
+
+def _arrange(*fds: int) -> list[int]:
+    """Move a clone's descriptors out of the way of all others: the first two to 3 and 4. Returns where they are."""
+    link, lifeline, *others = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in fds]
+    return [os.dup2(link, 3, inheritable=False), os.dup2(lifeline, 4, inheritable=False), *others]
 
 
 def _tmpfs(size: int, mode: int) -> str:
@@ -272,17 +352,16 @@ def _make_devices(place: str) -> None:
 
 
 def main() -> None:
-    """`server IMAGE USR SCRATCH BASE CONTROL`: USR is empty or the host's; BASE is the first outside uid, -1 without
+    """`server IMAGE USR SCRATCH BASE CONTROL LISTENER PATIENCE`: USR is empty or the host's; BASE is the first outside
 
-    root; CONTROL is the descriptor of the socket to the driver.
+    uid, -1 without root; CONTROL and LISTENER are descriptors of sockets, to the driver and for the next one; PATIENCE
+    is in seconds.
     """
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     image, usr, scratch, base = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-    control = socket.socket(fileno=int(sys.argv[5]))
+    control, listener = (socket.socket(fileno=int(each)) for each in sys.argv[5:7])
     try:
         _enter_template(image, usr, scratch, base)
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        server = Server(control, single=base < 0)
+        server = Server(control, listener, base < 0, float(sys.argv[7]))
     except OSError as error:
         control.send(frames.encode(frames.Event("broken", detail=str(error))))
         sys.exit(1)

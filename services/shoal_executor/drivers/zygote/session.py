@@ -9,8 +9,7 @@ import subprocess
 from typing import Final
 
 from shoal.wire.messages import CommandResult
-from shoal_executor.drivers.zygote import frames
-from shoal_executor.drivers.zygote.commands import PATH, Running, start
+from shoal_executor.drivers.zygote.commands import PATH, Call, Running, start
 
 _SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
 
@@ -33,18 +32,18 @@ class Session:
             stream.close()
         for fd in self.outputs.values():
             os.set_blocking(fd, False)
-        self.asked: frames.Run | None = None
+        self.call: Call | None = None
         self.deadline: float | None = None
         self._running: Running | None = None
         self._mark = b""
         self._tail = {1: b"", 2: b""}
         self._seen: dict[int, bytes] = {}
 
-    def begin(self, asked: frames.Run) -> None:
+    def begin(self, call: Call) -> None:
         """Feed a command to the shell."""
-        command = asked.command
-        self.asked = asked
-        self._running = Running(asked, self.pid, {}, None)
+        command = call.command
+        self.call = call
+        self._running = Running(call, self.pid, {}, None)
         self.deadline = self._running.deadline
         mark = secrets.token_hex(16)
         self._mark = mark.encode()
@@ -81,12 +80,12 @@ class Session:
         """Return whether both streams showed the mark."""
         return len(self._seen) == 2
 
-    def finish(self) -> frames.Done:
-        """Return the command's answer; the session is free for the next."""
-        assert self.asked is not None
+    def finish(self) -> tuple[Call, CommandResult]:
+        """Return the command and its result; the session is free for the next."""
+        assert self.call is not None
         assert self._running is not None
         code = self._seen[1]
-        answer = frames.Done(self.asked.id, self._running.result(int(code) if code.isdigit() else 0))
+        answer = self.call, self._running.result(int(code) if code.isdigit() else 0)
         self._reset()
         return answer
 
@@ -100,19 +99,18 @@ class Session:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def gone(self, code: int) -> frames.Done | None:
-        """The shell ended; returns the answer of the command that ended it."""
+    def gone(self, code: int) -> tuple[Call, CommandResult] | None:
+        """The shell ended; returns the command that ended it, and its result."""
         for fd in (self._stdin, *self.outputs.values()):
             os.close(fd)
-        if self.asked is None or self._running is None:
+        if self.call is None or self._running is None:
             return None
-        answer: CommandResult = self._running.result(code)
-        asked = self.asked
+        answer = self.call, self._running.result(code)
         self._reset()
-        return frames.Done(asked.id, answer)
+        return answer
 
     def _reset(self) -> None:
-        self.asked = None
+        self.call = None
         self.deadline = None
         self._running = None
 

@@ -1,0 +1,128 @@
+"""The fork servers of one node, one for each template; and those that an earlier process of the node left."""
+
+import asyncio
+import itertools
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from shoal.wire.messages import Snapshot
+from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.zygote import frames, images
+from shoal_executor.drivers.zygote.forkserver import ForkServer, entries
+
+_FIRST_UID: Final = 1_879_048_192
+_RANGE: Final = 65_536
+
+log = structlog.get_logger()
+
+
+class Templates:
+    """Starts fork servers where they are wanted, finds them again, and ends those that are not wanted any more.
+
+    `keep` is how many stay that have no sandbox; `busy` says which have; `patience_s`: see `forkserver.PATIENCE_S`.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        keep: int,
+        patience_s: float,
+        *,
+        heard: Callable[[ForkServer, frames.Event, socket.socket | None], None],
+        gone: Callable[[ForkServer], None],
+        busy: Callable[[], set[int]],
+    ) -> None:
+        self._state = state
+        self._forks = state / "forks"
+        self._keep = keep
+        self._patience_s = patience_s
+        self._heard = heard
+        self._gone = gone
+        self._busy = busy
+        self._servers: dict[str, asyncio.Future[ForkServer]] = {}
+        self._ranges = itertools.count(_FIRST_UID, _RANGE)  # never shared, never used again: templates stay strangers
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def find(self) -> None:
+        """Take over the fork servers of an earlier process; what they tell of sandboxes, `heard` gets."""
+        self._forks.mkdir(exist_ok=True)
+        self._forks.chmod(0o700)
+        bases = [_FIRST_UID - _RANGE]
+        for place, entry in entries(self._forks):
+            server = ForkServer(self._heard, self._gone)
+            bases.append(entry.base)
+            try:
+                await server.adopt(place, entry)
+            except DriverError as error:
+                log.warning("a fork server of an earlier process is not used", pid=entry.pid, error=str(error))
+                continue
+            known: asyncio.Future[ForkServer] = asyncio.get_running_loop().create_future()
+            known.set_result(server)
+            self._servers[entry.digest] = known
+        self._ranges = itertools.count(max(bases) + _RANGE, _RANGE)
+
+    async def server_of(self, snapshot: Snapshot) -> ForkServer:
+        """Return a template's fork server, started once however many ask. Raises DriverError."""
+        known = self._servers.pop(snapshot.digest, None)  # and back at the end: the order is that of their use
+        if known is not None and known.done() and (known.cancelled() or known.exception() or not known.result().alive):
+            known = None
+        if known is None:
+            known = asyncio.create_task(self._start(snapshot))
+        self._servers[snapshot.digest] = known
+        self._retire()
+        return await asyncio.shield(known)
+
+    def _retire(self) -> None:
+        """End the fork servers used longest ago that have no sandbox, beyond those that are kept."""
+        busy = self._busy()
+        for digest, known in list(self._servers.items())[: -self._keep]:
+            if known.done() and not known.cancelled() and known.exception() is None and id(known.result()) not in busy:
+                del self._servers[digest]
+                self._end_soon(known.result())
+
+    async def _start(self, snapshot: Snapshot) -> ForkServer:
+        root, usr = await asyncio.to_thread(images.root_of, snapshot, self._state)
+        scratch = self._state / "scratch"
+        scratch.mkdir(exist_ok=True)
+        base = next(self._ranges) if os.geteuid() == 0 else -1
+        diary = self._state / f"zygote-{''.join(c for c in snapshot.digest if c.isalnum())[:32]}.log"
+        place = self._forks / secrets.token_hex(6)
+        server = ForkServer(self._heard, self._gone)
+        try:
+            await server.launch(root, usr, scratch, base, diary, place, snapshot.digest, self._patience_s)
+        except DriverError as error:
+            name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else snapshot.kind
+            raise DriverError(f"the fork server of template {name} failed: {error}") from None
+        return server
+
+    def drop(self, server: ForkServer) -> None:
+        """Forget a fork server that has ended."""
+        for digest, known in list(self._servers.items()):
+            if known.done() and not known.cancelled() and not known.exception() and known.result() is server:
+                del self._servers[digest]
+                self._end_soon(server)
+
+    def _end_soon(self, server: ForkServer) -> None:
+        task = asyncio.create_task(server.end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def give_up(self) -> "list[asyncio.Future[ForkServer]]":
+        """Stop starting; returns all there are, for `end`."""
+        servers, self._servers = list(self._servers.values()), {}
+        for known in servers:
+            known.cancel()
+        return servers
+
+    async def end(self, servers: "list[asyncio.Future[ForkServer]]") -> None:
+        """End fork servers, and with them whatever sandboxes they have."""
+        for server in await asyncio.gather(*servers, return_exceptions=True):
+            if isinstance(server, ForkServer):
+                await server.end()
+        await asyncio.gather(*self._ending, return_exceptions=True)

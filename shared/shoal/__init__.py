@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.client.cluster import Cluster, connect
+    from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
     from shoal.client.errors import (
         BadRequest,
         ClusterFull,
@@ -48,6 +49,8 @@ __all__ = [
     "ClusterFull",
     "CommandFailed",
     "CommandResult",
+    "DeadLetterInfo",
+    "DeadLetterRetry",
     "EndReason",
     "Event",
     "FileError",
@@ -75,6 +78,7 @@ __all__ = [
 
 _HOMES = {
     "shoal.client.cluster": ("Cluster", "connect"),
+    "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
         "BadRequest", "ClusterFull", "CommandFailed", "FileError", "InfrastructureError", "Rejected", "RolloutEnded",
         "SandboxEnded", "SandboxLost", "ShoalError", "Timeout", "Unreachable",

@@ -187,6 +187,9 @@ class Cluster(_Wrapped):
     add_tenant = _plain(cluster_.Cluster.add_tenant)
     remove_tenant = _plain(cluster_.Cluster.remove_tenant)
     events = _iterating(cluster_.Cluster.events)
+    dead_letters = _iterating(cluster_.Cluster.dead_letters)
+    dead_letter = _plain(cluster_.Cluster.dead_letter)
+    retry_dead = _plain(cluster_.Cluster.retry_dead)
 
     def close(self) -> None:
         """Disconnect and end the background thread. Idempotent."""

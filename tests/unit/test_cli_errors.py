@@ -32,6 +32,11 @@ NOWHERE = ["--url", "nats://127.0.0.1:1"]
         (["run", *NOWHERE, "host"], Exit.USAGE, "COMMAND"),
         (["submit", *NOWHERE, "host", "--", "true"], Exit.UNREACHABLE, "--url"),
         (["ls", *NOWHERE], Exit.UNREACHABLE, "--url"),
+        (["dead", "ls", *NOWHERE], Exit.UNREACHABLE, "--url"),
+        (["dead", "show", *NOWHERE, "first"], Exit.USAGE, "first"),
+        (["dead", "retry", *NOWHERE], Exit.USAGE, "--all"),
+        (["dead", "retry", *NOWHERE, "1", "--all"], Exit.USAGE, "shoal dead ls"),
+        (["dead", "retry", *NOWHERE, "1", "--stream", "SHOAL_SNAPSHOT"], Exit.USAGE, "--all"),
         (["fly"], Exit.USAGE, "fly"),
         (["up", "--nodes", "2"], Exit.USAGE, "simulated"),
         (["up", "--state", "/proc/nowhere"], Exit.STATE_DIRECTORY, "--state"),
@@ -80,8 +85,9 @@ def test_a_log_is_read_by_its_last_words(tmp_path: Path) -> None:
 
 
 def test_every_command_has_help_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("up", "down", "status", "run", "submit", "watch", "ls", "cancel", "nodes", "events"):
-        assert run([name, "--help"]) == Exit.OK
+    plain = ("up", "down", "status", "run", "submit", "watch", "ls", "cancel", "nodes", "events")
+    for name in (*plain, "dead ls", "dead show", "dead retry"):
+        assert run([*name.split(), "--help"]) == Exit.OK
         assert "--json" in capsys.readouterr().out
 
 

@@ -20,6 +20,7 @@ _HOMES: Final = {
     "nodes": "nodes",
     "tenant": "tenant",
     "events": "events",
+    "dead": "dead",
 }
 
 

@@ -57,20 +57,21 @@ def as_object(event: "Event") -> dict[str, Any]:
         "type": None if message is None else type(message).__name__,
         "message": None
         if message is None
-        else {name: _plain(getattr(message, name)) for name in msgspec.structs.asdict(message)},
+        else {name: plain(getattr(message, name)) for name in msgspec.structs.asdict(message)},
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a message, or a part of one, as JSON has it."""
     import msgspec
 
     match value:
         case bytes():
             return value.decode(errors="replace")
         case msgspec.Struct():
-            return {name: _plain(part) for name, part in msgspec.structs.asdict(value).items()}
+            return {name: plain(part) for name, part in msgspec.structs.asdict(value).items()}
         case tuple() | list():
-            return [_plain(part) for part in value]
+            return [plain(part) for part in value]
     return value
 
 

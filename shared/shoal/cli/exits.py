@@ -23,6 +23,7 @@ class Exit(IntEnum):
     START_FAILED = 14  # a service cannot start
     REJECTED = 15  # the cluster did not admit the rollout
     CANCELLED = 16  # the rollout was cancelled, by somebody else
+    DEAD_LETTER = 17  # there is no such dead letter, or it was not kept whole
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command
     INTERRUPTED = 130  # Ctrl-C
@@ -52,6 +53,8 @@ def explain(error: BaseException) -> tuple[Exit, str]:
     match error:
         case errors.BadRequest(field="rollout"):
             return Exit.UNKNOWN_ROLLOUT, error.problem
+        case errors.BadRequest(field="letter"):
+            return Exit.DEAD_LETTER, error.problem
         case errors.BadRequest() | BadValueError():
             return Exit.USAGE, str(error)
         case errors.Rejected(code="unknown_template"):

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from shoal.bus.protocol import Bus, BusError
-from shoal.client import listing, requests, tenants
+from shoal.client import dead, listing, requests, tenants
+from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
 from shoal.client.errors import BadRequest, ShoalError, Timeout, Unreachable
 from shoal.client.fold import RolloutFold
 from shoal.client.link import ANSWER_GRACE_S, Link
@@ -294,6 +295,28 @@ class Cluster:
     async def remove_tenant(self, name: str) -> None:
         """Unmake a tenant: its rollouts go on, and no new one is admitted."""
         await tenants.remove(self._link, token(name, "tenant"))
+
+    def dead_letters(
+        self, since: float | str | None = None, *, stream: str | None = None, reader: str | None = None,
+        limit: int | None = None,
+    ) -> AsyncGenerator[DeadLetterInfo, None]:  # fmt: skip
+        """Yield the messages that some reader gave up, oldest first: all, those of the time given, or the last so many.
+
+        stream, reader: only those found there, or given up by it; a name, or a pattern such as "executor.*".
+        """
+        return dead.letters(self._link, _ago(since), stream, reader, limit)
+
+    async def dead_letter(self, number: int) -> DeadLetterInfo:
+        """Return one dead letter. Raises BadRequest when it is not there."""
+        return await dead.letter(self._link, number)
+
+    async def retry_dead(self, letter: int | DeadLetterInfo, *, anew: bool = False) -> DeadLetterRetry:
+        """Publish a dead letter's message again, where it was found. Nothing else is recorded; the letter stays.
+
+        Retries of a letter within two minutes of the first are one, whoever asks: `duplicate` tells. A later one is a
+        new one, and so is one that is `anew`. Raises BadRequest when the letter is not there or was cut.
+        """
+        return await dead.retry(self._link, letter, anew=anew)
 
     async def close(self) -> None:
         """Disconnect. What runs in the cluster goes on: release a rollout to end it. Idempotent."""

@@ -55,9 +55,9 @@ def decoded(delivery: Delivery) -> AnyMessage | None:
 
 
 async def history(
-    bus: Bus, stream: str, *, since_ms: int | None = None, until: int | None = None
+    bus: Bus, stream: str, *, after: int = 0, since_ms: int | None = None, until: int | None = None
 ) -> AsyncGenerator[Delivery, None]:
-    """Yield what a stream keeps now (stored at or after since_ms, up to sequence until), then end.
+    """Yield what a stream keeps now (after a sequence, or stored at or after since_ms; up to sequence until), then end.
 
     Unfiltered, because only then the last sequence says for certain where the end is.
     """
@@ -69,7 +69,7 @@ async def history(
         (newest,) = await _first_after(bus, stream, last - 1)
         if newest.time_ms < since_ms:
             return
-    reader = await bus.reader(stream, after=first - 1, since_ms=since_ms)
+    reader = await bus.reader(stream, after=max(after, first - 1), since_ms=since_ms)
     try:
         while True:
             for delivery in await reader.batch():

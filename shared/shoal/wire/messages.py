@@ -525,7 +525,7 @@ DEAD_PAYLOAD_KEPT: Final = 256 * 1024
 class DeadLetter(Message, frozen=True):
     """A message nobody could use, kept with where it came from and why it was given up.
 
-    `size`: of the whole payload in bytes, of which at most `DEAD_PAYLOAD_KEPT` are here; 0 where an older writer said none.
+    `size`: bytes of the whole payload, of which at most `DEAD_PAYLOAD_KEPT` are here; 0 where its writer did not say.
     """
 
     stream: str

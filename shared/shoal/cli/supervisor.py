@@ -15,7 +15,7 @@ from shoal.cli.processes import ended, how_it_ended, spawn
 
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
-_WELL_AFTER_S: Final = 10.0
+_WELL_AFTER_S: Final = 5.0
 _LAST_LINES: Final = 5
 _LAST_BYTES: Final = 8192
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
     from shoal.client.errors import (
         BadRequest,
-        ClusterFull,
         CommandFailed,
         FileError,
         InfrastructureError,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         SandboxEnded,
         SandboxLost,
         ShoalError,
+        StreamFull,
         Timeout,
         Unreachable,
     )
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BadRequest",
     "Cluster",
-    "ClusterFull",
     "CommandFailed",
     "CommandResult",
     "DeadLetterInfo",
@@ -69,6 +68,7 @@ __all__ = [
     "SandboxLost",
     "SandboxOutcome",
     "ShoalError",
+    "StreamFull",
     "Timeout",
     "Unreachable",
     "command",
@@ -80,8 +80,8 @@ _HOMES = {
     "shoal.client.cluster": ("Cluster", "connect"),
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
-        "BadRequest", "ClusterFull", "CommandFailed", "FileError", "InfrastructureError", "Rejected", "RolloutEnded",
-        "SandboxEnded", "SandboxLost", "ShoalError", "Timeout", "Unreachable",
+        "BadRequest", "CommandFailed", "FileError", "InfrastructureError", "Rejected", "RolloutEnded",
+        "SandboxEnded", "SandboxLost", "ShoalError", "StreamFull", "Timeout", "Unreachable",
     ),
     "shoal.client.requests": ("Resources", "command"),
     "shoal.client.results": (

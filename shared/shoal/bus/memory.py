@@ -17,6 +17,7 @@ from shoal.bus.protocol import (
     TooLargeError,
     UnreachableError,
 )
+from shoal.bus.refusals import full_text
 from shoal.wire.streams import Stream, subjects_overlap
 
 MAX_PAYLOAD: Final = 1024**2
@@ -66,7 +67,7 @@ class _Log:
             return Stored(self.spec.name, known[0], True)
         message = Delivery(subject, payload, self.last + 1, now_ms, id)
         if self.spec.max_bytes >= 0 and self.bytes + _size(message) > self.spec.max_bytes:
-            raise StreamFullError(full_text(self.spec.name))
+            raise StreamFullError(full_text(self.spec.name, "maximum bytes exceeded"), self.spec.name)
         self.messages.append(message)
         self.bytes += _size(message)
         if id:
@@ -76,11 +77,6 @@ class _Log:
                 waiter.set_result(None)
         self.waiting.clear()
         return Stored(self.spec.name, message.sequence, False)
-
-
-def full_text(stream: str) -> str:
-    """Return what is said to people when a stream is full."""
-    return f"stream {stream} is full and takes no new messages until older ones expire; raise its max_bytes or wait"
 
 
 def _size(message: Delivery) -> int:

@@ -26,7 +26,11 @@ class PublishTimeoutError(BusError):
 
 
 class StreamFullError(BusError):
-    """The stream refuses new messages until older ones expire or its limit is raised."""
+    """The stream, which `stream` names where that is known, takes no new messages until there is room for them."""
+
+    def __init__(self, text: str, stream: str = "") -> None:
+        super().__init__(text)
+        self.stream = stream
 
 
 class TooLargeError(BusError):

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from shoal.bus.lane import lane_of
 from shoal.bus.protocol import BusError, Stored, StreamFullError, TooLargeError
 
 _STORE_FAILED: Final = 10077
@@ -34,6 +35,14 @@ class _Ack(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Ack)
 
 
+def full_text(stream: str, limit: str) -> str:
+    """Return what people are told of a stream that has reached this limit."""
+    return (
+        f"stream {stream} is full ({limit}) and takes no new messages; make room by raising its limit, such as with "
+        f"`nats stream edit {stream} --max-bytes=32GiB`"
+    )
+
+
 def read_answer(payload: bytes, subject: str, size: int) -> Stored | BusError | str:
     """Return where the message is stored, why it never will be, or, as a sentence, why not for now."""
     try:
@@ -48,10 +57,15 @@ def read_answer(payload: bytes, subject: str, size: int) -> Stored | BusError | 
         return WrongLastError(f"{subject} has another last message")
     if error.err_code == _EXCEEDS_MAXIMUM:
         return TooLargeError(f"a message of {size} bytes for {subject} exceeds what its stream takes")
-    if (error.err_code == _STORE_FAILED and "maximum" in text) or error.err_code in _NO_SPACE:
+    if error.err_code == _STORE_FAILED and "maximum" in text:
+        stream = lane_of(subject)
+        return StreamFullError(full_text(stream, text), stream)
+    if error.err_code in _NO_SPACE or (error.err_code == _STORE_FAILED and "no space left" in text):
+        stream = lane_of(subject)
         return StreamFullError(
-            f"the stream of {subject} is full and takes no new messages until older ones expire ({text}); "
-            "raise its max_bytes or wait"
+            f"the broker has no room for stream {stream} ({text}); free space on its disk, or raise max_file_store in "
+            "its JetStream configuration",
+            stream,
         )
     if 400 <= error.code < 500 and error.code not in _FOR_NOW:
         return BusError(f"the broker refused a message on {subject}: {text}")

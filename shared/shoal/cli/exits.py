@@ -13,7 +13,7 @@ class Exit(IntEnum):
     UNKNOWN_TEMPLATE = 4
     UNREACHABLE = 5  # no broker, or no Shoal, answers
     TIMEOUT = 6  # no answer in time
-    INFRASTRUCTURE = 7  # the platform failed otherwise: the broker is full, an answer makes no sense
+    INFRASTRUCTURE = 7  # the platform failed otherwise: an answer makes no sense
     INPUT = 8  # an input file cannot be read
     UNKNOWN_ROLLOUT = 9
     STATE_DIRECTORY = 10  # the state directory cannot be used
@@ -24,6 +24,7 @@ class Exit(IntEnum):
     REJECTED = 15  # the cluster did not admit the rollout
     CANCELLED = 16  # the rollout was cancelled, by somebody else
     DEAD_LETTER = 17  # there is no such dead letter, or it was not kept whole
+    STREAM_FULL = 18  # a stream takes no new messages until somebody makes room
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command
     INTERRUPTED = 130  # Ctrl-C
@@ -46,7 +47,7 @@ def explain(error: BaseException) -> tuple[Exit, str]:
     """Return the exit status and the sentence for any error."""
     if isinstance(error, Failure):
         return error.status, str(error)
-    from shoal.bus.protocol import BusError
+    from shoal.bus.protocol import BusError, StreamFullError
     from shoal.client import errors
     from shoal.wire.quantities import BadValueError
 
@@ -68,6 +69,8 @@ def explain(error: BaseException) -> tuple[Exit, str]:
             return Exit.UNREACHABLE, f"{what}; {hint}"
         case errors.Timeout():
             return Exit.TIMEOUT, str(error)
+        case errors.StreamFull() | StreamFullError():
+            return Exit.STREAM_FULL, str(error)
         case errors.ShoalError() | BusError():
             return Exit.INFRASTRUCTURE, str(error)
     return (

@@ -129,7 +129,7 @@ class Cluster:
         along, which can be run again, and else "fail". isolation: a driver's name; without it whichever there is.
 
         Returns when the request is stored and the cluster has said its first word of it (two seconds at most: waiting
-        is durable). Raises BadRequest before anything is sent, Rejected, Unreachable, ClusterFull.
+        is durable). Raises BadRequest before anything is sent, Rejected, Unreachable, StreamFull.
         """
 
         async def open() -> Rollout:

@@ -56,8 +56,16 @@ class SandboxLost(InfrastructureError):
         self.restarting = restarting
 
 
-class ClusterFull(InfrastructureError):
-    """The broker takes no new messages until older ones expire."""
+class StreamFull(InfrastructureError):
+    """A stream takes no new messages: what was asked was not stored and will not happen. Ask again when there is room.
+
+    `stream` is its name, `detail` says which limit it has reached and how to make room.
+    """
+
+    def __init__(self, stream: str, detail: str) -> None:
+        super().__init__(f"{detail}; what was asked now was not stored: ask again when there is room")
+        self.stream = stream
+        self.detail = detail
 
 
 class SandboxEnded(ShoalError):

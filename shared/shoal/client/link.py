@@ -19,7 +19,7 @@ from shoal.bus.protocol import (
     StreamFullError,
     TooLargeError,
 )
-from shoal.client.errors import BadRequest, ClusterFull, ShoalError, Timeout, Unreachable
+from shoal.client.errors import BadRequest, ShoalError, StreamFull, Timeout, Unreachable
 from shoal.client.feed import Feed
 from shoal.wire import streams, subjects
 from shoal.wire.codec import encode
@@ -115,7 +115,7 @@ class Link:
         """Return a trouble of the bus as a trainer's error."""
         match error:
             case StreamFullError():
-                return ClusterFull(f"the cluster's log is full: {error}")
+                return StreamFull(error.stream, str(error))
             case TooLargeError():
                 return BadRequest("request", str(error))
             case PublishTimeoutError():

@@ -126,10 +126,14 @@ class Rollout:
         if self._released or self._fold.over:
             return
         self._released = True
+        message = RolloutReleased(self.id, ranges.whole(self.n))
+        try:
+            await self.link.publish(self._request(), message, f"{self.id}:released")
+        except BaseException:
+            self._released = False  # it can be asked again
+            raise
         for sandbox in list(self._live.values()):
             sandbox.ended_by(EndReason.RELEASED)
-        message = RolloutReleased(self.id, ranges.whole(self.n))
-        await self.link.publish(self._request(), message, f"{self.id}:released")
 
     async def cancel(self) -> None:
         """Stop it, whatever it is doing; its sandboxes end as cancelled. Idempotent."""

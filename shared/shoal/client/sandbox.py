@@ -121,8 +121,8 @@ class Sandbox:
     async def release(self) -> None:
         """Give it back. Idempotent."""
         if self._reason is None:
-            self.ended_by(EndReason.RELEASED)
             await self.rollout.release_one(self.index)
+            self.ended_by(EndReason.RELEASED)
 
     # --- the rollout's side
 

@@ -10,14 +10,14 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from conformance.bus import BusConformance, BusFactory, Log, take
-from shoal.broker import EmbeddedBroker
+from shoal.broker import EmbeddedBroker, EmbeddedCluster
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import Bus, Entry, UnreachableError
 
 
-def connector(url: str) -> BusFactory:
+def connector(url: str, replicas: int = 1) -> BusFactory:
     async def connect() -> Bus:
-        return await JetStreamBus.connect(url, name="conformance", no_stream_patience_s=0.3)
+        return await JetStreamBus.connect(url, name="conformance", no_stream_patience_s=0.3, replicas=replicas)
 
     return connect
 
@@ -27,6 +27,29 @@ class TestJetStreamBus(BusConformance):
     @pytest.fixture
     def bus_factory(self, broker: EmbeddedBroker) -> BusFactory:
         return connector(broker.url)
+
+
+@pytest.fixture(scope="module")
+def three_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedCluster]:
+    cluster = EmbeddedCluster(tmp_path_factory.mktemp("three"))
+    asyncio.run(cluster.start())
+    yield cluster
+    asyncio.run(cluster.stop())
+
+
+@pytest.mark.broker
+class TestJetStreamBusOnThreeServers(BusConformance):
+    """Every stream and bucket on all three."""
+
+    @pytest.fixture
+    def bus_factory(self, three_brokers: EmbeddedCluster) -> BusFactory:
+        return connector(three_brokers.url, replicas=3)
+
+    async def test_it_is_kept_thrice(self, bus: JetStreamBus, log: Log) -> None:
+        await bus.put("TEST_REPLICAS", "key", b"")
+        for name in (log.name, "KV_TEST_REPLICAS"):
+            about = await bus._api.ask(f"STREAM.INFO.{name}")
+            assert len(about["cluster"]["replicas"]) == 2
 
 
 def engine_problem() -> str | None:

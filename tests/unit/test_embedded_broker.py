@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.broker import BrokerError, EmbeddedBroker, running_pid
+from shoal.broker import BrokerError, EmbeddedBroker, EmbeddedCluster, leader_of, running_pid, wait_until_whole
 from shoal.bus.jetstream import JetStreamBus
 from shoal.wire.streams import Stream
 
@@ -143,3 +143,63 @@ async def test_it_ends_with_a_killed_owner_unless_detached(tmp_path: Path, mode:
         assert alive(pid)
         os.kill(pid, signal.SIGTERM)
     await gone(pid)
+
+
+async def test_three_keep_streams_and_ports_across_a_restart(tmp_path: Path) -> None:
+    cluster = EmbeddedCluster(tmp_path)
+    async with cluster:
+        urls, pids = cluster.urls, cluster.pids
+        assert cluster.url == ",".join(urls)
+        assert len(set(urls)) == len(set(pids)) == 3
+        for pid in pids:
+            assert {address.split(":")[0] for address in listens_on(pid)} == {"0100007F"}
+            assert len(listens_on(pid)) == 2  # for clients and for the others
+        bus = await JetStreamBus.connect(cluster.url, replicas=3)
+        await bus.ensure([STREAM])
+        await bus.publish("test.a", b"", "id")
+        await bus.close()
+    assert not any(alive(pid) for pid in pids)
+    async with EmbeddedCluster(tmp_path) as again:
+        assert again.urls == urls
+        bus = await JetStreamBus.connect(again.url)
+        assert await bus.last_sequence("TEST") == 1
+        await bus.close()
+        await wait_until_whole(again.url)
+
+
+async def test_one_of_three_is_killed_and_started_again(tmp_path: Path) -> None:
+    async with EmbeddedCluster(tmp_path) as cluster:
+        bus = await JetStreamBus.connect(cluster.url, replicas=3, deadline_s=60)
+        await bus.ensure([STREAM])
+        leader = await cluster.leader("TEST")
+        assert await leader_of(cluster.url, "TEST") == cluster.servers[leader].name
+        before = cluster.servers[leader].pid
+        assert await cluster.kill(leader) == before
+        with pytest.raises(BrokerError, match="not running"):
+            _ = cluster.pids
+        with pytest.raises(BrokerError, match="not running"):
+            await cluster.kill(leader)
+        await bus.publish("test.a", b"", "id")
+        with pytest.raises(BrokerError, match="keep everything everywhere"):
+            await wait_until_whole(cluster.url, within_s=0.5)
+        await cluster.restart(leader)
+        assert cluster.servers[leader].pid != before
+        await wait_until_whole(cluster.url)
+        await bus.close()
+
+
+async def test_the_port_asked_for_is_the_first_ones_and_ports_in_use_are_replaced(tmp_path: Path) -> None:
+    first = EmbeddedCluster(tmp_path)
+    kept = [url.rsplit(":", 1)[1] for url in first.urls]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(kept[1])))
+        other.listen()
+        second = EmbeddedCluster(tmp_path)
+        assert second.urls[0] == first.urls[0]
+        assert second.urls[1] != first.urls[1]
+        assert second.urls[2] == first.urls[2]
+        with pytest.raises(BrokerError, match=f"port {kept[1]} on 127.0.0.1 cannot be used"):
+            await EmbeddedCluster(tmp_path, port=int(kept[1])).start()
+    twice = EmbeddedCluster(tmp_path, port=int(kept[2]))  # it was the third one's
+    assert twice.urls[0].endswith(f":{kept[2]}")
+    assert len(set(twice.urls)) == 3

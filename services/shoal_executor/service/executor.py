@@ -14,6 +14,7 @@ from shoal.bus.protocol import Bus, Delivery, Reader
 from shoal.machine import ranges
 from shoal.machine.core import Cause
 from shoal.runtime.dead import dead_letter
+from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import streams, subjects
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import (
@@ -104,9 +105,10 @@ class ExecutorService:
         self._driver = driver
         self._offer = offer
         began = Began(offer.executor, offer.cell, boot, machine(), driver.isolation, offer.nodes)
-        self._known = Known(bus, began, journal)
+        publisher = SteadyPublisher(bus, f"executor.{offer.executor}")
+        self._known = Known(publisher, began, journal)
         self._core = self._known.core
-        self._loose = Outgoing(bus, "")  # beats and the like: nothing that another process would repeat
+        self._loose = Outgoing(publisher, "")  # beats and the like: nothing that another process would repeat
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines: dict[Key, asyncio.TimerHandle] = {}
         self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
@@ -221,12 +223,13 @@ class ExecutorService:
 
     async def _beat(self, joined: ExecutorJoined) -> None:
         nodes = subjects.placement_node(self._offer.cell)
-        beats = 0
+        beats = number = 0
         while True:
             await asyncio.sleep(BEAT_S)
             beats += 1
-            beat = ExecutorBeat(joined.executor, joined.boot, self._core.live, self._core.starting)
-            self._loose.send(nodes, joined if beats % JOIN_EVERY_BEATS == 0 else beat)
+            if self._loose.is_stored(number):  # else one word of life is enough, when there is room for it
+                beat = ExecutorBeat(joined.executor, joined.boot, self._core.live, self._core.starting)
+                number = self._loose.send(nodes, joined if beats % JOIN_EVERY_BEATS == 0 else beat)
 
     async def _follow(self, reader: Reader, stream: str) -> None:
         while True:

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from shoal.bus.protocol import Bus
+from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
 from shoal.wire.messages import CommandRefused, DestroySandboxes, EndReason, StartSandboxes
 from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Refuse, RunJob, Start
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 class Known:
     """See the module. Without a journal, nothing outlives the process."""
 
-    def __init__(self, bus: Bus, began: Began, journal: Journal | None) -> None:
+    def __init__(self, publisher: SteadyPublisher, began: Began, journal: Journal | None) -> None:
         self._began = began
         self._journal = journal
         self._recovering = False
@@ -55,7 +55,7 @@ class Known:
         self._large = LARGE
         self.core = ExecutorCore(began.boot)
         self.answers = Answers()
-        self.outgoing = Outgoing(bus, "")
+        self.outgoing = Outgoing(publisher, "")
         self.outgoing.on_stored = self._stored
         self.reports = Reports(self.outgoing, began.executor, began.isolation, began.cell, self._flush)
         self.inbox: int | None = None

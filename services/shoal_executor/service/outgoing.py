@@ -1,17 +1,14 @@
-"""Messages on their way out. Each is published, in order, and again under its own id until the broker has it."""
+"""Messages on their way out, numbered, and kept until the broker has them."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
 import structlog
 
-from shoal.bus.protocol import Bus, BusError, Stored, TooLargeError
+from shoal.bus.protocol import Stored
+from shoal.runtime.steady import SteadyPublisher
 from shoal.wire.codec import encode
 from shoal.wire.messages import AnyMessage
-
-_FIRST_PAUSE_S: Final = 0.2
-_LONGEST_PAUSE_S: Final = 5.0
 
 log = structlog.get_logger()
 
@@ -23,8 +20,8 @@ class Outgoing:
     sends the same ids. Until `go` they are only kept.
     """
 
-    def __init__(self, bus: Bus, prefix: str) -> None:
-        self._bus = bus
+    def __init__(self, publisher: SteadyPublisher, prefix: str) -> None:
+        self._publisher = publisher
         self._prefix = prefix
         self._going = False
         self._unstored: dict[int, tuple[str, bytes]] = {}
@@ -49,13 +46,18 @@ class Outgoing:
         """The messages the broker does not have yet: number, subject and payload."""
         return tuple((number, *message) for number, message in self._unstored.items())
 
-    def send(self, subject: str, message: AnyMessage) -> None:
-        """Publish a message under the next number."""
+    def send(self, subject: str, message: AnyMessage) -> int:
+        """Publish a message under the next number, which is returned."""
         self.sent += 1
         self._unstored[self.sent] = (subject, encode(message))
         self._idle.clear()
         if self._going:
-            self._publish(self.sent, _FIRST_PAUSE_S)
+            self._publish(self.sent)
+        return self.sent
+
+    def is_stored(self, number: int) -> bool:
+        """Return whether the broker has the message of this number."""
+        return number not in self._unstored
 
     def resume(self, sent: int, unstored: tuple[tuple[int, str, bytes], ...]) -> None:
         """Go on with what an earlier process had sent."""
@@ -72,7 +74,7 @@ class Outgoing:
         self._prefix = prefix or self._prefix
         self._going = True
         for number in self._unstored:
-            self._publish(number, _FIRST_PAUSE_S)
+            self._publish(number)
         if not self._unstored:
             self._idle.set()
 
@@ -80,27 +82,18 @@ class Outgoing:
         """Wait until the broker has everything that was sent."""
         await self._idle.wait()
 
-    def _publish(self, number: int, pause: float) -> None:
+    def _publish(self, number: int) -> None:
         subject, payload = self._unstored[number]
         id = f"{self._prefix}:{number}"
 
         def settled(future: "asyncio.Future[Stored]") -> None:
-            if future.cancelled():
-                self._done(number)
-                return
-            error = future.exception()
-            if error is None:
-                self._done(number)
-            elif isinstance(error, TooLargeError) or not isinstance(error, BusError):
+            error = None if future.cancelled() else future.exception()
+            if error is not None:
                 self.refused += 1
                 log.error("a message cannot be published", subject=subject, size=len(payload), error=str(error))
-                self._done(number)
-            else:
-                log.warning("publishing again", subject=subject, id=id, error=str(error), after_s=pause)
-                again = min(pause * 2, _LONGEST_PAUSE_S)
-                asyncio.get_running_loop().call_later(pause, self._publish, number, again)
+            self._done(number)
 
-        self._bus.publish(subject, payload, id).add_done_callback(settled)
+        self._publisher.publish(subject, payload, id).add_done_callback(settled)
 
     def _done(self, number: int) -> None:
         del self._unstored[number]

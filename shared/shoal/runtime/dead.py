@@ -13,6 +13,7 @@ from shoal.wire.messages import DEAD_PAYLOAD_KEPT, DeadLetter
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
+_SAY_EVERY_S: Final = 30.0
 
 log = structlog.get_logger()
 
@@ -33,13 +34,16 @@ async def dead_letter(bus: Bus, delivery: Delivery, cause: Cause, reader: str, r
 
 async def store(bus: Bus, subject: str, payload: bytes, id: str) -> Stored:
     """Publish until the broker has it. Raises only what no waiting mends: TooLargeError."""
-    pause = FIRST_PAUSE_S
+    pause, said_at = FIRST_PAUSE_S, float("-inf")
+    loop = asyncio.get_running_loop()
     while True:
         try:
             return await bus.publish(subject, payload, id)
         except TooLargeError:
             raise
         except BusError as error:
-            log.error("publishing again", subject=subject, id=id, error=str(error), after_s=pause)
+            if loop.time() - said_at >= _SAY_EVERY_S:
+                said_at = loop.time()
+                log.error("not stored; trying until it is", subject=subject, id=id, error=str(error))
         await asyncio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE_S)

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import structlog
-
-from shoal.bus.protocol import Bus, BusError, Delivery, Stored, TooLargeError
+from shoal.bus.protocol import Bus, Delivery, Stored, TooLargeError
 from shoal.machine.core import Cause
-from shoal.runtime.dead import dead_letter, store
+from shoal.runtime.dead import dead_letter
+from shoal.runtime.steady import SteadyPublisher
 
 BATCHES_AHEAD: Final = 8
 """How many batches may wait for their effects to be stored before no more is folded."""
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,7 @@ class Outlet:
 
     def __init__(self, bus: Bus, name: str) -> None:
         self._bus = bus
+        self._publisher = SteadyPublisher(bus, name)
         self._name = name
         self._batches: deque[_Batch] = deque()
         self._some = asyncio.Event()
@@ -75,7 +73,7 @@ class Outlet:
         batch = _Batch(folded)
         for each in folded:
             for effect in each.effects:
-                future = self._bus.publish(effect.subject, effect.payload, effect.id)
+                future = self._publisher.publish(effect.subject, effect.payload, effect.id)
                 future.add_done_callback(_retrieve)
                 batch.futures.append(future)
         self._batches.append(batch)
@@ -106,13 +104,7 @@ class Outlet:
 
     async def _see_stored(self, future: "asyncio.Future[Stored]", effect: Outgoing, cause: Cause) -> None:
         try:
-            try:
-                await future
-            except TooLargeError:
-                raise
-            except BusError as error:
-                log.error("an effect is not stored yet", reader=self._name, id=effect.id, error=str(error))
-                await store(self._bus, effect.subject, effect.payload, effect.id)
+            await future
             self.published += 1
         except TooLargeError as error:
             whole = Delivery(effect.subject, effect.payload, cause.sequence, cause.time_ms, effect.id)

@@ -190,6 +190,27 @@ def test_a_beat_keeps_an_executor_alive() -> None:
     assert drive.core.wake_at_ms() == drive.now + 1
 
 
+def test_an_executor_is_waited_for_once_more_when_the_log_took_nothing_for_a_while() -> None:
+    drive = Driven()
+    drive(joined())
+    drive(place(n=2))
+    due = drive.now + SILENCE_MS + 1
+    drive.now = due + 30_000  # the log was full: neither the Tick nor the executor's beats were stored in time
+    assert drive(Tick(due)) == []
+    wake = drive.core.wake_at_ms()
+    assert wake == drive.now + SILENCE_MS + 1
+    drive(ExecutorBeat("e1", "b1"))
+    again = PlacementCore(0)
+    again.load(drive.core.dump())
+    assert again.dump() == drive.core.dump()
+    drive.now = wake + 30_000
+    assert drive(Tick(wake)) == [], "it was heard since, so this is a new silence"
+    third = drive.core.wake_at_ms()
+    assert third is not None
+    drive.now = third + 30_000
+    assert [type(said) for said in drive(Tick(third))] == [SandboxesEnded, CellCapacity], "late again, and never heard"
+
+
 def test_a_silent_executor_that_comes_back_ends_its_orphans_before_their_room_is_used_again() -> None:
     drive = Driven()
     drive(joined(slots=4))

@@ -70,6 +70,8 @@ class Executor:
     heard_ms: int
     nodes: dict[str, Node]
     alive: bool = True
+    excused: bool = False
+    """Whether it was waited for longer since it was heard, because the log took nothing for a while."""
     busy_until_ms: float = 0.0
     free: int = 0
     held: dict[str, int] = field(default_factory=dict)  # sandboxes by rollout
@@ -81,6 +83,11 @@ class Executor:
         self.free = sum(node.slots for node in self.by_number)
         self.roomiest = [(-node.slots, node.number) for node in self.by_number]
         heapq.heapify(self.roomiest)
+
+    def heard(self, now_ms: int) -> None:
+        """Note that it lives."""
+        self.heard_ms = max(self.heard_ms, now_ms)
+        self.excused = False
 
     def take(self, count: int, memory: int, avoid: tuple[str, ...]) -> list[tuple[Node, int]]:
         """Choose nodes for up to `count` sandboxes, most room first; returns how many for each. Reserves nothing."""
@@ -128,7 +135,7 @@ class Executor:
         nodes = [(node.spec, [(*group, *held) for group, held in node.held.items()]) for node in self.by_number]
         return DumpedExecutor(
             self.name, self.boot, self.isolation, self.start_ms, self.heard_ms, nodes, self.alive, self.busy_until_ms,
-            sorted(self.roomiest),
+            sorted(self.roomiest), self.excused,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -160,6 +167,7 @@ class DumpedExecutor(msgspec.Struct, frozen=True, array_like=True):
     alive: bool
     busy_until_ms: float
     roomiest: list[tuple[int, int]]
+    excused: bool = False
 
     def load(self) -> Executor:
         """Return the executor."""
@@ -169,6 +177,7 @@ class DumpedExecutor(msgspec.Struct, frozen=True, array_like=True):
             for rollout, attempt, indices, memory in held:
                 executor.reserve(node, (rollout, attempt), indices, memory)
         executor.alive = self.alive
+        executor.excused = self.excused
         executor.busy_until_ms = self.busy_until_ms
         executor.roomiest = list(self.roomiest)  # sorted, and so a heap
         return executor

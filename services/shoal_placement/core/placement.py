@@ -17,6 +17,8 @@ from shoal.wire import subjects
 from shoal_placement.core.fleet import DumpedExecutor, Executor, Node, shares
 
 SILENCE_MS: Final = 10_000
+_LATE_MS: Final = 1_000
+"""A Tick so much after its time says that the log took nothing for a while, or that nobody led."""
 _KEPT_MS: Final = 86_400_000  # how long a release that came before its request is remembered
 _BOOTS_KEPT: Final = 16
 
@@ -72,7 +74,7 @@ class PlacementCore:
             case m.ExecutorBeat(executor=name, boot=boot):
                 executor = self._executors.get(name)
                 if executor is not None and executor.boot == boot and executor.alive:
-                    executor.heard_ms = max(executor.heard_ms, now)
+                    executor.heard(now)
             case m.ExecutorLeft(executor=name, boot=boot):
                 executor = self._executors.get(name)
                 if executor is not None and executor.boot == boot:
@@ -81,8 +83,8 @@ class PlacementCore:
             case m.SlotsReleased():
                 self._free(message)
                 self._place_waiting(now, effects)
-            case m.Tick():
-                self._pass_time(now, effects)
+            case m.Tick(due_ms=due):
+                self._pass_time(now, effects, late=now - due > _LATE_MS)
             case _:
                 raise LawBrokenError(f"placement has no use for {type(message).__name__}")
         self._tell(effects)
@@ -178,7 +180,7 @@ class PlacementCore:
         subjects.executor_control(message.executor)
         known = self._executors.get(message.executor)
         if known is not None and known.boot == message.boot:
-            known.heard_ms = max(known.heard_ms, now)
+            known.heard(now)
             if not known.alive:
                 known.alive = True
                 self._fleet_changed = True
@@ -211,7 +213,7 @@ class PlacementCore:
         for node in executor.nodes.values():
             for (rollout, attempt), (held, _) in node.held.items():
                 record = self._rollouts.get(rollout)
-                if record is not None:  # otherwise its deadline has passed, and the scheduler has ended it
+                if record is not None and record.tenant:  # else its time was up, and the scheduler has ended it
                     self._end(record, rollout, attempt, held, node.spec.node, m.EndReason.NODE_LOST, why, effects)
 
     def _forget(self, executor: Executor) -> None:
@@ -228,9 +230,12 @@ class PlacementCore:
         if executor is not None and node is not None:
             executor.release(node, (message.rollout, message.attempt), message.indices)
 
-    def _pass_time(self, now: int, effects: list[Effect]) -> None:
+    def _pass_time(self, now: int, effects: list[Effect], *, late: bool) -> None:
         for executor in self._executors.values():
             if executor.alive and now > executor.heard_ms + SILENCE_MS:
+                if late and not executor.excused:  # its words, too, may have found no room: it is waited for once more
+                    executor.heard_ms, executor.excused = now, True
+                    continue
                 self._lose(executor, f"its executor was silent for {SILENCE_MS // 1000} s", effects)
         expired = [name for name, record in self._rollouts.items() if now >= record.expires_ms]
         for name in expired:

@@ -19,9 +19,11 @@ from shoal.wire.messages import EndReason
 pytestmark = [pytest.mark.broker, pytest.mark.sandbox, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalSystem]:
-    async with LocalSystem(tmp_path_factory.mktemp("system"), port=0) as system:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[1, 3], ids=["one-broker", "three-brokers"])
+async def system(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[LocalSystem]:
+    async with LocalSystem(tmp_path_factory.mktemp("system"), port=0, brokers=request.param) as system:
         yield system
 
 

@@ -108,7 +108,7 @@ class JetStreamBus:
     # --- streams
 
     async def ensure(self, streams: Sequence[Stream]) -> None:
-        """Create these streams where they do not exist; existing ones are brought to these limits.
+        """Create these streams where they do not exist; existing ones are brought to these limits, or have more room.
 
         New ones are kept on as many servers as they ask for, or the cluster has by rule, if that is more.
         """
@@ -133,7 +133,9 @@ class JetStreamBus:
             if error.code != NAME_IN_USE:
                 raise
             known = (await self._api.ask(f"STREAM.INFO.{name}"))["config"]
-            wanted = {**known, **config, "num_replicas": known["num_replicas"]}
+            room = [known["max_bytes"], config["max_bytes"]]
+            kept = {"num_replicas": known["num_replicas"], "max_bytes": -1 if -1 in room else max(room)}
+            wanted = {**known, **config, **kept}
             if wanted != known:
                 await self._api.ask(f"STREAM.UPDATE.{name}", wanted)
 

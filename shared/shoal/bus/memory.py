@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
@@ -109,6 +110,10 @@ class MemoryBroker:
         else:
             self._logs[stream.name] = _Log(stream)
 
+    def room(self, stream: str) -> int:
+        """Return the bytes a stream may take, -1 without limit; 0 where there is none."""
+        return self._logs[stream].spec.max_bytes if stream in self._logs else 0
+
     def store(self, subject: str, payload: bytes, id: str) -> Stored:
         """Store a message. Raises what `Bus.publish` fails with."""
         if len(payload) + len(id) > self.max_payload:
@@ -204,7 +209,8 @@ class MemoryBus:
         """Create these streams where they do not exist; existing ones are brought to these limits."""
         broker = self._open()
         for stream in streams:
-            broker.ensure(stream)
+            room = [stream.max_bytes, broker.room(stream.name)]
+            broker.ensure(replace(stream, max_bytes=-1 if -1 in room else max(room)))
 
     def publish(self, subject: str, payload: bytes, id: str) -> "asyncio.Future[Stored]":
         """Store a message now; the future is done when this returns."""

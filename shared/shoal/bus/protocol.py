@@ -89,7 +89,10 @@ class Bus(Protocol):
     """A connection to a broker."""
 
     async def ensure(self, streams: Sequence[Stream]) -> None:
-        """Create these streams where they do not exist; existing ones are left or brought to these limits."""
+        """Create these streams where they do not exist; existing ones are left or brought to these limits.
+
+        None is made smaller: the room that somebody made in a full stream stays.
+        """
         ...
 
     def publish(self, subject: str, payload: bytes, id: str) -> "asyncio.Future[Stored]":

@@ -9,6 +9,7 @@ import pytest
 from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers.protocol import (
     Driver,
+    DriverError,
     NoSuchSandboxError,
     SandboxFileError,
     Started,
@@ -107,6 +108,21 @@ class DriverConformance:
         assert b"".join(pieces) == result.stdout
         await driver.destroy([name])
 
+    async def test_an_id_is_run_once_and_its_result_is_kept_until_it_is_settled(self, driver: Driver) -> None:
+        name = await one(driver)
+        first = await driver.run(name, Command(line="echo one"), id="a")
+        again = await driver.run(name, Command(line="echo two"), id="a")
+        assert b"one" in first.stdout
+        assert again == first
+        assert b"three" in (await driver.run(name, Command(line="echo three"), id="b")).stdout
+        driver.settle(name, ["a", "never"])
+        with pytest.raises(DriverError, match="settled"):
+            await driver.run(name, Command(line="echo four"), id="a")
+        assert b"three" in (await driver.run(name, Command(line="echo five"), id="b")).stdout
+        assert b"six" in (await driver.run(name, Command(line="echo six"), id="never")).stdout  # it never was
+        await driver.destroy([name])
+        driver.settle(name, ["b"])  # of one that is gone: nothing to forget
+
     async def test_close_ends_everything_and_may_come_twice(self, driver: Driver) -> None:
         await one(driver)
         await driver.close()
@@ -121,6 +137,21 @@ class DriverConformance:
         await sh(driver, name, "sleep 1000 & echo $! > pid; echo one > state")
         result = await sh(driver, name, "kill -0 $(cat pid) && cat state")
         assert (result.exit_code, result.stdout) == (0, b"one\n")
+        await driver.destroy([name])
+
+    async def test_whoever_asks_with_the_id_of_a_command_under_way_waits_for_it(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        for session in (False, True):
+            command = Command(line="echo x >> runs; while [ ! -e go ]; do sleep 0.01; done; echo $?", session=session)
+            both = [asyncio.create_task(driver.run(name, command, id=f"s{session}")) for _ in range(2)]
+            while (await sh(driver, name, "test -s runs")).exit_code:
+                pass
+            await sh(driver, name, "touch go")
+            first, second = await asyncio.gather(*both)
+            assert first == second
+            assert (await driver.read_file(name, "runs")).data == b"x\n"
+            await sh(driver, name, "rm go runs")
         await driver.destroy([name])
 
     async def test_argv_line_cwd_env_and_stdin(self, driver: Driver) -> None:

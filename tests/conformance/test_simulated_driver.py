@@ -1,10 +1,11 @@
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
 from conformance.drivers import HOST, DriverConformance, fresh, start
-from shoal.wire.messages import Command
-from shoal_executor.drivers.protocol import Started, StartFailed, StartSpec
+from shoal.wire.messages import Command, EndReason
+from shoal_executor.drivers.protocol import NoSuchSandboxError, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 
 
@@ -38,3 +39,26 @@ async def test_results_say_that_they_are_simulated() -> None:
     await start(driver, [StartSpec(name, HOST)])
     assert (await driver.run(name, Command(("x",)))).stdout.startswith(b"simulated")
     assert driver.isolation == "simulated"
+
+
+async def test_what_an_earlier_process_simulated_is_lost() -> None:
+    exits: list[tuple[str, EndReason, str]] = []
+    driver = SimulatedDriver()
+    await driver.open(lambda *told: exits.append(told), ["a-0", "b-1"])
+    assert [told[:2] for told in exits] == [("a-0", EndReason.NODE_LOST), ("b-1", EndReason.NODE_LOST)]
+    assert "end with their executor" in exits[0][2]
+    assert await driver.list() == []
+
+
+async def test_two_who_wait_for_one_command() -> None:
+    driver = SimulatedDriver(Profile(command_ms=20, command_spread=0.0))
+    name = fresh()
+    await start(driver, [StartSpec(name, HOST)])
+    first, second = (asyncio.create_task(driver.run(name, Command(("x",)), id="k")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert b"simulated" in (await second).stdout
+    both = [asyncio.create_task(driver.run(name, Command(("x",)), id="l")) for _ in range(2)]
+    await asyncio.sleep(0)
+    await driver.destroy([name])
+    assert [type(each) for each in await asyncio.gather(*both, return_exceptions=True)] == [NoSuchSandboxError] * 2

@@ -102,26 +102,35 @@ class SimulatedDriver:
         sandbox = self._get(name)
         if not id:
             return await self._run(name, sandbox, command, output)
-        if id in sandbox.results:
+        while id in sandbox.results:
             known = sandbox.results[id]
             if known is None:
                 raise DriverError(f"the answer to {id} is gone: it was settled")
-            return await asyncio.shield(known)
+            await asyncio.wait([known])
+            if not known.cancelled():
+                return known.result()
         coming: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
         sandbox.results[id] = coming
         try:
             result = await self._run(name, sandbox, command, output)
-        except BaseException:
+        except BaseException as error:
             del sandbox.results[id]
-            coming.cancel()
+            if isinstance(error, Exception):
+                coming.set_exception(error)
+                coming.exception()  # perhaps nobody else waits
+            else:
+                coming.cancel()
             raise
         coming.set_result(result)
         return result
 
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """Forget these results."""
-        if name in self._live:
-            self._live[name].results.update(dict.fromkeys(ids))
+        results = self._live[name].results if name in self._live else {}
+        for id in ids:
+            known = results.get(id)
+            if known is not None and known.done():
+                results[id] = None
 
     async def _run(self, name: str, sandbox: _Sandbox, command: Command, output: OutputSink | None) -> CommandResult:
         sandbox.commands += 1

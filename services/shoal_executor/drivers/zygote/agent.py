@@ -27,11 +27,14 @@ _READ: Final = 65_536
 class Agent:
     """Serves one link after the other, until the fork server at the end of its lifeline is gone."""
 
-    def __init__(self, link: socket.socket, lifeline: socket.socket, env: dict[str, str], user: str) -> None:
+    def __init__(
+        self, link: socket.socket, lifeline: socket.socket, env: dict[str, str], user: str, inputs: int
+    ) -> None:
         self._link: socket.socket | None = link
         self._lifeline = lifeline
         self._env = env
         self._user = user
+        self._missing = inputs
         try:
             self._home = env.get("HOME") or account(user or "root")[2]
         except OSError:
@@ -55,7 +58,7 @@ class Agent:
         self._watch(self._link.fileno(), selectors.EVENT_READ, self._from_driver)
         self._watch(self._lifeline.fileno(), selectors.EVENT_READ, self._from_server)
         self._watch(wake_r, selectors.EVENT_READ, lambda: self._reap(wake_r))
-        self.tell(frames.Up(0))
+        self.tell(frames.Up(0, missing=self._missing))
         while True:
             for key, mask in self._selector.select(self._patience()):
                 if self._link is not None and key.fd == self._link.fileno():
@@ -111,7 +114,7 @@ class Agent:
         link.set_inheritable(False)
         self._link = link
         self._watch(link.fileno(), selectors.EVENT_READ, self._from_driver)
-        self.tell(frames.Up(0))
+        self.tell(frames.Up(0, missing=self._missing))
 
     def _from_driver(self) -> None:
         if self._link is None:
@@ -330,6 +333,7 @@ class Agent:
         except OSError as error:
             self.tell(frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}"))
         else:
+            self._missing = max(self._missing - 1, 0)  # they come before any other
             self.tell(frames.Wrote(asked.id, size))
 
     def _read(self, asked: frames.Read) -> None:

@@ -17,6 +17,7 @@ _PERIOD_US: Final = 100_000
 _MOUNTS: Final = Path("/proc/self/mounts")
 _MOUNT_FLAGS: Final = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "relatime": 1 << 21}
 _CONTROLLERS: Final = ("memory", "pids", "cpu")
+_TOLD: Final = "trusted.shoal.oom_kills"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,21 @@ class Groups:
                     for line in (path / name).read_text().splitlines():
                         if line.startswith("oom_kill "):
                             return int(line.split()[1])
+        return 0
+
+    @staticmethod
+    def tell_oom_kills(group: Group, kills: int) -> None:
+        """Note, for the next process of this node, that so many of the kills have been told of."""
+        for path in group.directories:
+            with contextlib.suppress(OSError):  # where it cannot be noted, a kill may be told of twice
+                os.setxattr(path, _TOLD, str(kills).encode())
+
+    @staticmethod
+    def told_oom_kills(group: Group) -> int:
+        """Return how many kills were told of already."""
+        for path in group.directories:
+            with contextlib.suppress(OSError):
+                return int(os.getxattr(path, _TOLD))
         return 0
 
     async def remove(self, group: Group) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Final, TypeVar
@@ -14,7 +13,7 @@ from typing import IO, Final, TypeVar
 import msgspec
 import structlog
 
-from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Resources, Snapshot
+from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
 from shoal_executor.drivers.protocol import (
     DriverError,
     DriverReport,
@@ -32,28 +31,16 @@ from shoal_executor.drivers.zygote import frames, images
 from shoal_executor.drivers.zygote.cgroups import Group, Groups
 from shoal_executor.drivers.zygote.forkserver import PATIENCE_S, ForkServer, hold
 from shoal_executor.drivers.zygote.link import Link
+from shoal_executor.drivers.zygote.sandbox import UP_S, Sandbox, sizes
 from shoal_executor.drivers.zygote.templates import Templates
 from shoal_executor.drivers.zygote.walls import try_walls
 
-_UP_S: Final = 30.0
 _PIECE: Final = 1024**2
-_SHM: Final = 64 * 1024**2
+_ENDED: Final = "its first process ended while its executor was away"
 
 _Answer = TypeVar("_Answer", bound=frames.Tell)
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class _Sandbox:
-    name: str
-    link: Link
-    group: Group
-    zygote: ForkServer
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    wanted: EndReason | None = None
-    oom_kills: int = 0
-    runs: "dict[str, asyncio.Future[CommandResult]]" = field(default_factory=dict)
 
 
 class ZygoteDriver:
@@ -84,10 +71,11 @@ class ZygoteDriver:
             state, keep, patience_s, heard=self._hear, gone=self._zygote_gone, busy=self._busy
         )  # fmt: skip
         self._here: dict[str, tuple[ForkServer, socket.socket]] = {}
-        self._ended: dict[str, None] = {}
-        self._live: dict[str, _Sandbox] = {}
-        self._starting: dict[str, _Sandbox] = {}
-        self._ending: dict[str, _Sandbox] = {}
+        self._ended: dict[str, ForkServer] = {}
+        self._opened = False
+        self._live: dict[str, Sandbox] = {}
+        self._starting: dict[str, Sandbox] = {}
+        self._ending: dict[str, Sandbox] = {}
         self._on_exit: ExitSink = lambda *_: None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -102,7 +90,7 @@ class ZygoteDriver:
             if self._tune_host:
                 await asyncio.to_thread(self._groups.favour_moves, self._marker)
             await try_walls(self)
-        except DriverError as error:
+        except (DriverError, OSError) as error:
             await self.close()
             hint = "" if os.geteuid() == 0 else "; run the executor as root, or allow user namespaces to this user"
             raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}{hint}") from error
@@ -113,31 +101,61 @@ class ZygoteDriver:
         await self._templates.find()
         self._groups.look()
         here, self._here = self._here, {}
-        for name, (zygote, ours) in list(here.items()):
-            if name in self._ended:
+        kept: list[tuple[Sandbox, socket.socket]] = []
+        for name, (zygote, ours) in here.items():
+            group = self._groups.find(name)
+            sandbox = Sandbox(name, Link(), group, zygote, oom_kills=self._groups.told_oom_kills(group))
+            if name in keep:
+                self._starting[name] = sandbox
+                kept.append((sandbox, ours))
+            else:
+                self._ending[name] = sandbox
                 ours.close()
-                del here[name]
-                continue
-            sandbox = _Sandbox(name, Link(), self._groups.find(name), zygote)
-            (self._live if name in keep else self._ending)[name] = sandbox
-        lost = {name: self._groups.oom_kills(self._groups.find(name)) for name in keep if name not in here}
+            if self._ended.get(name) is zygote:
+                sandbox.ended.set()
         # From here on the end of any of them is heard.
-        await asyncio.to_thread(self._groups.open, [name for name in keep if name in here])
-        for name, (_, ours) in here.items():
-            if name in self._live:
-                link = self._live[name].link
-                await asyncio.get_running_loop().create_connection(lambda link=link: link, sock=ours)  # type: ignore[misc]  # bound now
-            else:
-                ours.close()
-        await asyncio.gather(*(self._end(sandbox) for sandbox in list(self._ending.values())))
-        for name, kills in lost.items():
-            if kills:
-                self._on_exit(name, EndReason.OUT_OF_MEMORY, "it exceeded its memory while its executor was away")
-            elif name in self._ended:
-                self._on_exit(name, EndReason.DIED, "its first process ended while its executor was away")
-            else:
-                self._on_exit(name, EndReason.NODE_LOST, "its fork server ended")
+        lost = {name: self._groups.find(name) for name in keep if name not in here}
+        ends = {name: self._why(group, _ENDED if name in self._ended else "") for name, group in lost.items()}
+        unwanted = list(self._ending.values())
+        await asyncio.to_thread(self._groups.open, [sandbox.name for sandbox, _ in kept])
+        await asyncio.gather(*(self._resume(sandbox, ours) for sandbox, ours in kept))
+        await asyncio.gather(*map(self._end_left, unwanted))
+        for name, (reason, detail) in ends.items():
+            self._on_exit(name, reason, detail)
+        self._opened = True
         self._ended.clear()
+
+    async def _resume(self, sandbox: Sandbox, ours: socket.socket) -> None:
+        """Go on with a sandbox over a new link; one that had not come up, input files and all, ends here."""
+        await asyncio.get_running_loop().create_connection(lambda: sandbox.link, sock=ours)
+        up: frames.Tell | None = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UP_S):
+                up = await sandbox.link.up
+        self._starting.pop(sandbox.name)
+        if isinstance(up, frames.Up) and not up.error and not up.missing and not sandbox.ended.is_set():
+            self._live[sandbox.name] = sandbox
+            return
+        self._ending[sandbox.name] = sandbox
+        told = "its executor was killed before its start was complete" if isinstance(up, frames.Up) else _ENDED
+        reason, detail = self._why(sandbox.group, told if sandbox.zygote.alive else "")
+        await self._end_left(sandbox)
+        self._on_exit(sandbox.name, reason, detail)
+
+    async def _end_left(self, sandbox: Sandbox) -> None:
+        """End one of an earlier process; if it cannot be ended, the others go on all the same."""
+        try:
+            await self._end(sandbox)
+        except OSError as error:
+            log.error("a sandbox of an earlier process could not be ended", sandbox=sandbox.name, error=repr(error))
+
+    def _why(self, group: Group, told: str) -> tuple[EndReason, str]:
+        """Return why a sandbox ended in the executor's absence; `told`: what is known through a living fork server."""
+        if self._groups.oom_kills(group) > self._groups.told_oom_kills(group):
+            return EndReason.OUT_OF_MEMORY, "it exceeded its memory while its executor was away"
+        if told:
+            return EndReason.DIED, told
+        return EndReason.NODE_LOST, "its fork server ended"
 
     async def prepare(self, snapshot: Snapshot) -> None:
         """Start the template's fork server, once."""
@@ -174,37 +192,25 @@ class ZygoteDriver:
         sandbox = self._get(name)
         if not id:
             return await self._run(sandbox, command, output, id)
-        if id in sandbox.runs:
-            return await asyncio.shield(sandbox.runs[id])
-        coming: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
-        sandbox.runs[id] = coming
-        try:
-            result = await self._run(sandbox, command, output, id)
-        except BaseException:
-            coming.cancel()
-            raise
-        else:
-            coming.set_result(result)
-            return result
-        finally:
-            del sandbox.runs[id]
+        return await sandbox.once(id, lambda: self._run(sandbox, command, output, id))
 
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """Tell the agent that it need not keep these results."""
         if name in self._live:
             self._live[name].link.say(frames.Settle(0, tuple(ids)))
 
-    async def _run(self, sandbox: _Sandbox, command: Command, output: OutputSink | None, id: str) -> CommandResult:
+    async def _run(self, sandbox: Sandbox, command: Command, output: OutputSink | None, id: str) -> CommandResult:
         limit = command.output_limit
         answer = await self._ask(
             sandbox, frames.Done, lambda number: frames.Run(number, command, output is not None, id), output, limit
         )
         result = answer.result
         if max(len(result.stdout), len(result.stderr)) > limit:  # only a tampered agent sends more
-            await self._killed(sandbox)
+            await sandbox.killed()
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
             sandbox.oom_kills = kills
+            self._groups.tell_oom_kills(sandbox.group, kills)
             result = msgspec.structs.replace(result, out_of_memory=True)
         return result
 
@@ -259,31 +265,23 @@ class ZygoteDriver:
 
     # ---
 
-    def _get(self, name: str) -> _Sandbox:
+    def _get(self, name: str) -> Sandbox:
         try:
             return self._live[name]
         except KeyError:
             raise NoSuchSandboxError(name) from None
 
-    async def _end(self, sandbox: _Sandbox) -> None:
+    async def _end(self, sandbox: Sandbox) -> None:
         try:
-            await self._killed(sandbox)
+            await sandbox.killed()
             sandbox.link.close()
             await self._groups.remove(sandbox.group)
         finally:
             del self._ending[sandbox.name]
 
-    async def _killed(self, sandbox: _Sandbox) -> None:
-        """Kill until its end is told: an order is lost where the fork server's socket is full."""
-        async with asyncio.timeout(_UP_S):
-            while not sandbox.ended.is_set():
-                sandbox.zygote.kill(sandbox.name)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(sandbox.ended.wait(), 0.5)
-
     async def _ask(
         self,
-        sandbox: _Sandbox,
+        sandbox: Sandbox,
         expected: type[_Answer],
         make: Callable[[int], frames.Ask],
         output: OutputSink | None = None,
@@ -291,14 +289,14 @@ class ZygoteDriver:
     ) -> _Answer:
         answer = await sandbox.link.ask(make, output, limit)
         if answer is None:  # it ended, or broke the rules of its link: then it ends now
-            await self._killed(sandbox)
+            await sandbox.killed()
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         if isinstance(answer, frames.Failed):
             raise SandboxFileError(answer.detail)
         if isinstance(answer, frames.Settled):
             raise DriverError("it was run before, and its answer is gone: it was settled")
         if not isinstance(answer, expected):  # only a tampered agent answers something else
-            await self._killed(sandbox)
+            await sandbox.killed()
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         return answer
 
@@ -307,17 +305,19 @@ class ZygoteDriver:
         ours, theirs = socket.socketpair()
         link = Link()
         group = self._groups.make(spec.name, spec.resources)
-        sandbox = _Sandbox(spec.name, link, group, zygote)
+        sandbox = Sandbox(spec.name, link, group, zygote)
         self._starting[spec.name] = sandbox
         entrances: list[int] = []
+        ordered = False
         try:
             await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
             entrances = self._groups.entrances(group)
-            disk, shm = _sizes(spec.resources)
-            order = frames.Order(spec.name, disk=disk, shm=shm, user=spec.user, env=spec.env)
+            disk, shm = sizes(spec.resources)
+            order = frames.Order(spec.name, disk=disk, shm=shm, user=spec.user, env=spec.env, inputs=len(spec.files))
             zygote.fork(order, [theirs.fileno(), *entrances])
+            ordered = True
             theirs.close()
-            async with asyncio.timeout(_UP_S):
+            async with asyncio.timeout(UP_S):
                 up = await link.up
             if not isinstance(up, frames.Up) or up.error:
                 raise DriverError(
@@ -328,12 +328,12 @@ class ZygoteDriver:
         except BaseException:
             theirs.close()
             link.close()
-            sandbox.zygote.kill(sandbox.name)
-            if link.up.done():  # it was forked, so its end will be told
-                async with asyncio.timeout(_UP_S):
-                    await sandbox.ended.wait()
-            self._starting.pop(spec.name, None)
-            await self._groups.remove(group)
+            try:
+                if ordered:  # then its end is told, or that it could not be forked
+                    await sandbox.killed()
+            finally:
+                self._starting.pop(spec.name, None)
+                await self._groups.remove(group)
             raise
         finally:
             for fd in entrances:
@@ -355,7 +355,8 @@ class ZygoteDriver:
             return
         sandbox = self._live.get(event.name) or self._starting.get(event.name) or self._ending.get(event.name)
         if sandbox is None:
-            self._ended[event.name] = None  # of an earlier process, perhaps
+            if not self._opened:  # of an earlier process
+                self._ended[event.name] = zygote
             return
         if event.kind == "failed" and not sandbox.link.up.done():
             sandbox.link.up.set_result(frames.Up(0, event.detail))
@@ -363,7 +364,7 @@ class ZygoteDriver:
         sandbox.ended.set()
         self._gone(sandbox)
 
-    def _gone(self, sandbox: _Sandbox) -> None:
+    def _gone(self, sandbox: Sandbox) -> None:
         """Tell the executor of an end nobody asked for."""
         if sandbox.name not in self._live or sandbox.wanted is not None:
             return
@@ -386,12 +387,3 @@ class ZygoteDriver:
 
 def _numbered(write: frames.Write, id: int) -> frames.Write:
     return msgspec.structs.replace(write, id=id)
-
-
-def _sizes(limits: Resources) -> tuple[int, int]:
-    """Return the sizes of a sandbox's disk and of its /dev/shm: both are memory, and must fit into it with room left,
-
-    so that a full disk is an error to the program that fills it and not the sandbox's end.
-    """
-    shm = min(_SHM, limits.memory // 8)
-    return max(min(limits.disk, limits.memory // 2), 1 << 20), max(shm, 1 << 16)

@@ -162,8 +162,12 @@ class ForkServer:
             return
         event = frames.events.decode(data)
         if event.kind == "ready":
-            if not self._ready.done():
+            if self._ready.done():
+                return
+            if event.status == frames.PROTOCOL:
                 self._ready.set_result(None)
+            else:  # its program was replaced under a driver that still runs
+                self._ready.set_exception(DriverError("it is of another version"))
         elif event.kind == "broken":
             self._ready.set_exception(DriverError(event.detail))
         else:
@@ -190,6 +194,14 @@ def entries(directory: Path) -> list[tuple[Path, Entry]]:
         with contextlib.suppress(OSError, ValueError):
             found.append((path.with_suffix(""), msgspec.json.decode(path.read_bytes(), type=Entry)))
     return found
+
+
+def sweep(directory: Path) -> None:
+    """Remove what an earlier driver, killed while it launched one, noted by halves: no sandbox is behind it."""
+    whole = {path for place, _ in entries(directory) for path in (place, _entry_of(place))}
+    for path in directory.iterdir():
+        if path not in whole:
+            path.unlink(missing_ok=True)
 
 
 def hold(path: Path) -> IO[bytes]:

@@ -5,9 +5,9 @@ from typing import Final
 
 import msgspec
 
-from shoal.wire.messages import Command, CommandResult, InputFile
+from shoal.wire.messages import Command, CommandResult
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 _HEAD: Final = struct.Struct(">I")
@@ -64,9 +64,13 @@ class Tell(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Up(Tell, frozen=True):
-    """The sandbox is made, or `error` says why it could not be."""
+    """The sandbox is made, or `error` says why it could not be; said on every link. `missing`: how many of the input
+
+    files have not been written yet.
+    """
 
     error: str = ""
+    missing: int = 0
 
 
 class Output(Tell, frozen=True):
@@ -107,7 +111,10 @@ class Failed(Tell, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True):
-    """What the fork server is asked: fork `name` (descriptors: its agent's socket, its control groups), or kill it."""
+    """What the fork server is asked: fork `name` (descriptors: its agent's socket, its control groups), or kill it.
+
+    `inputs`: how many files the driver writes before the sandbox counts as started.
+    """
 
     name: str
     kill: bool = False
@@ -115,7 +122,7 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
     shm: int = 0
     user: str = ""
     env: tuple[tuple[str, str], ...] = ()
-    files: tuple[InputFile, ...] = ()
+    inputs: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):

@@ -38,6 +38,8 @@ _KEPT: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31))
 SETFCAP: what a package manager needs to be root with, and all of it only inside the sandbox's own user namespace.
 """
 _DESCRIPTORS: Final = 1 << 20  # more than any process may have open
+_ENDS: Final = 1024
+"""How many of the last ends are told again to the next driver: more than a socket holds unread."""
 _READY: Final = frames.Event("ready", status=frames.PROTOCOL)
 _FLAGS: Final = (
     kernel.NEWUSER | kernel.NEWNS | kernel.NEWPID | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET
@@ -65,7 +67,7 @@ class Server:
         self._filter = compile_filter()
         self._sandboxes: dict[str, Sandbox] = {}
         self._names: dict[int, str] = {}
-        self._untold: list[frames.Event] = []
+        self._ends: dict[str, int] = {}
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -100,8 +102,13 @@ class Server:
                 return
             except OSError:
                 self._lose_driver()
-        if event.kind == "ended":
-            self._untold.append(event)
+
+    def _note_end(self, name: str, status: int) -> None:
+        """Keep it for the next driver: that it was sent to this one does not say that it was read before a kill."""
+        self._ends[name] = status
+        if self._control is not None:
+            while len(self._ends) > _ENDS:
+                del self._ends[next(iter(self._ends))]
 
     def _lose_driver(self) -> None:
         """The driver is gone: listen for the next one."""
@@ -114,14 +121,13 @@ class Server:
         self._poll.register(self._listener, select.POLLIN)
 
     def _welcome(self) -> None:
-        """A driver has come: tell it what is here, what ended meanwhile, and that this was all."""
+        """A driver has come: tell it what ended lately, what is here, and that this was all."""
         self._control, _ = self._listener.accept()
         self._control.setblocking(True)
         self._poll.unregister(self._listener)
         self._poll.register(self._control, select.POLLIN)
-        untold, self._untold = self._untold, []
-        for event in untold:
-            self._say(event)
+        for name, status in self._ends.items():
+            self._say(frames.Event("ended", name, status))
         for name, sandbox in self._sandboxes.items():
             ours, theirs = socket.socketpair()
             try:
@@ -196,6 +202,7 @@ class Server:
             raise
         finally:
             os.close(gate_w)
+        self._ends.pop(order.name, None)  # another of that name
         self._sandboxes[order.name] = Sandbox(pid, ours)
         self._names[pid] = order.name
 
@@ -212,6 +219,7 @@ class Server:
             name = self._names.pop(pid, None)
             if name is not None:
                 self._sandboxes.pop(name).lifeline.close()
+                self._note_end(name, status)
                 self._say(frames.Event("ended", name, status))
 
 
@@ -266,7 +274,7 @@ def _enter(
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # cleared by the change of credentials
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.load_filter(program)
-    return Agent(link, lifeline, dict(order.env), order.user)
+    return Agent(link, lifeline, dict(order.env), order.user, order.inputs)
 
 
 def _arrange(*fds: int) -> list[int]:

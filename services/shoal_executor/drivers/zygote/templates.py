@@ -14,7 +14,7 @@ import structlog
 from shoal.wire.messages import Snapshot
 from shoal_executor.drivers.protocol import DriverError
 from shoal_executor.drivers.zygote import frames, images
-from shoal_executor.drivers.zygote.forkserver import ForkServer, entries
+from shoal_executor.drivers.zygote.forkserver import ForkServer, entries, sweep
 
 _FIRST_UID: Final = 1_879_048_192
 _RANGE: Final = 65_536
@@ -53,6 +53,7 @@ class Templates:
         """Take over the fork servers of an earlier process; what they tell of sandboxes, `heard` gets."""
         self._forks.mkdir(exist_ok=True)
         self._forks.chmod(0o700)
+        sweep(self._forks)
         bases = [_FIRST_UID - _RANGE]
         for place, entry in entries(self._forks):
             server = ForkServer(self._heard, self._gone)
@@ -64,7 +65,8 @@ class Templates:
                 continue
             known: asyncio.Future[ForkServer] = asyncio.get_running_loop().create_future()
             known.set_result(server)
-            self._servers[entry.digest] = known
+            spare = entry.digest in self._servers  # one that was being ended: only its sandboxes matter
+            self._servers[f"{entry.digest} {entry.pid}" if spare else entry.digest] = known
         self._ranges = itertools.count(max(bases) + _RANGE, _RANGE)
 
     async def server_of(self, snapshot: Snapshot) -> ForkServer:

@@ -194,7 +194,9 @@ class PullReader:
             return
 
     def _on_status(self, pull: int, headers: dict[str, str]) -> None:
-        status, text = headers["Status"], headers.get("Description", "").lower()
+        status, text = headers["Status"], headers.get("Description", "").strip().lower()
+        if status == "503":
+            text = "nobody serves its consumer"  # there is no description, and nats-py takes the next header for one
         if status == "100":
             delivered = headers.get("Nats-Last-Consumer", "")
             if delivered.isdigit() and int(delivered) > self._consumer_sequence:

@@ -6,8 +6,12 @@ READY := .venv/.shoal-ready
 CHECKED := $(wildcard shared services tests loadtest examples)
 # Extra arguments for pytest, such as: make test ARGS="tests/wire -x"
 ARGS ?=
+# For make simulate: how many seeds, from which, in how many processes (0: one a core).
+SEEDS ?= 10000
+FIRST ?= 0
+JOBS ?= 0
 
-.PHONY: help demo test lint format setup lock clean
+.PHONY: help demo test simulate lint format setup lock clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be done here
@@ -26,6 +30,12 @@ test: $(READY) ## lint, then every test; not zero when anything fails
 	if [ $$lint -ne 0 ]; then echo "make test: lint failed, see above" >&2; fi; \
 	if [ $$tests -ne 0 ]; then echo "make test: tests failed, see above" >&2; fi; \
 	[ $$lint -eq 0 ] && [ $$tests -eq 0 ]
+
+simulate: $(READY) ## run the whole cluster on simulated time under faults, SEEDS times: make simulate SEEDS=100000
+	@echo "== simulate: $(SEEDS) seeds of the cluster under faults"
+	@$(BIN)/python tests/simulation/seeds.py --first $(FIRST) --seeds $(SEEDS) --jobs $(JOBS)
+	@echo "== simulate: planted bugs, each of which must be found"
+	@$(BIN)/python tests/simulation/seeds.py --bugs
 
 lint: $(READY) ## style, types and import rules
 	@status=0; \

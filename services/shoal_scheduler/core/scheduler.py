@@ -57,18 +57,20 @@ class SchedulerCore:
             case m.TenantRemoved(tenant=tenant):
                 self._known_tenants.pop(tenant, None)
             case m.SandboxesReady(rollout=name, attempt=attempt, indices=indices):
-                if (rollout := self._reported(name, attempt, indices)) is not None:
+                if (rollout := self._reported(name, attempt, indices, now)) is not None:
                     rollout.ledger.ready(attempt, indices)
                 return ()
             case m.SandboxesFinished(rollout=name, attempt=attempt, results=results):
                 if len({r.index for r in results}) != len(results) or any(r.index < 0 for r in results):
                     raise LawBrokenError("each sandbox has one result and an index from 0")
-                if (rollout := self._reported(name, attempt, ranges.collect(r.index for r in results))) is not None:
+                if (
+                    rollout := self._reported(name, attempt, ranges.collect(r.index for r in results), now)
+                ) is not None:
                     ended = sum(rollout.ledger.finish(attempt, r.index, r.result) for r in results)
                     self._landed(rollout, ended)
                     self._conclude(rollout, "finished", now, effects)
             case m.SandboxesEnded(rollout=name, attempt=attempt, indices=indices, reason=reason, node=node):
-                if (rollout := self._reported(name, attempt, indices)) is not None:
+                if (rollout := self._reported(name, attempt, indices, now)) is not None:
                     gone, again = rollout.ledger.end(attempt, indices, reason)
                     self._landed(rollout, ranges.count(gone) + ranges.count(again))
                     if again:
@@ -194,8 +196,12 @@ class SchedulerCore:
 
     # --- what becomes of sandboxes
 
-    def _reported(self, name: str, attempt: int, indices: m.Ranges) -> Rollout | None:
-        """Return the rollout a report is of, None when it is over. Raises LawBrokenError for an impossible report."""
+    def _reported(self, name: str, attempt: int, indices: m.Ranges, now: int) -> Rollout | None:
+        """Return the rollout a report is of, None when it is over. Raises LawBrokenError for an impossible report.
+
+        What is reported at the deadline or later comes too late, whether the Tick that says so came before it or not:
+        trainers do not see Ticks, and must come to the same count.
+        """
         rollout = self._rollouts.get(name)
         if not ranges.valid(indices, rollout.ledger.n if rollout else 2**31):
             raise LawBrokenError(f"indices {indices} are not those of rollout {name}")
@@ -204,7 +210,7 @@ class SchedulerCore:
         unsent = [(0, rollout.fresh), *((number, waiting) for number, waiting, _ in rollout.again)]
         if any(number == attempt and waiting and ranges.intersect(indices, waiting) for number, waiting in unsent):
             raise LawBrokenError(f"a report of sandboxes of rollout {name} that nobody was asked to start")
-        return rollout
+        return rollout if now < rollout.deadline_ms else None
 
     def _landed(self, rollout: Rollout, count: int) -> None:
         tenant = rollout.request.tenant
@@ -218,8 +224,8 @@ class SchedulerCore:
         rollout = self._rollouts.get(name)
         if not ranges.valid(indices, rollout.ledger.n if rollout else 2**31):
             raise LawBrokenError(f"indices {indices} are not those of rollout {name}")
-        if rollout is None:
-            return
+        if rollout is None or (now >= rollout.deadline_ms and reason is not m.EndReason.TIMED_OUT):
+            return  # as in `_reported`
         news = rollout.ledger.close(indices or ranges.whole(rollout.ledger.n), reason)
         if not news:
             return

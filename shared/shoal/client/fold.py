@@ -1,6 +1,7 @@
 """A rollout as its trainer sees it: a fold of the rollout log by the cluster's own ledger. No I/O."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from shoal.client.results import CommandResult, RolloutStatus, RolloutSummary, SandboxOutcome
 from shoal.machine import ranges
@@ -51,6 +52,10 @@ class News:
     again: list[tuple[int, EndReason, str]] = field(default_factory=list)
 
 
+_PASSING: Final = (SandboxesReady, SandboxesFinished, SandboxesEnded, RolloutReleased, RolloutCancelled)
+"""What counts only before the rollout's deadline: the scheduler ends it then, whatever comes after."""
+
+
 class RolloutFold:
     """The state of one rollout; `handle` each message of its run in the log's order."""
 
@@ -87,6 +92,12 @@ class RolloutFold:
         indices: Ranges = getattr(message, "indices", ())
         if not ranges.valid(indices, self.spec.n):
             return news  # the scheduler gives such a report up, too
+        if (
+            isinstance(message, _PASSING)
+            and self.submitted_ms is not None
+            and time_ms >= self.submitted_ms + self.spec.timeout_ms
+        ):
+            return news
         match message:
             case RolloutSubmitted():
                 if self.submitted_ms is None:

@@ -1,0 +1,224 @@
+"""Planted bugs: each is a mistake that somebody could make, and that the simulator has to find."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from shoal.machine import ranges
+from shoal.machine.core import Cause, Effect, Publish
+from shoal.testing.replica import Replica
+from shoal.wire import messages as m
+from shoal_executor import core as x
+from shoal_placement.core.placement import PlacementCore
+from shoal_scheduler.core.scheduler import SchedulerCore
+from simulation.cluster import Cores, Watched
+from simulation.fleet import SimExecutor
+
+
+class NoDeduplication(PlacementCore):
+    """A request that comes twice is placed twice."""
+
+    def _request(self, message: m.PlaceRequested, now: int, effects: list[Effect]) -> None:
+        self._rollouts.pop(message.rollout, None)
+        super()._request(message, now, effects)
+
+
+class ForgetsARelease(PlacementCore):
+    """A release that finds sandboxes waiting leaves those that run."""
+
+    def _release(self, message: m.ReleaseRequested, now: int, effects: list[Effect]) -> None:
+        waited = any(each.rollout == message.rollout for each in self._waiting)
+        before = len(effects)
+        super()._release(message, now, effects)
+        if waited:
+            effects[before:] = [e for e in effects[before:] if not _is(e, m.DestroySandboxes)]
+
+
+class FreesTwice(PlacementCore):
+    """Slots that are released twice are free twice."""
+
+    def _free(self, message: m.SlotsReleased) -> None:
+        super()._free(message)
+        executor = self._executors.get(message.executor)
+        node = executor.nodes.get(message.node) if executor else None
+        if executor and node and (message.rollout, message.attempt) not in node.held and node.slots < node.spec.slots:
+            node.slots += 1
+            executor.free += 1
+
+    def check(self) -> None:
+        """Its own books would tell; the nodes have to."""
+
+
+class Oversells(PlacementCore):
+    """Slots are free as soon as their end is ordered, and not when it is done."""
+
+    def _release(self, message: m.ReleaseRequested, now: int, effects: list[Effect]) -> None:
+        super()._release(message, now, effects)
+        for executor in self._executors.values():
+            for node in executor.by_number:
+                for group in [group for group in node.held if group[0] == message.rollout]:
+                    executor.release(node, group, message.indices or node.held[group][0])
+        self._place_waiting(now, effects)
+
+
+class LosesOrphans(PlacementCore):
+    """A silent executor that comes back is not told to destroy what was reported lost."""
+
+    def _join(self, message: m.ExecutorJoined, now: int, effects: list[Effect]) -> None:
+        before = len(effects)
+        super()._join(message, now, effects)
+        effects[before:] = [e for e in effects[before:] if not _is(e, m.DestroySandboxes)]
+
+
+class DumpsTooLittle(PlacementCore):
+    """A checkpoint leaves out what was released before it was asked for."""
+
+    def load(self, state: bytes) -> None:
+        super().load(state)
+        for record in self._rollouts.values():
+            record.gone = ()
+
+
+class ForgetsInDump(SchedulerCore):
+    """A checkpoint leaves out which rollouts are over."""
+
+    def load(self, state: bytes) -> None:
+        super().load(state)
+        self._past.clear()
+
+
+class ReusesTheAttempt(Watched):
+    """What is started again keeps the number of its first attempt."""
+
+    def _send(self, rollout: Any, limit: int, effects: list[Effect]) -> None:
+        before = len(effects)
+        super()._send(rollout, limit, effects)
+        effects[before:] = [
+            Publish(e.subject, msgspec.structs.replace(e.message, attempt=0)) if _is(e, m.PlaceRequested) else e  # type: ignore[union-attr]  # as asked
+            for e in effects[before:]
+        ]
+
+
+class ConcludesTwice(Watched):
+    """A rollout that is over is remembered for a moment only, so its repeated request runs it again."""
+
+    def _drop(self, name: str, now: int) -> None:
+        super()._drop(name, now)
+        self._past.pop(name)
+
+
+class LostIsAResult(Watched):
+    """A lost sandbox counts as one whose command failed."""
+
+    def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
+        if isinstance(message, m.SandboxesEnded) and message.reason is m.EndReason.NODE_LOST:
+            message = msgspec.structs.replace(message, reason=m.EndReason.COMMAND_FAILED)
+        return super().handle(message, cause)
+
+
+class Impatient(Watched):
+    """What is reported after the deadline counts until the Tick comes."""
+
+    def _reported(self, name: str, attempt: int, indices: m.Ranges, now: int) -> Any:
+        return super()._reported(name, attempt, indices, 0)
+
+
+class ForgetsReturns(Watched):
+    """Sandboxes that end seven at a time are in flight for ever."""
+
+    def _landed(self, rollout: Any, count: int) -> None:
+        if count == 7:
+            rollout.in_flight -= count
+            return
+        super()._landed(rollout, count)
+
+    def check(self) -> None:
+        """Its own books would tell."""
+
+
+class Unfair(SchedulerCore):
+    """Whoever came first goes first, whatever it has already."""
+
+    def _rank(self, rollout: Any) -> tuple[bool, int, int, int]:
+        return (not rollout.again, -rollout.request.spec.priority, 0, rollout.order)
+
+    _send = Watched._send
+
+
+class HashOrdered(Watched):
+    """The order of what is said depends on a set of strings."""
+
+    def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
+        effects = list(super().handle(message, cause))
+        return sorted(effects, key=lambda e: id(e)) if len(effects) > 2 else effects
+
+
+class AcknowledgesTooEarly(Replica):
+    """The position is written when effects are sent, before they are stored."""
+
+    def _send_held(self) -> None:
+        if self._held and self.thinks_it_leads:
+            self._stored(self._life, self._epoch, self.position, None)
+        super()._send_held()
+
+
+class SkipsWhatWasHeld(Replica):
+    """A standby that takes over sends only what follows from what comes now."""
+
+    def _look(self, life: int) -> None:
+        led = self.thinks_it_leads
+        held, self._held = self._held, type(self._held)()
+        super()._look(life)
+        if led or not self.thinks_it_leads:
+            self._held = held
+
+
+class SkipsAMessage(Replica):
+    """A replica that wakes up from a pause has missed a message."""
+
+    def _fold(self, sequence: int) -> None:
+        if self.paused_until and sequence % 7 == 0 and self.partition.world.now_ms - self.paused_until < 100:
+            self.position = sequence
+            return
+        super()._fold(sequence)
+
+
+class StartsTwice(SimExecutor):
+    """An executor that comes back starts what was starting when it died."""
+
+    def _back(self) -> None:
+        for key, group in list(self.core.groups.items()):
+            starting = [index for index, phase in group.phases.items() if phase is x.Phase.STARTING]
+            if starting:
+                self._apply([x.Start(key, group.order, ranges.collect(starting))])
+        super()._back()
+
+
+def _is(effect: Effect, kind: type) -> bool:
+    return isinstance(effect, Publish) and isinstance(effect.message, kind)
+
+
+REAL = Cores()
+PLANTED: dict[str, tuple[Cores, int]] = {
+    "placement: no deduplication": (replace(REAL, placement=NoDeduplication), 100),
+    "placement: forgets a release": (replace(REAL, placement=ForgetsARelease), 400),
+    "placement: frees slots twice": (replace(REAL, placement=FreesTwice), 400),
+    "placement: frees slots too early": (replace(REAL, placement=Oversells), 100),
+    "placement: orphans are not destroyed": (replace(REAL, placement=LosesOrphans), 400),
+    "placement: a checkpoint lacks a field": (replace(REAL, placement=DumpsTooLittle), 100),
+    "scheduler: a checkpoint lacks a field": (replace(REAL, scheduler=ForgetsInDump), 100),
+    "scheduler: a retry reuses the attempt": (replace(REAL, scheduler=ReusesTheAttempt), 100),
+    "scheduler: concludes twice": (replace(REAL, scheduler=ConcludesTwice), 100),
+    "scheduler: a lost node is a result": (replace(REAL, scheduler=LostIsAResult), 100),
+    "scheduler: late reports count": (replace(REAL, scheduler=Impatient), 1000),
+    "scheduler: forgets what came back": (replace(REAL, scheduler=ForgetsReturns), 100),
+    "scheduler: no fair share": (replace(REAL, scheduler=Unfair), 100),
+    "scheduler: order depends on addresses": (replace(REAL, scheduler=HashOrdered), 400),
+    "shell: acknowledges too early": (replace(REAL, replica=AcknowledgesTooEarly), 400),
+    "shell: a takeover skips what was held": (replace(REAL, replica=SkipsWhatWasHeld), 400),
+    "shell: a standby skips a message": (replace(REAL, replica=SkipsAMessage), 400),
+    "executor: starts twice": (replace(REAL, executor=StartsTwice), 1000),
+}
+"""Each bug, and within how many seeds it must be found."""

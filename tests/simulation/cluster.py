@@ -1,0 +1,371 @@
+"""A whole cluster of the real cores on simulated time, its trainers, and the laws it has to keep."""
+
+import dataclasses
+import random
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.machine import ranges
+from shoal.machine.core import Cause, Core, Effect, Inspect, Publish
+from shoal.machine.ledger import Ledger
+from shoal.testing.faults import Faults
+from shoal.testing.log import Broker
+from shoal.testing.replica import Partition, Replica
+from shoal.testing.world import LawViolatedError, World
+from shoal.wire import messages as m
+from shoal.wire import subjects
+from shoal_placement.core.placement import PlacementCore
+from shoal_scheduler.core.scheduler import SchedulerCore
+from shoal_snapshot.core import SnapshotCore
+from simulation.fleet import SimExecutor, Truth
+
+HOST = m.Snapshot("host", "host")
+SETTLING_MS = 60_000
+AUDIT_MS = 1_000
+ORPHANED_MS = 6_000
+"""How long something may run that nobody owns, where messages and services are prompt."""
+LONGEST_MS = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What kind of cluster, and what is asked of it."""
+
+    cells: int
+    executors: int
+    nodes: int
+    slots: int
+    replicas: int
+    rollouts: int
+    largest: int
+    tenants: int
+    window_ms: int
+    quiet_ms: int
+
+    @classmethod
+    def draw(cls, source: random.Random) -> "Shape":
+        return cls(
+            cells=source.choice((1, 1, 1, 2)),
+            executors=source.randint(1, 3),
+            nodes=source.randint(1, 3),
+            slots=source.choice((1, 3, 8, 40)),
+            replicas=source.choice((1, 1, 2, 3)),
+            rollouts=source.randint(1, 6),
+            largest=source.choice((1, 4, 12, 60)),
+            tenants=source.randint(1, 3),
+            window_ms=source.choice((500, 5_000, 120_000)),
+            quiet_ms=source.choice((0, 3_000, 20_000)),
+        )
+
+    def smaller(self) -> "list[Shape]":
+        least = {"cells": 1, "executors": 1, "nodes": 1, "slots": 1, "replicas": 1, "rollouts": 1, "largest": 1,
+                 "tenants": 1}  # fmt: skip
+        found = []
+        for name, low in least.items():
+            value = getattr(self, name)
+            for less in sorted({low, value // 2, value - 1}):
+                if low <= less < value:
+                    changed: dict[str, Any] = {name: less}
+                    found.append(dataclasses.replace(self, **changed))
+        return found
+
+
+class Watched(SchedulerCore):
+    """The scheduler under watch: it dispatches each attempt once, never beyond the room there is, nor past a tenant
+
+    that has less.
+    """
+
+    def __init__(self, cell: int) -> None:
+        super().__init__(cell)
+        self._placed: set[tuple[str, int, int]] = set()
+
+    def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
+        before = self._in_flight
+        effects = super().handle(message, cause)
+        sent = 0
+        for each in effects:
+            if isinstance(each, Publish) and isinstance(place := each.message, m.PlaceRequested):
+                sent += ranges.count(place.indices)
+                asked = {(place.rollout, place.attempt, index) for index in ranges.indices(place.indices)}
+                if asked & self._placed:
+                    raise LawViolatedError(f"{sorted(asked & self._placed)} are to be placed twice")
+                self._placed |= asked
+        if sent and self._in_flight > max(self._capacity.slots, before):
+            raise LawViolatedError(f"{self._in_flight} sandboxes in flight, and room for {self._capacity.slots}")
+        return effects
+
+    def _send(self, rollout: Any, limit: int, effects: list[Effect]) -> None:
+        mine = self._tenants.get(rollout.request.tenant, 0)
+        for name in self._waiting:
+            other = self._rollouts[name]
+            same = other.request.spec.priority == rollout.request.spec.priority and bool(other.again) == bool(
+                rollout.again
+            )
+            if same and self._offered(other) and self._tenants.get(other.request.tenant, 0) < mine:
+                raise LawViolatedError(
+                    f"{rollout.request.tenant} with {mine} in flight goes before {other.request.tenant}"
+                )
+        super()._send(rollout, limit, effects)
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Which cores: the real ones, or ones with a planted bug."""
+
+    scheduler: Callable[[int], Core] = Watched
+    placement: Callable[[int], Core] = PlacementCore
+    snapshot: Callable[[], Core] = SnapshotCore
+    replica: type[Replica] = Replica
+    executor: type[SimExecutor] = SimExecutor
+
+
+class Trainer:
+    """Asks for one rollout and follows it, as the client does."""
+
+    def __init__(self, cluster: "Cluster", name: str, cell: int, tenant: str, spec: m.RolloutSpec) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.cell = cell
+        self.tenant = tenant
+        self.spec = spec
+        self.ledger = Ledger(spec)
+        self.rejected = False
+        self._deadline_ms = 0
+        self.concluded: list[m.RolloutConcluded] = []
+        self._position = 0
+        self._sent = 0
+        self._log = cluster.broker.log(f"SHOAL_ROLLOUT_{cell}")
+        self._log.readers.append(self._woken)
+        self._reading = False
+        self._say(m.RolloutSubmitted(name, tenant, "run", spec))
+        world = cluster.world
+        if world.random.random() < 0.15:
+            world.after(world.random.randint(1, 8000), self._say, m.RolloutCancelled(name))
+        if not spec.commands:
+            world.after(world.random.randint(2000, 20_000), self._say, m.RolloutReleased(name))
+
+    def _say(self, message: m.AnyMessage) -> None:
+        self._sent += 1
+        subject = subjects.rollout_request(self.cell, self.tenant, "run")
+        self.cluster.broker.publish(self.name, subject, message, f"{self.name}:{self._sent}")
+        if self.cluster.world.random.random() < 0.1:  # a trainer that is not sure asks again, under another id
+            self.cluster.broker.publish(self.name, subject, message, f"{self.name}:{self._sent}:again")
+
+    def _woken(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self.cluster.world.after(self.cluster.world.random.randint(1, 20), self._read)
+
+    def _read(self) -> None:
+        self._reading = False
+        entries = self._log.entries
+        while self._position < len(entries):
+            entry = entries[self._position]
+            self._position += 1
+            if getattr(entry.message, "rollout", None) == self.name:
+                self._handle(entry.message, entry.time_ms)
+
+    def _handle(self, message: m.AnyMessage, time_ms: int) -> None:
+        ledger, random_ = self.ledger, self.cluster.world.random
+        if isinstance(message, m.RolloutSubmitted):
+            self._deadline_ms = self._deadline_ms or time_ms + self.spec.timeout_ms
+        late = time_ms >= (self._deadline_ms or time_ms + 1)
+        if late and not isinstance(message, m.RolloutConcluded | m.RolloutRejected):
+            return
+        match message:
+            case m.SandboxesReady(attempt=attempt, indices=indices, executor=executor):
+                for index in ranges.indices(ledger.ready(attempt, indices)):
+                    asked = m.RunCommand(
+                        f"{self.name}-{index}-{attempt}", self.tenant, "run", self.cell, self.name, index, attempt,
+                        m.Command(("true",)),
+                    )  # fmt: skip
+                    subject = subjects.executor_command(executor, self.tenant)
+                    self.cluster.broker.publish(self.name, subject, asked, asked.id)
+                    if random_.random() < 0.3:
+                        self.cluster.world.after(random_.randint(1, 3000), self._release, index)
+            case m.SandboxesFinished(attempt=attempt, results=results):
+                for each in results:
+                    if ledger.finish(attempt, each.index, each.result):
+                        self._check_result(each.index, attempt, each.result.exit_code)
+            case m.SandboxesEnded(attempt=attempt, indices=indices, reason=reason):
+                ledger.end(attempt, indices, reason)
+            case m.RolloutReleased(indices=indices):
+                ledger.close(indices or ranges.whole(ledger.n), m.EndReason.RELEASED)
+            case m.RolloutCancelled():
+                ledger.close(ranges.whole(ledger.n), m.EndReason.CANCELLED)
+            case m.RolloutRejected():
+                self.rejected = True
+            case m.RolloutConcluded(reason=reason):
+                if reason == "timed_out":
+                    ledger.close(ranges.whole(ledger.n), m.EndReason.TIMED_OUT)
+                self.concluded.append(message)
+
+    def _release(self, index: int) -> None:
+        self._say(m.RolloutReleased(self.name, ((index, 1),)))
+
+    def _check_result(self, index: int, attempt: int, code: int) -> None:
+        if self.cluster.truth.results.get((self.name, index, attempt)) != code:
+            raise LawViolatedError(f"{self.name}-{index} got exit code {code}, which no sandbox of it returned")
+
+    @property
+    def over(self) -> bool:
+        return self.rejected or bool(self.concluded)
+
+
+class Cluster:
+    """See the module. `run` goes through all of it and raises LawViolatedError."""
+
+    def __init__(
+        self, seed: int, cores: Cores | None = None, shape: Shape | None = None, faults: Faults | None = None
+    ) -> None:
+        self.cores = cores or Cores()
+        source = random.Random(zlib.crc32(b"%d" % seed) ^ 0x5104)
+        drawn_shape, drawn_faults = Shape.draw(source), Faults.draw(source)
+        self.shape = shape or drawn_shape
+        self.faults = faults or drawn_faults
+        self.world = World(seed)
+        self.broker = Broker(self.world, self.faults, self.shape.window_ms)
+        self.truth = Truth({}, Counter(), {})
+        self.trainers: list[Trainer] = []
+        self.executors: list[SimExecutor] = []
+        self.partitions: list[Partition] = []
+        self._orphans: dict[tuple[str, int, int], int] = {}
+
+    def run(self) -> None:
+        """Run rollouts under faults until all are over, then without faults until it is quiet, and check."""
+        self._set_up()
+        self.world.run(self._all_over, LONGEST_MS)
+        self.broker.faults = Faults(delay_ms=self.faults.delay_ms)  # the storm is over
+        self.world.rest(SETTLING_MS)
+        for executor in self.executors:
+            executor.beating = False
+        for _ in range(100):
+            self.world.rest(100)
+            if all(r.position == len(p.log.entries) for p in self.partitions for r in p.replicas):
+                break
+        self._check_end()
+
+    def _set_up(self) -> None:
+        world, shape = self.world, self.shape
+        for cell in range(shape.cells):
+            self._partition(
+                f"placement.{cell}", f"SHOAL_PLACEMENT_{cell}", lambda cell=cell: self.cores.placement(cell),  # type: ignore[misc]  # bound now
+                subjects.placement_tick(cell),
+            )  # fmt: skip
+            self._partition(
+                f"scheduler.{cell}", f"SHOAL_ROLLOUT_{cell}", lambda cell=cell: self.cores.scheduler(cell),  # type: ignore[misc]  # as above
+                subjects.rollout_system(cell),
+            )  # fmt: skip
+        self._partition("snapshot", "SHOAL_SNAPSHOT", self.cores.snapshot, None)
+        for cell in range(shape.cells):
+            for number in range(shape.executors):
+                name = f"e{cell}{number}"
+                memory = 2**28 * world.random.choice((shape.slots, max(shape.slots // 2, 1)))
+                nodes = tuple(m.NodeSpec(f"{name}n{node}", shape.slots, memory) for node in range(shape.nodes))
+                world.after(world.random.randint(1, 3000), self._join, name, cell, nodes)
+        if self.faults.prompt:
+            world.after(AUDIT_MS, self._audit)
+        for number in range(shape.rollouts):
+            world.after(world.random.randint(1, 10_000), self._submit, f"r{number}")
+
+    def _join(self, name: str, cell: int, nodes: tuple[m.NodeSpec, ...]) -> None:
+        self.executors.append(self.cores.executor(self.world, self.broker, name, cell, nodes, self.truth))
+
+    def _partition(self, name: str, stream: str, make: Callable[[], Core], tick_subject: str | None) -> None:
+        partition = Partition(
+            self.world, self.broker, name, stream, make, replicas=self.shape.replicas, tick_subject=tick_subject,
+            answer=self._look_at, replica=self.cores.replica,
+        )  # fmt: skip
+        self.partitions.append(partition)
+
+    def _look_at(self, effect: Inspect) -> Sequence[Publish]:
+        found = HOST if effect.template == "host" else None
+        told = m.TemplateInspected(effect.template, found, "" if found else "there is no such directory")
+        return [Publish(subjects.snapshot(subjects.SYSTEM, "inspected"), told)]
+
+    def _submit(self, name: str) -> None:
+        draw = self.world.random
+        n = draw.randint(1, self.shape.largest)
+        kind = draw.choice(("one", "one", "each", "none"))
+        commands = {
+            "none": (),
+            "one": (m.Command((draw.choice(("true", "false")),)),),
+            "each": tuple(m.Command((draw.choice(("true", "false")),)) for _ in range(n)),
+        }[kind]
+        spec = m.RolloutSpec(
+            draw.choice(("host", "host", "host", "host", "dir:/absent")), n, commands,
+            resources=m.Resources(memory=draw.choice((2**24, 2**28, 2**28))),
+            timeout_ms=draw.choice((5_000, 30_000, 60_000)), on_lost=draw.choice(list(m.OnLost)),
+            max_attempts=draw.randint(1, 4), priority=draw.choice((0, 0, 1)),
+        )  # fmt: skip
+        cell = subjects.cell_of(name, self.shape.cells)
+        tenant = f"t{draw.randrange(self.shape.tenants)}"
+        self.trainers.append(Trainer(self, name, cell, tenant, spec))
+
+    def _audit(self) -> None:
+        """Look for sandboxes whose rollout, or attempt, is over, and that go on."""
+        owners = {trainer.name: trainer.ledger for trainer in self.trainers}
+        for executor in self.executors:
+            for sandbox in executor.sandboxes:
+                rollout, index, attempt = sandbox
+                owned = owners[rollout].reason(index) is None and owners[rollout].attempt(index) == attempt
+                if owned or executor.was_away(ORPHANED_MS):
+                    self._orphans.pop(sandbox, None)
+                elif self.world.now_ms - self._orphans.setdefault(sandbox, self.world.now_ms) > ORPHANED_MS:
+                    raise LawViolatedError(f"{sandbox} goes on though it is over")
+        self.world.after(AUDIT_MS, self._audit)
+
+    def _all_over(self) -> bool:
+        return len(self.trainers) == self.shape.rollouts and all(trainer.over for trainer in self.trainers)
+
+    # --- the laws
+
+    def _check_end(self) -> None:
+        for trainer in self.trainers:
+            self._check_trainer(trainer)
+        if self.truth.running:
+            raise LawViolatedError(f"these run, and nobody owns them: {sorted(self.truth.running)}")
+        for partition in self.partitions:
+            core = partition.replay()
+            partition.check_stored()
+            for replica in partition.replicas:
+                if replica.position != len(partition.log.entries):
+                    raise LawViolatedError(f"{replica.name} does not go on: it is at {replica.position}")
+                partition.dumped(replica.position, replica.core.dump())
+            copy = partition.make()
+            copy.load(core.dump())
+            partition.dumped(len(partition.log.entries), copy.dump())
+            if isinstance(core, PlacementCore):
+                self._check_books(core)
+            if isinstance(core, SchedulerCore) and (core._in_flight or core._rollouts):
+                raise LawViolatedError(f"{partition.name} still counts {core._in_flight} sandboxes in flight")
+
+    def _check_trainer(self, trainer: Trainer) -> None:
+        name = trainer.name
+        if trainer.rejected:
+            if trainer.spec.template == "host":
+                raise LawViolatedError(f"{name} was rejected for no reason")
+            return
+        if not trainer.ledger.concluded:
+            raise LawViolatedError(f"{name} is concluded, and its trainer still waits for {trainer.ledger.open()}")
+        told = {(each.counts, each.reason) for each in trainer.concluded}
+        if told != {(trainer.ledger.counts(), trainer.concluded[0].reason)}:
+            raise LawViolatedError(f"{name}: the scheduler counts {told}, its trainer {trainer.ledger.counts()}")
+        if sum(count for _, count in trainer.ledger.counts()) != trainer.spec.n:
+            raise LawViolatedError(f"{name}: {trainer.ledger.counts()} of {trainer.spec.n}")
+        entries = self.broker.log(f"SHOAL_ROLLOUT_{trainer.cell}").entries
+        ids = {e.id for e in entries if isinstance(e.message, m.RolloutConcluded) and e.message.rollout == name}
+        if len(ids) != 1:
+            raise LawViolatedError(f"{name} was concluded {len(ids)} times")
+
+    def _check_books(self, core: PlacementCore) -> None:
+        for executor in core._executors.values():
+            for node in executor.by_number:
+                if node.held:
+                    raise LawViolatedError(f"placement still holds {node.held} on {node.spec.node}")
+        if core._waiting:
+            raise LawViolatedError(f"placement still wants to place {core._waiting}")

@@ -138,7 +138,7 @@ async def test_the_rollout_log(scene: Scene) -> None:
             with pytest.raises(shoal.StreamFull):
                 await rollout.release()
             with pytest.raises(shoal.StreamFull):
-                await job.cancel()
+                await rollout.cancel()
             found = await asyncio.to_thread(
                 subprocess.run,
                 [sys.executable, "-m", "shoal.cli", "run", "--url", scene.url, "host", "--", "true"],

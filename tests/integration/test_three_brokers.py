@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +17,9 @@ from conformance.bus import Log, take
 from shoal.broker import EmbeddedBroker, EmbeddedCluster, wait_until_whole
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import BusError, Delivery, Stored
+from shoal.cli import statefile
+from shoal.cli.exits import Exit, Failure
+from shoal.cli.system import LocalSystem
 from shoal.runtime.cluster import ensure_cluster
 from shoal.wire import streams
 
@@ -243,3 +248,33 @@ async def test_replicas_take_a_cluster(tmp_path: Path) -> None:
             await ensure_cluster(bus, 1, 3)
         with suppress(BusError):
             await bus.close()
+
+
+def pid_and_restarts(state: Path, name: str) -> tuple[int | None, int]:
+    running = statefile.read(state)
+    assert running is not None
+    return running.services[name]["pid"], running.services[name]["restarts"]
+
+
+@pytest.mark.parametrize(("count", "name"), [(1, "broker"), (3, "broker-2")])
+async def test_the_system_starts_a_broker_again_and_counts(tmp_path: Path, count: int, name: str) -> None:
+    async with LocalSystem(tmp_path, port=0, brokers=count, driver="simulated") as system:
+        assert len(system.url.split(",")) == count
+        for restarts in (1, 2):
+            pid, before = pid_and_restarts(tmp_path, name)
+            assert (before, pid is not None) == (restarts - 1, True)
+            os.kill(pid or 0, signal.SIGKILL)
+            async with asyncio.timeout(60):
+                while pid_and_restarts(tmp_path, name) == (pid, before) or pid_and_restarts(tmp_path, name)[0] is None:
+                    await asyncio.sleep(0.02)
+            assert pid_and_restarts(tmp_path, name)[1] == restarts
+        bus = await JetStreamBus.connect(system.url, deadline_s=60)
+        about = await facts(bus, streams.rollout(0).name)
+        assert about["config"]["num_replicas"] == count
+        await bus.close()
+    # What one broker kept is not what three keep: nobody is to find an empty system where there was another.
+    with pytest.raises(Failure, match=f"was made with --brokers {count}") as caught:
+        await LocalSystem(tmp_path, port=0, brokers=4 - count, driver="simulated").__aenter__()
+    assert caught.value.status == Exit.STATE_DIRECTORY
+    with pytest.raises(ValueError, match="a cluster of three"):
+        LocalSystem(tmp_path, brokers=2)

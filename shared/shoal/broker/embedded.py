@@ -20,6 +20,7 @@ from typing import IO, Final
 
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import BusError
+from shoal.bus.tls import TlsError
 
 _START_S: Final = 30.0
 _STOP_S: Final = 10.0
@@ -202,6 +203,8 @@ class EmbeddedBroker:
                 raise BrokerError(f"nats-server ended at its start: {self._last_words()}")
             try:
                 bus = await JetStreamBus.connect(self.url, name="shoal-embedded-start", connect_timeout=1.0)
+            except TlsError as error:
+                raise BrokerError(str(error)) from error
             except BusError as error:
                 trouble = str(error)
             else:

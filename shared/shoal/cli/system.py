@@ -57,6 +57,8 @@ class LocalSystem:
         replicas: int = 1,
         tell: Callable[[str], None] = _quiet,
     ) -> None:
+        if brokers not in (1, 3):
+            raise ValueError(f"{brokers} brokers: there is one, or a cluster of three")
         self._state = state.absolute()
         self._port = port
         self._driver = driver

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import shoal
 from architecture.project import ROOT
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.tls import TlsError, tls_from_environment
@@ -73,3 +74,5 @@ async def test_connecting_says_so_too(certificates: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SHOAL_TLS_CA", str(certificates / "absent.pem"))
     with pytest.raises(TlsError, match=r"SHOAL_TLS_CA: .*absent\.pem cannot be read"):
         await JetStreamBus.connect("tls://127.0.0.1:1")
+    with pytest.raises(shoal.BadRequest, match=r"SHOAL_TLS_CA: .*absent\.pem cannot be read"):
+        await shoal.connect("tls://127.0.0.1:1")

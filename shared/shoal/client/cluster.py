@@ -30,7 +30,7 @@ from shoal.client.rollout import Rollout
 from shoal.wire import streams, subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import RolloutCancelled, RolloutSpec, RolloutSubmitted
-from shoal.wire.quantities import parse_seconds
+from shoal.wire.quantities import BadValueError, parse_seconds
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 DEFAULT_TENANT: Final = "default"
@@ -67,6 +67,8 @@ def connect(
 
             try:
                 chosen = await JetStreamBus.connect(address, name=f"shoal-client.{who}", connect_timeout=seconds)
+            except BadValueError as error:  # what the environment says of TLS
+                raise BadRequest(error.field, error.problem) from error
             except BusError as error:
                 raise Unreachable(address, str(error)) from error
         try:

@@ -16,7 +16,7 @@ from conformance.drivers import HOST, fresh, one, sh, start
 from shoal.runtime.lease import start_time
 from shoal.wire.messages import Command, EndReason
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartSpec
-from shoal_executor.drivers.zygote import frames
+from shoal_executor.drivers.zygote import cgroups, frames
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.drivers.zygote.forkserver import entries
 
@@ -44,6 +44,14 @@ def say(line):
 WAIT = """
 async def main():
     driver = await started()
+    say("ready")
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+SLEEPER = """
+async def main():
+    driver = await started()
+    await driver.run(names[0], Command(line="sleep 1000 >/dev/null 2>&1 &"))
     say("ready")
     await asyncio.sleep(1000)
 asyncio.run(main())
@@ -99,7 +107,8 @@ async def next_driver(state: Path, *keep: str) -> AsyncIterator[tuple[ZygoteDriv
 
 
 def groups(name: str) -> list[Path]:
-    return [*Path("/sys/fs/cgroup").glob(f"*/shoal-*/{name}"), *Path("/sys/fs/cgroup").glob(f"shoal-*/{name}")]
+    # Some are below the executor's own group; what others have there comes and goes meanwhile, and walk bears that.
+    return [Path(place, name) for place, names, _ in os.walk("/sys/fs/cgroup") if "/shoal-" in place and name in names]
 
 
 def agent_of(name: str) -> int:
@@ -137,6 +146,39 @@ async def test_an_end_the_killed_driver_never_read_is_told_to_the_next(tmp_path:
         assert len(exits) == 1
 
 
+async def test_one_that_is_still_dying_is_told_as_dead_and_not_as_lost(tmp_path: Path) -> None:
+    freezer = Path("/sys/fs/cgroup/freezer")
+    if os.geteuid() != 0 or not (freezer / "cgroup.procs").exists():
+        pytest.skip("this needs root, and version 1 of control groups")
+    state, name, ice = tmp_path / "state", fresh(), freezer / fresh("ice")
+    ice.mkdir()
+    try:
+        async with victim(SLEEPER, state, name) as left:
+            await left.until("ready")
+            agent = agent_of(name)
+            children = [int(pid) for pid in (groups(name)[0] / "cgroup.procs").read_text().split() if int(pid) != agent]
+            for pid in children:
+                (ice / "cgroup.procs").write_text(str(pid))
+            (ice / "freezer.state").write_text("FROZEN")
+            await left.kill()
+        os.kill(agent, signal.SIGKILL)
+        await until(lambda: not os.listdir(f"/proc/{agent}/fd"))  # its links are cut; it waits for the frozen one
+        exits, driver = Exits(), ZygoteDriver(state)
+        opening = asyncio.create_task(driver.open(exits, [name]))
+        await asyncio.sleep(1)
+        (ice / "freezer.state").write_text("THAWED")
+        await opening
+        try:
+            assert exits[name][0] is EndReason.DIED
+            assert await driver.list() == []
+            assert not groups(name)
+        finally:
+            await driver.close()
+    finally:
+        (ice / "freezer.state").write_text("THAWED")
+        ice.rmdir()
+
+
 async def test_memory_that_ran_out_once_is_not_held_against_later_commands(tmp_path: Path) -> None:
     eat = "head -c 300000000 /dev/zero | tail"
     program = f"""
@@ -168,6 +210,36 @@ asyncio.run(main())
         os.kill(agent_of(name), signal.SIGKILL)
         await until(lambda: name in exits)
         assert exits[name][0] is EndReason.DIED
+
+
+async def test_an_executor_started_from_another_control_group_finds_the_sandboxes_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place_of = cgroups._v1_place
+    here = place_of("memory")
+    if os.geteuid() != 0 or here is None:
+        pytest.skip("this needs root, and version 1 of control groups")
+    state, name, other = tmp_path / "state", fresh(), fresh()
+    async with victim(WAIT, state, name, other) as left:
+        await left.until("ready")
+        await left.kill()
+    mine = here / fresh("test")
+    mine.mkdir()
+    monkeypatch.setattr(
+        cgroups, "_v1_place", lambda controller: mine if controller == "memory" else place_of(controller)
+    )
+    try:
+        async with next_driver(state, name) as (driver, _):
+            assert not groups(other)
+            assert (await sh(driver, name, "head -c 300000000 /dev/zero | tail")).out_of_memory
+            new = await one(driver)
+            assert [group for group in groups(new) if group.is_relative_to(mine)]
+            await driver.destroy([name])
+            assert not groups(name)
+        assert not list(mine.glob("shoal-*"))
+        assert not list(here.glob(f"shoal-*/{name}"))
+    finally:
+        mine.rmdir()
 
 
 async def test_an_answer_to_a_dead_driver_reaches_nobody_else(tmp_path: Path) -> None:

@@ -28,17 +28,22 @@ class Group:
 
 
 class Groups:
-    """The control groups of one executor, below one directory named after it."""
+    """The control groups of one executor, below one directory named after it.
 
-    def __init__(self, name: str) -> None:
+    `note` is a file that tells its next process where that is: below whatever group the executor was started in.
+    """
+
+    def __init__(self, name: str, note: Path) -> None:
         self._name = f"shoal-{name}"
+        self._note = note
+        self._earlier: list[Path] = []
         self._v1: dict[str, Path] = {}
         self._v2: Path | None = None
         self._favoured: Path | None = None
         self.unenforced: tuple[str, ...] = ()
 
     def look(self) -> None:
-        """Find the hierarchies."""
+        """Find the hierarchies, and where an earlier process had its groups."""
         for controller in _CONTROLLERS:
             place = _v1_place(controller)
             if place is not None:
@@ -47,15 +52,23 @@ class Groups:
             place = _v2_place()
             if place is not None:
                 self._v2 = place / self._name
+        with contextlib.suppress(FileNotFoundError):
+            noted = [Path(line) for line in self._note.read_text().splitlines()]
+            self._earlier = [path for path in noted if path.name == self._name and path not in self._roots()]
+
+    def _roots(self) -> list[Path]:
+        return [*self._v1.values(), *([self._v2] if self._v2 else []), *self._earlier]
 
     def open(self, keep: Collection[str] = ()) -> None:
         """Make our directory, and clear in it what an earlier process left but the groups with these names."""
         missing: list[str] = []
         if os.geteuid() != 0:
-            self._v1, self._v2 = {}, None
+            self._v1, self._v2, self._earlier = {}, None, []
             self.unenforced = tuple(f"{name} (only root can make control groups here)" for name in _CONTROLLERS)
             return
         self.clear(keep)
+        self._earlier = [path for path in self._earlier if path.is_dir()]
+        self._note.write_text("".join(f"{path}\n" for path in self._roots()))
         try:
             for path in self._v1.values():
                 path.mkdir(exist_ok=True)
@@ -131,8 +144,7 @@ class Groups:
 
     def find(self, name: str) -> Group:
         """Return the group an earlier process made for a sandbox, or what is left of it."""
-        roots = [*([self._v2] if self._v2 else []), *self._v1.values()]
-        return Group(tuple(path for root in roots if (path := root / name).is_dir()))
+        return Group(tuple(path for root in self._roots() if (path := root / name).is_dir()))
 
     @staticmethod
     def entrances(group: Group) -> list[int]:
@@ -185,8 +197,7 @@ class Groups:
 
     def clear(self, keep: Collection[str] = ()) -> None:
         """Kill and remove whatever is below our directory but the groups with these names, and the directory."""
-        roots = [*self._v1.values(), *([self._v2] if self._v2 else [])]
-        for root in roots:
+        for root in self._roots():
             if root.is_dir():
                 children = [entry for entry in root.iterdir() if entry.is_dir()]
                 for child in (*(each for each in children if each.name not in keep), *(() if keep else (root,))):

@@ -66,7 +66,8 @@ class ZygoteDriver:
         self._tune_host = tune_host
         self._marker = state / "favordynmods"
         self._parallel = asyncio.Semaphore(parallel or 4 * (os.cpu_count() or 1))
-        self._groups = Groups(hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest())
+        name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
+        self._groups = Groups(name, state / "cgroups")
         self._templates = Templates(
             state, keep, patience_s, heard=self._hear, gone=self._zygote_gone, busy=self._busy
         )  # fmt: skip

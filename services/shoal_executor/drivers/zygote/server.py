@@ -130,15 +130,10 @@ class Server:
             self._say(frames.Event("ended", name, status))
         for name, sandbox in self._sandboxes.items():
             ours, theirs = socket.socketpair()
-            try:
-                socket.send_fds(sandbox.lifeline, [b"link"], [ours.fileno()])
-            except OSError:
-                continue  # it is ending, and its end will be told
-            else:
+            with ours, theirs:
+                with contextlib.suppress(OSError):  # it is dying and not dead yet: its link is one to nobody
+                    socket.send_fds(sandbox.lifeline, [b"link"], [ours.fileno()])
                 self._say(frames.Event("here", name), theirs.fileno())
-            finally:
-                ours.close()
-                theirs.close()
         self._say(_READY)
 
     def _obey(self) -> None:

@@ -196,29 +196,37 @@ class StartsTwice(SimExecutor):
         super()._back()
 
 
+class FreesBeforeItTells(SimExecutor):
+    """Slots are given back before it is known what became of their sandboxes."""
+
+    def _release(self, released: m.SlotsReleased) -> None:
+        self._give_back(released)
+
+
 def _is(effect: Effect, kind: type) -> bool:
     return isinstance(effect, Publish) and isinstance(effect.message, kind)
 
 
 REAL = Cores()
 PLANTED: dict[str, tuple[Cores, int]] = {
-    "placement: no deduplication": (replace(REAL, placement=NoDeduplication), 100),
+    "placement: no deduplication": (replace(REAL, placement=NoDeduplication), 200),
     "placement: forgets a release": (replace(REAL, placement=ForgetsARelease), 400),
     "placement: frees slots twice": (replace(REAL, placement=FreesTwice), 400),
-    "placement: frees slots too early": (replace(REAL, placement=Oversells), 100),
+    "placement: frees slots too early": (replace(REAL, placement=Oversells), 200),
     "placement: orphans are not destroyed": (replace(REAL, placement=LosesOrphans), 400),
-    "placement: a checkpoint lacks a field": (replace(REAL, placement=DumpsTooLittle), 100),
-    "scheduler: a checkpoint lacks a field": (replace(REAL, scheduler=ForgetsInDump), 100),
-    "scheduler: a retry reuses the attempt": (replace(REAL, scheduler=ReusesTheAttempt), 100),
-    "scheduler: concludes twice": (replace(REAL, scheduler=ConcludesTwice), 100),
-    "scheduler: a lost node is a result": (replace(REAL, scheduler=LostIsAResult), 100),
+    "placement: a checkpoint lacks a field": (replace(REAL, placement=DumpsTooLittle), 200),
+    "scheduler: a checkpoint lacks a field": (replace(REAL, scheduler=ForgetsInDump), 200),
+    "scheduler: a retry reuses the attempt": (replace(REAL, scheduler=ReusesTheAttempt), 200),
+    "scheduler: concludes twice": (replace(REAL, scheduler=ConcludesTwice), 200),
+    "scheduler: a lost node is a result": (replace(REAL, scheduler=LostIsAResult), 200),
     "scheduler: late reports count": (replace(REAL, scheduler=Impatient), 1000),
-    "scheduler: forgets what came back": (replace(REAL, scheduler=ForgetsReturns), 100),
-    "scheduler: no fair share": (replace(REAL, scheduler=Unfair), 100),
+    "scheduler: forgets what came back": (replace(REAL, scheduler=ForgetsReturns), 200),
+    "scheduler: no fair share": (replace(REAL, scheduler=Unfair), 200),
     "scheduler: order depends on addresses": (replace(REAL, scheduler=HashOrdered), 400),
     "shell: acknowledges too early": (replace(REAL, replica=AcknowledgesTooEarly), 400),
     "shell: a takeover skips what was held": (replace(REAL, replica=SkipsWhatWasHeld), 400),
     "shell: a standby skips a message": (replace(REAL, replica=SkipsAMessage), 400),
     "executor: starts twice": (replace(REAL, executor=StartsTwice), 1000),
+    "executor: frees slots before it tells": (replace(REAL, executor=FreesBeforeItTells), 1000),
 }
 """Each bug, and within how many seeds it must be found."""

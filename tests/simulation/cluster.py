@@ -27,6 +27,8 @@ SETTLING_MS = 60_000
 AUDIT_MS = 1_000
 ORPHANED_MS = 6_000
 """How long something may run that nobody owns, where messages and services are prompt."""
+FORGOTTEN_MS = 26_000
+"""How long a trainer may wait for a sandbox that is gone, there: twice the silence that loses a node, and some."""
 LONGEST_MS = 600_000
 
 
@@ -234,6 +236,7 @@ class Cluster:
         self.executors: list[SimExecutor] = []
         self.partitions: list[Partition] = []
         self._orphans: dict[tuple[str, int, int], int] = {}
+        self._forgotten: dict[tuple[str, int, int], int] = {}
 
     def run(self) -> None:
         """Run rollouts under faults until all are over, then without faults until it is quiet, and check."""
@@ -317,7 +320,21 @@ class Cluster:
                     self._orphans.pop(sandbox, None)
                 elif self.world.now_ms - self._orphans.setdefault(sandbox, self.world.now_ms) > ORPHANED_MS:
                     raise LawViolatedError(f"{sandbox} goes on though it is over")
+        for trainer in self.trainers:
+            if not trainer.over:
+                self._look_for_forgotten(trainer)
         self.world.after(AUDIT_MS, self._audit)
+
+    def _look_for_forgotten(self, trainer: Trainer) -> None:
+        """Look for sandboxes that were started, are gone, and that the trainer still waits for."""
+        for index in ranges.indices(trainer.ledger.open()):
+            sandbox = (trainer.name, index, trainer.ledger.attempt(index))
+            if self.truth.started[sandbox] and sandbox not in self.truth.running:
+                gone = self._forgotten.setdefault(sandbox, self.world.now_ms)
+                if self.world.now_ms - gone > FORGOTTEN_MS:
+                    raise LawViolatedError(f"{sandbox} is gone, and its trainer is not told")
+            else:
+                self._forgotten.pop(sandbox, None)
 
     def _all_over(self) -> bool:
         return len(self.trainers) == self.shape.rollouts and all(trainer.over for trainer in self.trainers)

@@ -8,6 +8,7 @@ from shoal.testing.log import Broker
 from shoal.testing.world import LawViolatedError, World
 from shoal.wire import messages as m
 from shoal.wire import subjects
+from shoal.wire.streams import stream_of
 from shoal_executor import core as x
 
 Sandbox = tuple[str, int, int]
@@ -43,6 +44,9 @@ class SimExecutor:
         self.core = x.ExecutorCore(f"{name}b0")
         self._position = 0
         self._sent = 0
+        self._outbox_ms: dict[str, int] = {}
+        self._untold = 0
+        self._kept_back: list[m.SlotsReleased] = []
         self._away_until = 0
         self._waiting: list[tuple[str, x.Key, int, int]] = []
         self._mine: dict[Sandbox, m.NodeSpec] = {}
@@ -63,9 +67,31 @@ class SimExecutor:
 
     # --- saying
 
-    def _say(self, subject: str, message: m.AnyMessage) -> None:
+    def _say(self, subject: str, message: m.AnyMessage, *, tells: bool = False) -> None:
+        """Send in a moment, unless the machine is lost before. Each stream has its turn of its own."""
         self._sent += 1
-        self.broker.publish(self.name, subject, message, f"{self.name}:{self.core.boot}:{self._sent}")
+        self._untold += tells
+        world, stream = self.world, stream_of(subject)
+        leaves = max(self._outbox_ms.get(stream, 0), world.now_ms + world.random.choice((0, 1, 5, 1500)))
+        self._outbox_ms[stream] = leaves
+        id = f"{self.name}:{self.core.boot}:{self._sent}"
+        world.after(leaves - world.now_ms, self._emit, self.core.boot, subject, message, id, tells)
+
+    def _emit(self, boot: str, subject: str, message: m.AnyMessage, id: str, tells: bool) -> None:
+        if boot != self.core.boot:
+            return
+        stored_ms = self.broker.publish(self.name, subject, message, id)
+        if tells:
+            self.world.after(stored_ms - self.world.now_ms, self._told, boot)
+
+    def _told(self, boot: str) -> None:
+        if boot != self.core.boot:
+            return
+        self._untold -= 1
+        if not self._untold:
+            for released in self._kept_back:
+                self._give_back(released)
+            self._kept_back.clear()
 
     def _join(self) -> None:
         joined = m.ExecutorJoined(self.name, self.core.boot, "zygote", self.nodes, 50.0)
@@ -110,7 +136,8 @@ class SimExecutor:
         self.boots += 1
         self.core = x.ExecutorCore(f"{self.name}b{self.boots}")
         self._position = len(self._log.entries)
-        self._sent = 0
+        self._sent = self._untold = 0
+        self._kept_back.clear()
         self._join()
 
     # --- hearing
@@ -239,10 +266,20 @@ class SimExecutor:
             case x.ReportFinished(group=(rollout, attempt, node), order=order, index=index, result=result):
                 results = (m.SandboxResult(index, result, 1),)
                 finished = m.SandboxesFinished(rollout, attempt, node, self.name, "zygote", results)
-                self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), finished)
+                self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), finished, tells=True)
             case x.ReportEnded(group=(rollout, attempt, node), order=order, indices=indices, reason=reason):
                 ended = m.SandboxesEnded(rollout, attempt, indices, node, reason)
-                self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), ended)
+                self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), ended, tells=True)
             case x.ReportReleased(group=(rollout, attempt, node), indices=indices):
                 released = m.SlotsReleased(self.name, self.core.boot, node, rollout, attempt, indices)
-                self._say(subjects.placement_release(self.cell), released)
+                self._release(released)
+
+    def _release(self, released: m.SlotsReleased) -> None:
+        """Give slots back, once what became of their sandboxes is known."""
+        if self._untold:
+            self._kept_back.append(released)
+        else:
+            self._give_back(released)
+
+    def _give_back(self, released: m.SlotsReleased) -> None:
+        self._say(subjects.placement_release(self.cell), released)

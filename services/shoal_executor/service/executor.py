@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, Delivery, Reader
 from shoal.machine import ranges
 from shoal.machine.core import Cause
@@ -146,7 +147,7 @@ class ExecutorService:
         finally:
             for handle in self._deadlines.values():
                 handle.cancel()
-            await _cancel(self._tasks)
+            await end(*self._tasks)
             await self._driver.close()
             self._known.close(forget=left)
 
@@ -172,13 +173,18 @@ class ExecutorService:
             for task in done - {stopped}:
                 task.result()  # raises: neither of them ends by itself
         finally:
-            await _cancel({stopped, *working})
+            await end(stopped, *working)
             await reader.close()
         if stop.is_set():
+            await self._drain(self._known.outgoing)  # what was done is known before placement gives up the rest
             self._loose.send(nodes, ExecutorLeft(joined.executor, joined.boot))
-            drained = [asyncio.create_task(each.drain()) for each in (self._loose, self._known.outgoing)]
-            await asyncio.wait(drained, timeout=5.0)
-            await _cancel(set(drained))
+            await self._drain(self._loose)
+
+    @staticmethod
+    async def _drain(outgoing: Outgoing) -> None:
+        draining = asyncio.create_task(outgoing.drain())
+        await asyncio.wait({draining}, timeout=5.0)
+        await end(draining)
 
     async def _begin_after(self, inbox: str, continued: bool) -> int:
         """Return after which message of the inbox to go on.
@@ -391,9 +397,3 @@ def _bounded(command: Command) -> Command:
     if command.output_limit <= OUTPUT_LIMIT:
         return command
     return msgspec.structs.replace(command, output_limit=OUTPUT_LIMIT)
-
-
-async def _cancel(tasks: "set[asyncio.Task[None]] | set[asyncio.Task[Any]]") -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -67,6 +67,7 @@ class Knew(Record, frozen=True):
     answers: bytes
     sent: int
     unsent: tuple[tuple[int, str, bytes], ...]
+    held: tuple[tuple[Key, Ranges], ...] = ()
 
 
 class Took(Record, frozen=True):
@@ -137,6 +138,12 @@ class Flushed(Record, frozen=True):
     promoted: bool = False
 
 
+class Freed(Record, frozen=True):
+    """The slots of what is gone of these groups were given back."""
+
+    groups: tuple[Key, ...]
+
+
 class Stored(Record, frozen=True):
     """The broker has every message up to this number."""
 
@@ -144,7 +151,7 @@ class Stored(Record, frozen=True):
 
 
 AnyRecord = (
-    Began | Knew | Took | Up | Failed | JobDone | Exited | Gone | Expired | Answered | Flushed | Stored
+    Began | Knew | Took | Up | Failed | JobDone | Exited | Gone | Expired | Answered | Flushed | Freed | Stored
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -13,7 +13,7 @@ import structlog
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
 from shoal.wire.messages import CommandRefused, DestroySandboxes, EndReason, StartSandboxes
-from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Refuse, RunJob, Start
+from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, Refuse, RunJob, Start
 from shoal_executor.service.answers import Answers
 from shoal_executor.service.journal import (
     LARGE,
@@ -25,6 +25,7 @@ from shoal_executor.service.journal import (
     Expired,
     Failed,
     Flushed,
+    Freed,
     Gone,
     JobDone,
     Journal,
@@ -57,7 +58,7 @@ class Known:
         self.answers = Answers()
         self.outgoing = Outgoing(publisher, "")
         self.outgoing.on_stored = self._stored
-        self.reports = Reports(self.outgoing, began.executor, began.isolation, began.cell, self._flush)
+        self.reports = Reports(self.outgoing, began.executor, began.isolation, began.cell, self._flush, self._free)
         self.inbox: int | None = None
         """The last sequence of the inbox that was taken; None for an executor that begins anew."""
 
@@ -103,10 +104,13 @@ class Known:
                 self.core.load(record.core)
                 self.answers.load(record.answers)
                 self.outgoing.resume(record.sent, record.unsent)
+                self.reports.hold(record.held, max((number for number, _, _ in record.unsent), default=0))
             case Stored(number=number):
                 self.outgoing.settle(number)
             case Flushed(promoted=promoted):
                 self.reports.flush(promoted)
+            case Freed(groups=groups):
+                self.reports.free(groups)
             case _:
                 self._fold(record)
 
@@ -116,7 +120,9 @@ class Known:
             return
         self.reports.flush(promoted=True)
         unsent = self.outgoing.unstored
-        knew = Knew(self.inbox or 0, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent)
+        knew = Knew(
+            self.inbox or 0, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent, self.reports.held
+        )
         self._journal.rewrite(self._began, knew)
         self._large = max(LARGE, 4 * self._journal.size)
 
@@ -206,6 +212,10 @@ class Known:
         """Reports are about to be put into messages: written down first, or another process would divide them anew."""
         if self._journal is not None and not self._recovering:
             self._journal.append(Flushed(promoted))
+
+    def _free(self, groups: tuple[Key, ...]) -> None:
+        if self._journal is not None and not self._recovering:
+            self._journal.append(Freed(groups))
 
     def _stored(self) -> None:
         self.reports.stored()

@@ -6,13 +6,14 @@ and is dropped when the result comes first.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from shoal.machine import ranges
 from shoal.wire import subjects
 from shoal.wire.messages import (
     EndReason,
+    Ranges,
     SandboxesEnded,
     SandboxesFinished,
     SandboxesReady,
@@ -35,15 +36,26 @@ _MESSAGE_BYTES: Final = 512 * 1024
 class Reports:
     """Gathers reports by group and publishes them, from `go` on when it is time, before that when it is told.
 
-    `flushing` is called before what was gathered is put into messages, with whether the readiness of jobs is added.
+    `flushing` is called before what was gathered is put into messages, with whether the readiness of jobs is added;
+    `freeing` before slots are given back, with the groups whose they are. Slots are given back only when the broker has
+    what became of their sandboxes: whoever places something there takes it that the rest is known.
     """
 
     def __init__(
-        self, outgoing: Outgoing, executor: str, isolation: str, cell: int, flushing: Callable[[bool], None]
+        self,
+        outgoing: Outgoing,
+        executor: str,
+        isolation: str,
+        cell: int,
+        flushing: Callable[[bool], None],
+        freeing: Callable[[tuple[Key, ...]], None],
     ) -> None:
         self._outgoing = outgoing
         self._executor = executor
         self._flushing = flushing
+        self._freeing = freeing
+        self._held: dict[Key, list[int]] = {}
+        self._last: dict[Key, int] = {}  # the number of the last message that told of a group
         self._going = False
         self.boot = ""
         self._isolation = isolation
@@ -105,19 +117,46 @@ class Reports:
             rollout, attempt, node = key
             for part in _parts(results):
                 finished = SandboxesFinished(rollout, attempt, node, self._executor, self._isolation, part)
-                send(self._subject(key), finished)
+                self._last[key] = send(self._subject(key), finished)
         for (key, reason, detail), indices in self._ended.items():
             rollout, attempt, node = key
-            send(self._subject(key), SandboxesEnded(rollout, attempt, ranges.collect(indices), node, reason, detail))
+            ended = SandboxesEnded(rollout, attempt, ranges.collect(indices), node, reason, detail)
+            self._last[key] = send(self._subject(key), ended)
         for key, indices in self._released.items():
-            rollout, attempt, node = key
-            released = SlotsReleased(self._executor, self.boot, node, rollout, attempt, ranges.collect(indices))
-            send(subjects.placement_release(self._cell), released)
+            self._held.setdefault(key, []).extend(indices)
         self._ready.clear()
         self._finished.clear()
         self._ended.clear()
         self._released.clear()
         self._orders = {key: order for key, order in self._orders.items() if key in self._job_ready}
+        self._free_what_is_told()
+
+    def _free_what_is_told(self) -> None:
+        told = tuple(key for key in self._held if self._outgoing.is_stored(self._last.get(key, 0)))
+        if self._going and told:
+            self._freeing(told)
+            self.free(told)
+
+    def free(self, groups: Sequence[Key]) -> None:
+        """Give back the slots of these groups' sandboxes that are gone."""
+        for key in groups:
+            rollout, attempt, node = key
+            self._last.pop(key, None)
+            indices = ranges.collect(self._held.pop(key, ()))
+            if indices:
+                released = SlotsReleased(self._executor, self.boot, node, rollout, attempt, indices)
+                self._outgoing.send(subjects.placement_release(self._cell), released)
+
+    @property
+    def held(self) -> tuple[tuple[Key, Ranges], ...]:
+        """The slots that wait to be given back."""
+        return tuple((key, ranges.collect(indices)) for key, indices in self._held.items())
+
+    def hold(self, held: Sequence[tuple[Key, Ranges]], number: int) -> None:
+        """Go on with what an earlier process held back, until the broker has the message of this number."""
+        for key, indices in held:
+            self._held[key] = list(ranges.indices(indices))
+            self._last[key] = number
 
     def _subject(self, key: Key) -> str:
         order = self._orders[key]
@@ -133,7 +172,8 @@ class Reports:
             asyncio.get_running_loop().call_soon(self.flush)
 
     def stored(self) -> None:
-        """The broker has taken something: there may be room for more."""
+        """The broker has taken something: there may be room for more, and slots may be free now."""
+        self._free_what_is_told()
         if self._gathered:
             self._schedule()
 

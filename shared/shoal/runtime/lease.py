@@ -124,15 +124,15 @@ class Lease:
 
     async def _replace(self, record: Record) -> bool:
         value = msgspec.json.encode(record)
-        revision = await self._bus.replace(LEASE_BUCKET, self._name, value, self._revision)
-        if revision is None:
-            entry = await self._bus.get(LEASE_BUCKET, self._name)
-            self._see(entry)
-            if entry is None or entry.value != value:  # else our own words, whose confirmation was lost
+        while True:
+            revision = await self._bus.replace(LEASE_BUCKET, self._name, value, self._revision)
+            if revision is not None:
+                self._revision, self._seen_at, self.record = revision, self._clock(), record
+                return True
+            self._see(await self._bus.get(LEASE_BUCKET, self._name))
+            if self.record.owner.id != self._owner.id or self.record.epoch != record.epoch:
                 return False
-            revision = entry.revision
-        self._revision, self._seen_at, self.record = revision, self._clock(), record
-        return True
+            # Else it holds words of our own whose confirmation was lost: they are replaced as well.
 
 
 async def position_of(bus: Bus, name: str) -> int:

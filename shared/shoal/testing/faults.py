@@ -66,5 +66,5 @@ class Faults:
 
 
 _SCALE = {
-    "crash": 0.1, "pause": 0.1, "late_duplicate": 0.3, "node_restart": 0.1, "node_loss": 0.1, "node_silence": 0.1,
+    "crash": 0.1, "pause": 0.1, "late_duplicate": 0.3, "node_restart": 0.3, "node_loss": 0.4, "node_silence": 0.3,
 }  # fmt: skip

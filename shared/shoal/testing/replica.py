@@ -283,6 +283,7 @@ class Replica:
                 for sequence, effects in self._held
             )
             self._send_held()
+            self._ticking = 0
             self._tick_later()
 
     def _tick_later(self) -> None:

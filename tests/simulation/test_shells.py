@@ -1,0 +1,192 @@
+"""The real processes on simulated time: shells with standbys, executors, and the client, over a bus that misbehaves."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+
+import shoal
+from shoal.bus.memory import MemoryBroker
+from shoal.bus.protocol import BusError
+from shoal.machine.core import Core
+from shoal.runtime.cluster import ensure_cluster
+from shoal.runtime.lease import Owner
+from shoal.runtime.shell import Shell
+from shoal.testing import virtual
+from shoal.testing.faulty import FaultyBus, Trouble
+from shoal.wire import streams, subjects
+from shoal.wire.codec import decode
+from shoal.wire.messages import DeadLetter, NodeSpec, RolloutConcluded
+from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+from shoal_executor.service import ExecutorService, Offer
+from shoal_placement.core.placement import PlacementCore
+from shoal_scheduler.core.scheduler import SchedulerCore
+from shoal_snapshot.core import SnapshotCore
+from shoal_snapshot.service import Inspector
+
+SEEDS = 40
+BEGAN_MS = 4_000_000_000_000  # later than any clock of the real world, by which executors know deadlines
+
+Life = Callable[[FaultyBus, int], Awaitable[None]]
+
+
+class Process:
+    """Something that runs, is killed and started again, or stopped for a while."""
+
+    def __init__(self, system: "System", life: Life) -> None:
+        self._system = system
+        self._life = life
+        self._lives = 0
+        self.bus: FaultyBus | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._lives += 1
+        self.bus = FaultyBus(self._system.broker, self._system.random, self._system.trouble)
+        self.task = asyncio.create_task(self._run(self.bus, self._lives))
+
+    async def _run(self, bus: FaultyBus, life: int) -> None:
+        while True:
+            try:
+                await self._life(bus, life)
+                return
+            except BusError:
+                await asyncio.sleep(0.5)  # as its supervisor does
+
+    async def kill(self) -> None:
+        assert self.bus is not None
+        assert self.task is not None
+        self.bus.die()
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        if not self.task.cancelled() and (error := self.task.exception()) is not None:
+            raise error
+
+
+class System:
+    """A cluster of real processes but for the broker, the sandboxes and the clock."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.trouble = Trouble.draw(self.random)
+        loop = asyncio.get_running_loop()
+        self.broker = MemoryBroker(lambda: BEGAN_MS + int(loop.time() * 1000))
+        self.replicas = self.random.choice((1, 2, 3))
+        self.checkpoint_every = self.random.choice((1, 20, 1_000_000))
+        self.processes: dict[str, Process] = {}
+
+    def _now_ms(self) -> int:
+        return BEGAN_MS + int(asyncio.get_running_loop().time() * 1000)
+
+    async def start(self) -> None:
+        await ensure_cluster(self.broker.connect())
+        for partition in ("scheduler.0", "placement.0", "snapshot"):
+            for number in range(self.replicas):
+                self.processes[f"{partition}#{number}"] = Process(self, partial(self._serve, partition, number))
+        for name in ("e1", "e2"):
+            self.processes[name] = Process(self, partial(self._execute, name))
+        for process in self.processes.values():
+            process.start()
+
+    async def _serve(self, partition: str, number: int, bus: FaultyBus, life: int) -> None:
+        cores: dict[str, Callable[[], Core]] = {
+            "scheduler.0": lambda: SchedulerCore(0), "placement.0": lambda: PlacementCore(0), "snapshot": SnapshotCore,
+        }  # fmt: skip
+        stream, tick = {
+            "scheduler.0": (streams.rollout(0).name, subjects.rollout_system(0)),
+            "placement.0": (streams.placement(0).name, subjects.placement_tick(0)),
+            "snapshot": (streams.snapshot().name, None),
+        }[partition]
+        shell = Shell(
+            bus, cores[partition](), name=partition, stream=stream, tick_subject=tick, perform=Inspector().perform,
+            now_ms=self._now_ms, owner=Owner(f"{partition}-{number}-{life}"), checkpoint_every=self.checkpoint_every,
+        )  # fmt: skip
+        await shell.run()
+
+    async def _execute(self, name: str, bus: FaultyBus, life: int) -> None:
+        driver = SimulatedDriver(Profile(self.random.randrange(100), start_ms=20, command_ms=300))
+        offer = Offer(name, 0, (NodeSpec(f"n{name}", 24, 2**40),))
+        await ExecutorService(bus, driver, offer, f"b{life}").run(asyncio.Event())
+
+    async def misfortune(self) -> None:
+        """Kill and stop processes, for ever."""
+        while True:
+            await asyncio.sleep(self.random.uniform(0.5, 6))
+            process = self.processes[self.random.choice(sorted(self.processes))]
+            if self.random.random() < 0.6:
+                await process.kill()
+                await asyncio.sleep(self.random.uniform(0, 2))
+                process.start()
+            else:
+                assert process.bus is not None
+                process.bus.freeze()
+                await asyncio.sleep(self.random.choice((0.5, 3, 5)))
+                process.bus.thaw()
+
+    async def stop(self) -> None:
+        for process in self.processes.values():
+            await process.kill()
+
+
+async def rollout(system: System, cluster: shoal.Cluster, number: int) -> tuple[str, int, list[shoal.SandboxOutcome]]:
+    await asyncio.sleep(system.random.uniform(0, 20))
+    n = system.random.choice((1, 7, 40))
+    asked = await cluster.rollout(
+        "host", n=n, command=f"work {number}", timeout="1h", on_lost="restart", max_attempts=200
+    )
+    outcomes = [outcome async for outcome in asked.outcomes()]
+    await asked.wait()
+    return asked.id, n, outcomes
+
+
+async def whole_life(seed: int) -> None:
+    system = System(seed)
+    await system.start()
+    client = FaultyBus(system.broker, system.random, Trouble(delay_s=system.trouble.delay_s))
+    while await client.get(streams.CLUSTER_BUCKET, "cells") is None:
+        await asyncio.sleep(0.1)
+    async with shoal.connect("nats://simulated", bus=client) as cluster:
+        misfortune = asyncio.create_task(system.misfortune())
+        async with asyncio.timeout(3600):
+            found = await asyncio.gather(*(rollout(system, cluster, number) for number in range(5)))
+        misfortune.cancel()
+        await asyncio.gather(misfortune, return_exceptions=True)
+    concluded = Counter(
+        message.rollout
+        for each in system.broker.messages(streams.rollout(0).name)
+        if isinstance(message := decode(each.payload), RolloutConcluded)
+    )
+    for id, n, outcomes in found:
+        assert sorted(outcome.index for outcome in outcomes) == list(range(n))
+        assert {outcome.reason for outcome in outcomes} == {"succeeded"}
+        assert concluded[id] == 1
+    letters = [decode(each.payload) for each in system.broker.messages("SHOAL_DEAD")]
+    assert letters == [], [each.reason for each in letters if isinstance(each, DeadLetter)]
+    await system.stop()
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_every_rollout_comes_through(seed: int) -> None:
+    virtual.run(whole_life(seed))
+
+
+def test_time_passes_only_where_somebody_waits() -> None:
+    async def wait() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.gather(asyncio.sleep(3600), asyncio.sleep(1800))
+        assert await asyncio.to_thread(lambda: 7) == 7
+        return loop.time() - began
+
+    assert virtual.run(wait()) == pytest.approx(3600)
+
+
+def test_a_wait_without_end_is_an_error() -> None:
+    async def wait() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(virtual.StuckError):
+        virtual.run(wait())

@@ -20,6 +20,7 @@ from shoal.bus.protocol import UnreachableError
 _PENDING_BYTES: Final = 64 * 1024**2
 _PING_S: Final = 5
 _RECONNECT_S: Final = 0.2
+_LOOK_S: Final = 1.0
 _NO_TLS: Final = "it does not speak TLS, which tls:// asks for"
 _SAME_ERROR_S: Final = 10.0
 """The same trouble is told once in so many seconds, or a broker's absence would fill the log."""
@@ -58,6 +59,7 @@ class Connection:
         self._told: dict[str, float] = {}
         self._closing = False
         self._redialing: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.client = Client()
 
     @property
@@ -107,8 +109,8 @@ class Connection:
             await self._connected(fresh=False)
 
         async def on_closed() -> None:
-            if self.client is client and not self._closing:
-                self._redialing = asyncio.create_task(self._redial(), name="redial")
+            if self.client is client:
+                self._begin_to_redial()
 
         connecting = asyncio.create_task(
             client.connect(
@@ -150,6 +152,8 @@ class Connection:
             giving_up.cancel()
         dialing = False
         self.client = client
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch(), name="watch the connection")
         await self._connected(fresh=True)
 
     def _in_the_clear(self, client: Client) -> bool:
@@ -204,6 +208,35 @@ class Connection:
         for follower in list(self._followers):
             await follower.connected(fresh)
 
+    async def _watch(self) -> None:
+        """Give up clients that have come to a standstill.
+
+        On uvloop a closed transport raises RuntimeError, which nats-py does not expect: a cut at the wrong moment ends
+        its reader or its attempts to reconnect, and it never says so.
+        """
+        stuck: Client | None = None
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            client = self.client
+            if client.is_closed or not _stands_still(client):
+                stuck = None
+            elif stuck is not client:
+                stuck = client  # it may be between one task and the next
+            else:
+                self.tell("the client has come to a standstill; making a new one")
+                await self._discard(client)
+                self._begin_to_redial()
+                stuck = None
+
+    async def _discard(self, client: Client) -> None:
+        closing = asyncio.create_task(client.close())
+        await asyncio.wait({closing}, timeout=_PING_S)
+        await end(closing)
+
+    def _begin_to_redial(self) -> None:
+        if not self._closing and (self._redialing is None or self._redialing.done()):
+            self._redialing = asyncio.create_task(self._redial(), name="redial")
+
     async def _redial(self) -> None:
         """Make a new client: the old one has closed itself for good, as it does after some errors of the server."""
         self._disconnected(self.client)
@@ -212,6 +245,10 @@ class Connection:
                 await self.dial()
             except UnreachableError as error:
                 self.tell(str(error))
+            except (NatsError, OSError, RuntimeError) as error:  # it was lost again before anything could be said
+                self.tell(str(error) or type(error).__name__)
+                self._disconnected(self.client)
+                await self._discard(self.client)
             else:
                 return
             await asyncio.sleep(_RECONNECT_S)
@@ -233,20 +270,28 @@ class Connection:
                 why = "JetStream is not enabled there, or not ready; start nats-server with --jetstream"
                 if absent_s is not None and time.monotonic() - began >= absent_s:
                     break
-            except (NatsError, TimeoutError, OSError) as error:
+            except (NatsError, TimeoutError, OSError, RuntimeError) as error:
                 why = str(error) or type(error).__name__
             await asyncio.sleep(min(0.05, max(until - time.monotonic(), 0)))
         raise UnreachableError(f"the broker at {self._url} does not answer {subject.split('.', 2)[-1]} ({why})")
 
     async def send(self, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None) -> None:
-        """Publish. Raises what nats-py raises."""
-        await self.client.publish(subject, payload, reply=reply, headers=headers)
+        """Publish. Raises what nats-py raises, and ConnectionResetError."""
+        try:
+            await self.client.publish(subject, payload, reply=reply, headers=headers)
+        except RuntimeError as error:  # uvloop's, for a transport that is closed
+            raise ConnectionResetError(str(error)) from error
 
     async def close(self) -> None:
         """Disconnect for good."""
         self._closing = True
-        if self._redialing is not None:
-            await end(self._redialing)
+        await end(*(task for task in (self._watching, self._redialing) if task is not None))
         if not self.client.is_closed:
             await self.client.close()
         self._up.clear()
+
+
+def _stands_still(client: Client) -> bool:
+    """Return whether nobody reads from its connection, or nobody makes it a new one."""
+    task = client._reading_task if client.is_connected else client._reconnection_task
+    return task is None or task.done()

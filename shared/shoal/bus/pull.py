@@ -5,6 +5,7 @@ deletion, a reconnect), a new one goes on after the last message that came, so n
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections import deque
@@ -92,7 +93,9 @@ class PullReader:
 
     async def open(self) -> None:
         """Begin; when this returns, nothing published later is missed. Raises NoStreamError."""
-        await self._subscribe()
+        # The client may be lost at this moment: then it subscribes when there is a connection again.
+        with contextlib.suppress(NatsError, OSError, RuntimeError):
+            await self._subscribe()
         self._connection.follow(self)
         try:
             await self._make_consumer()
@@ -145,7 +148,7 @@ class PullReader:
                 if self._subscription is not None:
                     await self._subscription.unsubscribe()
                 await self._forget_consumer()
-            except (NatsError, OSError):
+            except (NatsError, OSError, RuntimeError):
                 pass  # the connection went meanwhile; the broker forgets the consumer by itself
 
     # --- the connection's side

@@ -104,7 +104,7 @@ class Known:
                 self.core.load(record.core)
                 self.answers.load(record.answers)
                 self.outgoing.resume(record.sent, record.unsent)
-                self.reports.hold(record.held, max((number for number, _, _ in record.unsent), default=0))
+                self.reports.hold(record.held, [number for number, _, _ in record.unsent])
             case Stored(number=number):
                 self.outgoing.settle(number)
             case Flushed(promoted=promoted):

@@ -55,7 +55,7 @@ class Reports:
         self._flushing = flushing
         self._freeing = freeing
         self._held: dict[Key, list[int]] = {}
-        self._last: dict[Key, int] = {}  # the number of the last message that told of a group
+        self._telling: dict[Key, list[int]] = {}  # the numbers of messages that tell of a group, on their way
         self._going = False
         self.boot = ""
         self._isolation = isolation
@@ -117,11 +117,11 @@ class Reports:
             rollout, attempt, node = key
             for part in _parts(results):
                 finished = SandboxesFinished(rollout, attempt, node, self._executor, self._isolation, part)
-                self._last[key] = send(self._subject(key), finished)
+                self._telling.setdefault(key, []).append(send(self._subject(key), finished))
         for (key, reason, detail), indices in self._ended.items():
             rollout, attempt, node = key
             ended = SandboxesEnded(rollout, attempt, ranges.collect(indices), node, reason, detail)
-            self._last[key] = send(self._subject(key), ended)
+            self._telling.setdefault(key, []).append(send(self._subject(key), ended))
         for key, indices in self._released.items():
             self._held.setdefault(key, []).extend(indices)
         self._ready.clear()
@@ -132,16 +132,24 @@ class Reports:
         self._free_what_is_told()
 
     def _free_what_is_told(self) -> None:
-        told = tuple(key for key in self._held if self._outgoing.is_stored(self._last.get(key, 0)))
+        told = tuple(key for key in self._held if self._is_told(key))
         if self._going and told:
             self._freeing(told)
             self.free(told)
+
+    def _is_told(self, key: Key) -> bool:
+        """Return whether the broker has all that was said of a group: it may take a later message before an earlier."""
+        under_way = [number for number in self._telling.get(key, ()) if not self._outgoing.is_stored(number)]
+        if under_way:
+            self._telling[key] = under_way
+        else:
+            self._telling.pop(key, None)
+        return not under_way
 
     def free(self, groups: Sequence[Key]) -> None:
         """Give back the slots of these groups' sandboxes that are gone."""
         for key in groups:
             rollout, attempt, node = key
-            self._last.pop(key, None)
             indices = ranges.collect(self._held.pop(key, ()))
             if indices:
                 released = SlotsReleased(self._executor, self.boot, node, rollout, attempt, indices)
@@ -152,11 +160,11 @@ class Reports:
         """The slots that wait to be given back."""
         return tuple((key, ranges.collect(indices)) for key, indices in self._held.items())
 
-    def hold(self, held: Sequence[tuple[Key, Ranges]], number: int) -> None:
-        """Go on with what an earlier process held back, until the broker has the message of this number."""
+    def hold(self, held: Sequence[tuple[Key, Ranges]], numbers: Sequence[int]) -> None:
+        """Go on with what an earlier process held back, until the broker has the messages of these numbers."""
         for key, indices in held:
             self._held[key] = list(ranges.indices(indices))
-            self._last[key] = number
+            self._telling[key] = list(numbers)
 
     def _subject(self, key: Key) -> str:
         order = self._orders[key]

@@ -47,9 +47,18 @@ class Placement(RuleBasedStateMachine):
     def tick(self, silence: int) -> None:
         self.fold(m.Tick(self.now), silence)
 
+    @rule()
+    def restart(self) -> None:
+        dump = self.core.dump()
+        self.twin = PlacementCore(0)
+        self.twin.load(dump)
+
     @invariant()
     def lawful(self) -> None:
         self.core.check()
+        self.twin.check()
+        assert self.core.dump() == self.twin.dump()
+        assert self.core.wake_at_ms() == self.twin.wake_at_ms()
 
 
 TestPlacement = Placement.TestCase

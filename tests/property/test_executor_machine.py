@@ -1,0 +1,123 @@
+"""The executor's roster under any order of what it is told and what happens: each sandbox is started, reported and
+
+given back once, and a copy from a checkpoint goes on alike.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from shoal.machine import ranges
+from shoal.wire import messages as m
+from shoal_executor import core as x
+
+rollouts = st.sampled_from(["r1", "r2"])
+indices = st.sets(st.integers(0, 3), min_size=1).map(ranges.collect)
+index = st.integers(0, 3)
+Sandbox = tuple[str, int]
+
+
+class Roster(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.core, self.twin = x.ExecutorCore("b"), x.ExecutorCore("b")
+        self.started: Counter[Sandbox] = Counter()
+        self.told: Counter[Sandbox] = Counter()
+        self.freed: Counter[Sandbox] = Counter()
+        self.ran: Counter[Sandbox] = Counter()
+
+    def do(self, work: Callable[[x.ExecutorCore], list[x.Effect]]) -> None:
+        effects = work(self.core)
+        assert work(self.twin) == effects
+        for effect in effects:
+            match effect:
+                case x.Start(group=key, indices=part):
+                    self.started.update((key[0], each) for each in ranges.indices(part))
+                case x.RunJob(group=key, index=each):
+                    self.ran[key[0], each] += 1
+                case x.ReportFinished(group=key, index=each):
+                    self.told[key[0], each] += 1
+                case x.ReportEnded(group=key, indices=part):
+                    self.told.update((key[0], each) for each in ranges.indices(part))
+                case x.ReportReleased(group=key, indices=part):
+                    self.freed.update((key[0], each) for each in ranges.indices(part))
+
+    @staticmethod
+    def key(rollout: str) -> x.Key:
+        return (rollout, 0, "n")
+
+    @rule(rollout=rollouts, part=indices, job=st.booleans(), boot=st.sampled_from(["b", "b", "b", "older"]))
+    def order(self, rollout: str, part: m.Ranges, job: bool, boot: str) -> None:
+        commands = (m.Command(("true",)),) if job else ()
+        order = m.StartSandboxes(
+            boot, "n", rollout, "t", "u", 0, 0, part, m.Snapshot("host", "host"), m.Resources(), commands, (), (), "", 9
+        )  # fmt: skip
+        self.do(lambda core: core.start(order))
+
+    @rule(rollout=rollouts, part=st.one_of(st.just(()), indices), reason=st.sampled_from(m.EndReason))
+    def destroy(self, rollout: str, part: m.Ranges, reason: m.EndReason) -> None:
+        self.do(lambda core: core.destroy(m.DestroySandboxes("b", rollout, part, reason)))
+
+    @rule(rollout=rollouts, index=index)
+    def up(self, rollout: str, index: int) -> None:
+        self.do(lambda core: core.started(self.key(rollout), index))
+
+    @rule(rollout=rollouts, index=index)
+    def failed(self, rollout: str, index: int) -> None:
+        if self.core.groups.get(self.key(rollout)) is None:
+            return
+        phase = self.core.groups[self.key(rollout)].phases.get(index)
+        if phase is x.Phase.STARTING:  # a driver says this of no other
+            self.do(lambda core: core.start_failed(self.key(rollout), index, "no"))
+
+    @rule(rollout=rollouts, index=index, code=st.integers(0, 1))
+    def done(self, rollout: str, index: int, code: int) -> None:
+        self.do(lambda core: core.job_done(self.key(rollout), index, m.CommandResult(code), 1))
+
+    @rule(rollout=rollouts, index=index)
+    def exited(self, rollout: str, index: int) -> None:
+        self.do(lambda core: core.exited(self.key(rollout), index, m.EndReason.DIED, ""))
+
+    @rule(rollout=rollouts, part=indices)
+    def destroyed(self, rollout: str, part: m.Ranges) -> None:
+        group = self.core.groups.get(self.key(rollout))
+        ending = [i for i in ranges.indices(part) if group and group.phases.get(i) is x.Phase.ENDING]
+        if ending:  # a driver says this of what it was told to destroy
+            self.do(lambda core: core.destroyed(self.key(rollout), ranges.collect(ending)))
+
+    @rule(rollout=rollouts)
+    def expire(self, rollout: str) -> None:
+        self.do(lambda core: core.expire(self.key(rollout)))
+
+    @rule(rollout=rollouts, index=index, tenant=st.sampled_from(["t", "stranger"]))
+    def command(self, rollout: str, index: int, tenant: str) -> None:
+        asked = m.RunCommand("c", tenant, "u", 0, rollout, index, 0, m.Command(("true",)))
+        carried_out = isinstance(self.core.command(asked)[0], x.CarryOut)
+        group = self.core.groups.get(self.key(rollout))
+        live = group is not None and group.phases.get(index) is x.Phase.LIVE
+        assert carried_out == (live and tenant == "t")
+
+    @rule()
+    def restart(self) -> None:
+        dump = self.core.dump()
+        self.twin = x.ExecutorCore("")
+        self.twin.load(dump)
+
+    @invariant()
+    def lawful(self) -> None:
+        self.core.check()
+        self.twin.check()
+        assert self.core.dump() == self.twin.dump()
+        for counted in (self.started, self.told, self.freed, self.ran):
+            assert all(count == 1 for count in counted.values())
+        for sandbox in self.freed:
+            assert self.told[sandbox] == 1  # nothing is given back that nobody heard of
+        here = {(key[0], each) for key, group in self.core.groups.items() for each in group.phases}
+        assert here == set(self.started) - set(self.freed)
+
+
+TestRoster = Roster.TestCase
+TestRoster.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

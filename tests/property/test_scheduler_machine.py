@@ -1,0 +1,126 @@
+"""The scheduler under any order of messages: its books balance, and a copy from a checkpoint goes on alike."""
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from shoal.machine import ranges
+from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
+from shoal.wire import messages as m
+from shoal_scheduler.core.scheduler import SchedulerCore
+
+names = st.sampled_from(["r1", "r2", "r3"])
+tenants = st.sampled_from(["t1", "t2"])
+indices = st.sets(st.integers(0, 5), min_size=1).map(ranges.collect)
+attempts = st.integers(0, 2)
+
+
+def outcome(core: SchedulerCore, message: Any, cause: Cause) -> tuple[list[Effect], str]:
+    """Return what follows, and which law was broken."""
+    try:
+        return list(core.handle(message, cause)), ""
+    except LawBrokenError as error:
+        return list(error.answers), str(error)
+
+
+class Scheduler(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.core, self.twin = SchedulerCore(0, quota=5), SchedulerCore(0, quota=5)
+        self.sequence = self.now = 0
+        self.placed: Counter[tuple[str, int, int]] = Counter()
+        self.concluded: Counter[str] = Counter()
+        self.submitted: dict[str, int] = {}
+
+    def fold(self, message: Any, passes_ms: int = 1) -> None:
+        self.now += passes_ms
+        self.sequence += 1
+        cause = Cause("S", self.sequence, self.now)
+        before = self.core.dump()
+        effects, broken = outcome(self.core, message, cause)
+        assert outcome(self.twin, message, cause) == (effects, broken)
+        if broken:
+            assert self.core.dump() == before
+        for effect in effects:
+            assert isinstance(effect, Publish)
+            match effect.message:
+                case m.PlaceRequested(rollout=rollout, attempt=attempt, indices=part):
+                    for index in ranges.indices(part):
+                        self.placed[rollout, attempt, index] += 1
+                case m.RolloutConcluded(rollout=rollout, counts=counts):
+                    self.concluded[rollout] += 1
+                    assert sum(count for _, count in counts) == self.submitted[rollout]
+                case m.RolloutRejected(code=code):
+                    assert code in ("quota", "unknown_template", "unsupported_isolation", "unknown_tenant")
+
+    @rule(
+        rollout=names,
+        tenant=tenants,
+        n=st.integers(1, 6),
+        priority=st.integers(0, 1),
+        on_lost=st.sampled_from(m.OnLost),
+    )
+    def submit(self, rollout: str, tenant: str, n: int, priority: int, on_lost: m.OnLost) -> None:
+        spec = m.RolloutSpec("host", n, timeout_ms=1000, priority=priority, on_lost=on_lost, max_attempts=3)
+        self.submitted.setdefault(rollout, n)
+        self.fold(m.RolloutSubmitted(rollout, tenant, "run", spec))
+
+    @rule(tenant=tenants, known=st.booleans())
+    def resolve(self, tenant: str, known: bool) -> None:
+        self.fold(
+            m.TemplateResolved(tenant, "host", m.Snapshot("host", "host") if known else None, "" if known else "no")
+        )
+
+    @rule(slots=st.integers(0, 8))
+    def capacity(self, slots: int) -> None:
+        self.fold(m.CellCapacity(slots, min(slots, 2), ("zygote",) if slots else ()))
+
+    @rule(rollout=names, attempt=attempts, part=indices)
+    def ready(self, rollout: str, attempt: int, part: m.Ranges) -> None:
+        self.fold(m.SandboxesReady(rollout, attempt, part, "n", "e", "zygote"))
+
+    @rule(rollout=names, attempt=attempts, part=indices, code=st.integers(0, 1))
+    def finish(self, rollout: str, attempt: int, part: m.Ranges, code: int) -> None:
+        results = tuple(m.SandboxResult(index, m.CommandResult(code), 1) for index in ranges.indices(part))
+        self.fold(m.SandboxesFinished(rollout, attempt, "n", "e", "zygote", results))
+
+    @rule(rollout=names, attempt=attempts, part=indices, reason=st.sampled_from(m.EndReason))
+    def end(self, rollout: str, attempt: int, part: m.Ranges, reason: m.EndReason) -> None:
+        self.fold(m.SandboxesEnded(rollout, attempt, part, "n", reason))
+
+    @rule(rollout=names, part=st.one_of(st.just(()), indices))
+    def release(self, rollout: str, part: m.Ranges) -> None:
+        self.fold(m.RolloutReleased(rollout, part))
+
+    @rule(rollout=names)
+    def cancel(self, rollout: str) -> None:
+        self.fold(m.RolloutCancelled(rollout))
+
+    @rule(tenant=tenants, there=st.booleans())
+    def name_tenants(self, tenant: str, there: bool) -> None:
+        self.fold(m.TenantAdded(tenant) if there else m.TenantRemoved(tenant))
+
+    @rule(passes_ms=st.sampled_from([1, 600, 2000]))
+    def tick(self, passes_ms: int) -> None:
+        self.fold(m.Tick(self.now), passes_ms)
+
+    @rule()
+    def restart(self) -> None:
+        self.twin = SchedulerCore(0, quota=5)
+        self.twin.load(self.core.dump())
+
+    @invariant()
+    def lawful(self) -> None:
+        self.core.check()
+        self.twin.check()
+        assert self.core.dump() == self.twin.dump()
+        assert self.core.wake_at_ms() == self.twin.wake_at_ms()
+        assert all(count == 1 for count in self.placed.values())
+        assert all(count == 1 for count in self.concluded.values())
+
+
+TestScheduler = Scheduler.TestCase
+TestScheduler.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shoal.machine import ranges
@@ -45,7 +46,7 @@ class Shape:
     largest: int
     tenants: int
     window_ms: int
-    quiet_ms: int
+    quota: int
 
     @classmethod
     def draw(cls, source: random.Random) -> "Shape":
@@ -59,7 +60,7 @@ class Shape:
             largest=source.choice((1, 4, 12, 60)),
             tenants=source.randint(1, 3),
             window_ms=source.choice((500, 5_000, 120_000)),
-            quiet_ms=source.choice((0, 3_000, 20_000)),
+            quota=source.choice((100_000, 100_000, 10)),
         )
 
     def smaller(self) -> "list[Shape]":
@@ -81,8 +82,8 @@ class Watched(SchedulerCore):
     that has less.
     """
 
-    def __init__(self, cell: int) -> None:
-        super().__init__(cell)
+    def __init__(self, cell: int, quota: int) -> None:
+        super().__init__(cell, quota)
         self._placed: set[tuple[str, int, int]] = set()
 
     def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
@@ -118,7 +119,7 @@ class Watched(SchedulerCore):
 class Cores:
     """Which cores: the real ones, or ones with a planted bug."""
 
-    scheduler: Callable[[int], Core] = Watched
+    scheduler: Callable[[int, int], Core] = Watched
     placement: Callable[[int], Core] = PlacementCore
     snapshot: Callable[[], Core] = SnapshotCore
     replica: type[Replica] = Replica
@@ -255,14 +256,10 @@ class Cluster:
     def _set_up(self) -> None:
         world, shape = self.world, self.shape
         for cell in range(shape.cells):
-            self._partition(
-                f"placement.{cell}", f"SHOAL_PLACEMENT_{cell}", lambda cell=cell: self.cores.placement(cell),  # type: ignore[misc]  # bound now
-                subjects.placement_tick(cell),
-            )  # fmt: skip
-            self._partition(
-                f"scheduler.{cell}", f"SHOAL_ROLLOUT_{cell}", lambda cell=cell: self.cores.scheduler(cell),  # type: ignore[misc]  # as above
-                subjects.rollout_system(cell),
-            )  # fmt: skip
+            place = partial(self.cores.placement, cell)
+            schedule = partial(self.cores.scheduler, cell, shape.quota)
+            self._partition(f"placement.{cell}", f"SHOAL_PLACEMENT_{cell}", place, subjects.placement_tick(cell))
+            self._partition(f"scheduler.{cell}", f"SHOAL_ROLLOUT_{cell}", schedule, subjects.rollout_system(cell))
         self._partition("snapshot", "SHOAL_SNAPSHOT", self.cores.snapshot, None)
         for cell in range(shape.cells):
             for number in range(shape.executors):
@@ -363,10 +360,13 @@ class Cluster:
 
     def _check_trainer(self, trainer: Trainer) -> None:
         name = trainer.name
+        above = trainer.spec.n > self.shape.quota
         if trainer.rejected:
-            if trainer.spec.template == "host":
+            if trainer.spec.template == "host" and not above:
                 raise LawViolatedError(f"{name} was rejected for no reason")
             return
+        if above:
+            raise LawViolatedError(f"{name} of {trainer.spec.n} was admitted beyond the quota of {self.shape.quota}")
         if not trainer.ledger.concluded:
             raise LawViolatedError(f"{name} is concluded, and its trainer still waits for {trainer.ledger.open()}")
         told = {(each.counts, each.reason) for each in trainer.concluded}

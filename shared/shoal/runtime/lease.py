@@ -91,6 +91,11 @@ class Lease:
         """Whether this process holds it, as far as it knows."""
         return self.record.owner.id == self._owner.id
 
+    @property
+    def position(self) -> int:
+        """The last sequence whose effects are all stored."""
+        return self.record.position if self.limit is None else min(self.record.position, self.limit)
+
     async def look(self) -> bool:
         """Read the record; returns whether it may be taken."""
         self._see(await self._bus.get(LEASE_BUCKET, self._name))
@@ -107,9 +112,10 @@ class Lease:
 
     async def take(self) -> bool:
         """Make it ours if it still is as it was last seen; returns whether it is."""
-        position = self.record.position if self.limit is None else min(self.record.position, self.limit)
-        self.limit = None
-        return await self._replace(Record(self._owner, self.record.epoch + 1, position))
+        taken = await self._replace(Record(self._owner, self.record.epoch + 1, self.position))
+        if taken:
+            self.limit = None
+        return taken
 
     async def renew(self, position: int) -> None:
         """Say that we live and how far we are. Raises LeaseLostError."""

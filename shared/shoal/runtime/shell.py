@@ -299,7 +299,7 @@ class Shell:
         while True:
             try:
                 free = await self._lease.look()
-                self._stored_to(self._lease.record.position)
+                self._stored_to(self._lease.position)
                 if free and self._turns.may_take(self._name) and await self._lease.take():
                     return
             except BusError as error:

@@ -25,6 +25,7 @@ import uvloop
 import shoal
 from shoal.cli import statefile
 from shoal.cli.system import LocalSystem
+from shoal.runtime.logs import set_up_logs
 from shoal.runtime.options import Settings
 from shoal.runtime.process import connect_patiently
 from shoal.wire import streams
@@ -158,6 +159,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print; not zero when anything was lost or doubled."""
+    set_up_logs("kills", "error")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sandboxes", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=60.0)

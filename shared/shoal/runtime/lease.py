@@ -40,8 +40,13 @@ class Owner(msgspec.Struct, frozen=True):
         return Owner(f"{name}-{pid}-{secrets.token_hex(4)}", _place(), pid, start_time(pid) or 0)
 
     def known_dead(self) -> bool:
-        """Return whether it surely no longer runs: only a process of the same machine and pid namespace can tell."""
-        return bool(self.place) and self.place == _place() and start_time(self.pid) != self.start
+        """Return whether it surely no longer runs: only a process of the same machine and pid namespace can tell,
+
+        and only where /proc shows the processes of others.
+        """
+        if not self.place or self.place != _place() or start_time(1) is None:
+            return False
+        return start_time(self.pid) != self.start
 
 
 NOBODY: Final = Owner("")

@@ -5,8 +5,8 @@ say is numbered. A process that folds the same journal knows the same and would 
 an executor that was killed goes on in the middle of a sentence, and the broker drops what it hears twice.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import structlog
 
@@ -149,35 +149,28 @@ class Known:
         return self._fold(record)
 
     def _fold(self, record: AnyRecord) -> list[ToDo]:
-        effects: Sequence[Effect] = ()
-        match record:
-            case Took(sequence=sequence, message=message):
-                self.inbox = sequence
-                if isinstance(message, StartSandboxes):
-                    effects = self.core.start(message)
-                elif isinstance(message, DestroySandboxes):
-                    effects = self.core.destroy(message)
-                else:
-                    effects = self._asked(message)
-            case Up(group=key, index=index):
-                effects = self.core.started(key, index)
-            case Failed(group=key, index=index, detail=detail):
-                effects = self.core.start_failed(key, index, detail)
-            case JobDone(group=key, index=index, result=result, run_us=run_us):
-                effects = self.core.job_done(key, index, result, run_us)
-            case Exited(group=key, index=index, reason=reason, detail=detail):
-                effects = self.core.exited(key, index, reason, detail)
-            case Gone(group=key, indices=indices):
-                effects = self.core.destroyed(key, indices)
-                for first, count in indices:
-                    for index in range(first, first + count):
-                        self.answers.forget((key[0], index, key[1]))
-            case Expired(group=key):
-                effects = self.core.expire(key)
-            case Answered(cell=cell, tenant=tenant, run=run, answer=answer):
-                self.answers.record(answer.id, answer)
-                self.outgoing.send(subjects.trajectory(cell, tenant, run), answer)
-        return self._say(effects)
+        return self._say(_FOLDS[type(record)](self, record))
+
+    def _took(self, record: Took) -> Sequence[Effect]:
+        self.inbox = record.sequence
+        message = record.message
+        if isinstance(message, StartSandboxes):
+            return self.core.start(message)
+        if isinstance(message, DestroySandboxes):
+            return self.core.destroy(message)
+        return self._asked(message)
+
+    def _gone(self, record: Gone) -> Sequence[Effect]:
+        rollout, attempt, _ = record.group
+        for first, count in record.indices:
+            for index in range(first, first + count):
+                self.answers.forget((rollout, index, attempt))
+        return self.core.destroyed(record.group, record.indices)
+
+    def _answered(self, record: Answered) -> Sequence[Effect]:
+        self.answers.record(record.answer.id, record.answer)
+        self.outgoing.send(subjects.trajectory(record.cell, record.tenant, record.run), record.answer)
+        return ()
 
     def _asked(self, asked: Asked) -> Sequence[Effect]:
         effects = self.core.command(asked)
@@ -194,13 +187,13 @@ class Known:
     def _say(self, effects: Sequence[Effect]) -> list[ToDo]:
         todo: list[ToDo] = []
         for effect in effects:
-            match effect:
-                case Start() | RunJob() | Destroy() | CarryOut():
-                    todo.append(effect)
-                case Refuse(asked=asked, reason=reason):
-                    self._answer(asked, refusal(asked, "sandbox_gone", gone_text(reason), reason))
-                case _:
-                    self.reports.add(effect)
+            if isinstance(effect, Start | RunJob | Destroy | CarryOut):
+                todo.append(effect)
+            elif isinstance(effect, Refuse):
+                reason = effect.reason
+                self._answer(effect.asked, refusal(effect.asked, "sandbox_gone", gone_text(reason), reason))
+            else:
+                self.reports.add(effect)
         return todo
 
     def _answer(self, asked: Asked, answer: Answer) -> None:
@@ -230,6 +223,19 @@ class Known:
         if self._journal is not None:
             self._journal.close(remove=forget)
             self._journal = None
+
+
+_FOLDS: Final[dict[type[AnyRecord], Callable[[Known, Any], Sequence[Effect]]]] = {
+    Took: Known._took,
+    Up: lambda known, r: known.core.started(r.group, r.index),
+    Failed: lambda known, r: known.core.start_failed(r.group, r.index, r.detail),
+    JobDone: lambda known, r: known.core.job_done(r.group, r.index, r.result, r.run_us),
+    Exited: lambda known, r: known.core.exited(r.group, r.index, r.reason, r.detail),
+    Gone: Known._gone,
+    Expired: lambda known, r: known.core.expire(r.group),
+    Answered: Known._answered,
+}
+"""By the record's type, because this is done several times for each sandbox."""
 
 
 def gone_text(reason: EndReason | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.machine import ranges
 from shoal.wire import messages as m
@@ -28,6 +28,7 @@ class Roster(RuleBasedStateMachine):
         self.told: Counter[Sandbox] = Counter()
         self.freed: Counter[Sandbox] = Counter()
         self.ran: Counter[Sandbox] = Counter()
+        self.to_destroy: set[Sandbox] = set()
 
     def do(self, work: Callable[[x.ExecutorCore], list[x.Effect]]) -> None:
         effects = work(self.core)
@@ -38,6 +39,8 @@ class Roster(RuleBasedStateMachine):
                     self.started.update((key[0], each) for each in ranges.indices(part))
                 case x.RunJob(group=key, index=each):
                     self.ran[key[0], each] += 1
+                case x.Destroy(group=key, indices=part):
+                    self.to_destroy.update((key[0], each) for each in ranges.indices(part))
                 case x.ReportFinished(group=key, index=each):
                     self.told[key[0], each] += 1
                 case x.ReportEnded(group=key, indices=part):
@@ -48,6 +51,12 @@ class Roster(RuleBasedStateMachine):
     @staticmethod
     def key(rollout: str) -> x.Key:
         return (rollout, 0, "n")
+
+    @initialize(job=st.booleans(), up=index)
+    def begin(self, job: bool, up: int) -> None:
+        """Begin where a sandbox lives: chance alone seldom gets there."""
+        self.order("r1", ((0, 4),), job, "b")
+        self.up("r1", up)
 
     @rule(rollout=rollouts, part=indices, job=st.booleans(), boot=st.sampled_from(["b", "b", "b", "older"]))
     def order(self, rollout: str, part: m.Ranges, job: bool, boot: str) -> None:
@@ -83,9 +92,9 @@ class Roster(RuleBasedStateMachine):
 
     @rule(rollout=rollouts, part=indices)
     def destroyed(self, rollout: str, part: m.Ranges) -> None:
-        group = self.core.groups.get(self.key(rollout))
-        ending = [i for i in ranges.indices(part) if group and group.phases.get(i) is x.Phase.ENDING]
-        if ending:  # a driver says this of what it was told to destroy
+        ending = [each for each in ranges.indices(part) if (rollout, each) in self.to_destroy]
+        self.to_destroy.difference_update((rollout, each) for each in ending)
+        if ending:  # a driver says this of what it was told to destroy, and of nothing else
             self.do(lambda core: core.destroyed(self.key(rollout), ranges.collect(ending)))
 
     @rule(rollout=rollouts)
@@ -117,6 +126,18 @@ class Roster(RuleBasedStateMachine):
             assert self.told[sandbox] == 1  # nothing is given back that nobody heard of
         here = {(key[0], each) for key, group in self.core.groups.items() for each in group.phases}
         assert here == set(self.started) - set(self.freed)
+
+    def teardown(self) -> None:
+        """When all is over and the driver has answered, nothing is left, and everybody was told."""
+        for rollout in ("r1", "r2"):
+            self.destroy(rollout, (), m.EndReason.RELEASED)
+            for key, group in list(self.core.groups.items()):
+                for each in list(group.phases):
+                    self.up(key[0], each)  # one that was ending already stays so, and is destroyed
+            self.destroyed(rollout, ((0, 4),))
+        self.lawful()
+        assert not self.core.groups
+        assert set(self.told) == set(self.freed) == set(self.started)
 
 
 TestRoster = Roster.TestCase

@@ -138,13 +138,18 @@ class ForgetsReturns(Watched):
         """Its own books would tell."""
 
 
-class Unfair(SchedulerCore):
+class Unfair(Watched):
     """Whoever came first goes first, whatever it has already."""
 
     def _rank(self, rollout: Any) -> tuple[bool, int, int, int]:
         return (not rollout.again, -rollout.request.spec.priority, 0, rollout.order)
 
-    _send = Watched._send
+
+class IgnoresTheQuota(Watched):
+    """A rollout may be of any size."""
+
+    def __init__(self, cell: int, quota: int) -> None:
+        super().__init__(cell, 100_000)
 
 
 class HashOrdered(Watched):
@@ -222,6 +227,7 @@ PLANTED: dict[str, tuple[Cores, int]] = {
     "scheduler: late reports count": (replace(REAL, scheduler=Impatient), 1000),
     "scheduler: forgets what came back": (replace(REAL, scheduler=ForgetsReturns), 200),
     "scheduler: no fair share": (replace(REAL, scheduler=Unfair), 200),
+    "scheduler: no quota": (replace(REAL, scheduler=IgnoresTheQuota), 200),
     "scheduler: order depends on addresses": (replace(REAL, scheduler=HashOrdered), 400),
     "shell: acknowledges too early": (replace(REAL, replica=AcknowledgesTooEarly), 400),
     "shell: a takeover skips what was held": (replace(REAL, replica=SkipsWhatWasHeld), 400),

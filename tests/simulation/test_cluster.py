@@ -30,7 +30,7 @@ def test_a_violation_is_made_smaller() -> None:
     cores, bound = PLANTED["placement: frees slots too early"]
     found = find(cores, bound)
     assert found is not None
-    case = case_of(found - 1, cores)
+    case = case_of(found[0] - 1, cores)
     small = shrink(case, problem_of, smaller, most=60)
     assert small.problem
     assert problem_of(small.case)

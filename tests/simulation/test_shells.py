@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 import shoal
 from shoal.bus.memory import MemoryBroker
 from shoal.bus.protocol import BusError
-from shoal.machine.core import Core
+from shoal.machine.core import Cause, Core
 from shoal.runtime.cluster import ensure_cluster
 from shoal.runtime.lease import Owner
 from shoal.runtime.shell import Shell
@@ -21,6 +21,7 @@ from shoal.testing.faulty import FaultyBus, Trouble
 from shoal.wire import streams, subjects
 from shoal.wire.codec import decode
 from shoal.wire.messages import DeadLetter, NodeSpec, RolloutConcluded
+from shoal_executor.drivers.protocol import Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_placement.core.placement import PlacementCore
@@ -28,8 +29,20 @@ from shoal_scheduler.core.scheduler import SchedulerCore
 from shoal_snapshot.core import SnapshotCore
 from shoal_snapshot.service import Inspector
 
-SEEDS = 40
+SEEDS = 24
 BEGAN_MS = 4_000_000_000_000  # later than any clock of the real world, by which executors know deadlines
+
+SLOTS = 24
+LONGEST_S = 900
+"""Simulated seconds within which all rollouts are over."""
+SETTLING_S = 60
+
+PARTITIONS: dict[str, tuple[str, str | None, Callable[[], Core]]] = {
+    "scheduler.0": (streams.rollout(0).name, subjects.rollout_system(0), lambda: SchedulerCore(0)),
+    "placement.0": (streams.placement(0).name, subjects.placement_tick(0), lambda: PlacementCore(0)),
+    "snapshot": (streams.snapshot().name, None, SnapshotCore),
+}
+"""Each with its stream, where its Ticks go, and its core."""
 
 Life = Callable[[FaultyBus, int], Awaitable[None]]
 
@@ -67,6 +80,21 @@ class Process:
             raise error
 
 
+class Machine(SimulatedDriver):
+    """A node, which knows what really runs on it, whatever placement thinks."""
+
+    def __init__(self, system: "System", profile: Profile) -> None:
+        super().__init__(profile)
+        self._system = system
+
+    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
+        async for outcome in super().start(specs):
+            if isinstance(outcome, Started):
+                self._system.started[outcome.name] += 1
+                self._system.most = max(self._system.most, len(await self.list()))
+            yield outcome
+
+
 class System:
     """A cluster of real processes but for the broker, the sandboxes and the clock."""
 
@@ -78,13 +106,17 @@ class System:
         self.replicas = self.random.choice((1, 2, 3))
         self.checkpoint_every = self.random.choice((1, 20, 1_000_000))
         self.processes: dict[str, Process] = {}
+        self.shells: dict[tuple[str, int], Shell] = {}
+        self.machines: dict[str, Machine] = {}
+        self.started: Counter[str] = Counter()
+        self.most = 0
 
     def _now_ms(self) -> int:
         return BEGAN_MS + int(asyncio.get_running_loop().time() * 1000)
 
     async def start(self) -> None:
         await ensure_cluster(self.broker.connect())
-        for partition in ("scheduler.0", "placement.0", "snapshot"):
+        for partition in PARTITIONS:
             for number in range(self.replicas):
                 self.processes[f"{partition}#{number}"] = Process(self, partial(self._serve, partition, number))
         for name in ("e1", "e2"):
@@ -93,24 +125,18 @@ class System:
             process.start()
 
     async def _serve(self, partition: str, number: int, bus: FaultyBus, life: int) -> None:
-        cores: dict[str, Callable[[], Core]] = {
-            "scheduler.0": lambda: SchedulerCore(0), "placement.0": lambda: PlacementCore(0), "snapshot": SnapshotCore,
-        }  # fmt: skip
-        stream, tick = {
-            "scheduler.0": (streams.rollout(0).name, subjects.rollout_system(0)),
-            "placement.0": (streams.placement(0).name, subjects.placement_tick(0)),
-            "snapshot": (streams.snapshot().name, None),
-        }[partition]
+        stream, tick, make = PARTITIONS[partition]
         shell = Shell(
-            bus, cores[partition](), name=partition, stream=stream, tick_subject=tick, perform=Inspector().perform,
+            bus, make(), name=partition, stream=stream, tick_subject=tick, perform=Inspector().perform,
             now_ms=self._now_ms, owner=Owner(f"{partition}-{number}-{life}"), checkpoint_every=self.checkpoint_every,
         )  # fmt: skip
+        self.shells[partition, number] = shell
         await shell.run()
 
     async def _execute(self, name: str, bus: FaultyBus, life: int) -> None:
-        driver = SimulatedDriver(Profile(self.random.randrange(100), start_ms=20, command_ms=300))
-        offer = Offer(name, 0, (NodeSpec(f"n{name}", 24, 2**40),))
-        await ExecutorService(bus, driver, offer, f"b{life}").run(asyncio.Event())
+        machine = self.machines[name] = Machine(self, Profile(self.random.randrange(100), start_ms=20, command_ms=300))
+        offer = Offer(name, 0, (NodeSpec(f"n{name}", SLOTS, 2**40),))
+        await ExecutorService(bus, machine, offer, f"b{life}").run(asyncio.Event())
 
     async def misfortune(self) -> None:
         """Kill and stop processes, for ever."""
@@ -126,6 +152,49 @@ class System:
                 process.bus.freeze()
                 await asyncio.sleep(self.random.choice((0.5, 3, 5)))
                 process.bus.thaw()
+
+    async def settle(self) -> None:
+        """Let nothing go wrong any more, and what is on its way arrive."""
+        for process in self.processes.values():
+            assert process.bus is not None
+            assert process.task is not None
+            process.bus.thaw()
+            process.bus.trouble = Trouble()
+            if process.task.done():
+                process.start()
+        await asyncio.sleep(SETTLING_S)
+        async with asyncio.timeout(SETTLING_S):  # executors go on beating, so there is often one more message
+            while not all(
+                shell.position == len(self.broker.messages(PARTITIONS[partition][0]))
+                for (partition, _), shell in self.shells.items()
+            ):
+                await asyncio.sleep(0.01)
+
+    async def check(self) -> None:
+        """Every law but those of the rollouts, which their trainer knows."""
+        assert self.most <= SLOTS, f"{self.most} sandboxes on a node of {SLOTS} slots"
+        assert not (twice := [name for name, count in self.started.items() if count > 1]), f"started twice: {twice}"
+        for machine in self.machines.values():
+            assert await machine.list() == [], "these run, and nobody owns them"
+        for (partition, number), shell in self.shells.items():
+            core = self.replay(partition, shell.position)
+            assert shell._core.dump() == core.dump(), f"{partition}#{number} has another state than its log"
+            if isinstance(core, PlacementCore):
+                held = [node.held for executor in core._executors.values() for node in executor.by_number if node.held]
+                assert not held, f"placement still holds {held}"
+            if isinstance(core, SchedulerCore):
+                assert not core._rollouts
+                assert not core._in_flight
+
+    def replay(self, partition: str, until: int) -> Core:
+        """Fold a partition's log from its beginning, up to and with a sequence."""
+        stream, _, make = PARTITIONS[partition]
+        core = make()
+        for number, each in enumerate(self.broker.messages(stream)[:until], 1):
+            assert each.sequence == number
+            core.handle(decode(each.payload), Cause(stream, each.sequence, each.time_ms))
+        core.check()
+        return core
 
     async def stop(self) -> None:
         for process in self.processes.values():
@@ -151,7 +220,7 @@ async def whole_life(seed: int) -> None:
         await asyncio.sleep(0.1)
     async with shoal.connect("nats://simulated", bus=client) as cluster:
         misfortune = asyncio.create_task(system.misfortune())
-        async with asyncio.timeout(3600):
+        async with asyncio.timeout(LONGEST_S):
             found = await asyncio.gather(*(rollout(system, cluster, number) for number in range(5)))
         misfortune.cancel()
         await asyncio.gather(misfortune, return_exceptions=True)
@@ -166,6 +235,8 @@ async def whole_life(seed: int) -> None:
         assert concluded[id] == 1
     letters = [decode(each.payload) for each in system.broker.messages("SHOAL_DEAD")]
     assert letters == [], [each.reason for each in letters if isinstance(each, DeadLetter)]
+    await system.settle()
+    await system.check()
     await system.stop()
 
 

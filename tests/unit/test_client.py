@@ -83,10 +83,6 @@ async def test_a_command_that_fails_is_a_result_unless_checked() -> None:
                 assert (await sandbox.run("sleep")).timed_out
                 with pytest.raises(shoal.CommandFailed, match=r"'exit 3'.*exited with 3: oops"):
                     await sandbox.run("exit 3", check=True)
-                with pytest.raises(shoal.SandboxLost):
-                    await sandbox.run("gone node_lost")
-                with pytest.raises(shoal.SandboxEnded, match="memory"):
-                    await sandbox.run("gone out_of_memory")
 
 
 async def test_a_command_id_is_scoped_to_its_sandbox_and_a_repetition_reaches_the_executor() -> None:
@@ -135,6 +131,36 @@ async def test_a_sandbox_lost_before_it_was_ready_comes_out_as_lost() -> None:
         assert (found[0].lost, found[1].lost) == (True, False)
         with pytest.raises(shoal.InfrastructureError, match="do not score it"):
             await found[0].run("x")
+
+
+async def test_a_refusal_tells_why_a_sandbox_is_gone() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host", n=2)
+        first, second = await _all(rollout)
+        with pytest.raises(shoal.SandboxLost):
+            await first.run("gone node_lost")
+        with pytest.raises(shoal.SandboxEnded, match="memory"):
+            await second.run("gone out_of_memory")
+
+
+async def test_ready_waits_for_the_log_when_a_command_told_first_that_its_sandbox_is_lost() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host", n=2, on_lost="restart")
+        first = [sandbox async for sandbox in rollout.ready()]
+        with pytest.raises(shoal.SandboxLost):
+            await first[0].run("gone node_lost")
+        assert first[0].lost
+        second = asyncio.create_task(_all(rollout))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not second.done()
+        fabric.ended(rollout.id, 0, 1)
+        fabric.ready(rollout.id, 0, 1, attempt=1)
+        assert [(sandbox.index, sandbox.attempt) for sandbox in await second] == [(0, 1), (1, 1)]
+
+
+async def _all(rollout: shoal.Rollout) -> list[shoal.Sandbox]:
+    return [sandbox async for sandbox in rollout.ready()]
 
 
 async def test_a_restarted_sandbox_comes_out_anew() -> None:

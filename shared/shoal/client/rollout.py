@@ -68,7 +68,7 @@ class Rollout:
         while True:
             while self._arrived:
                 yield self._arrived.popleft()
-            if self._fold.rejected is None and ledger.live == ledger.ready_count():
+            if self._fold.rejected is None and ledger.live == ledger.ready_count() and not self._doubtful():
                 break
             self._raise_failure()
             await self._change()
@@ -222,6 +222,10 @@ class Rollout:
             never = Sandbox(self, outcome.index, outcome.attempt, outcome.node, "", outcome.isolation)
             never.ended_by(outcome.reason, outcome.detail)
             self._arrived.append(never)
+
+    def _doubtful(self) -> bool:
+        """Return whether a command has told of a loss of which the log has not: it may be about to start again."""
+        return any(sandbox.lost for sandbox in self._live.values())
 
     def _raise_failure(self) -> None:
         rejected = self._fold.rejected

@@ -178,6 +178,7 @@ class Sandbox:
             case "sandbox_gone":
                 # An executor that knows nothing of it was restarted without it.
                 reason = self._reason or answer.reason or EndReason.NODE_LOST
+                self.ended_by(reason, answer.detail)
                 return sandbox_error(self.name, reason, answer.detail)
             case "file_error":
                 return FileError(self.name, path or "", answer.detail)

@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from conformance.drivers import DriverConformance, fresh, one, sh, start
 from shoal.wire.messages import Command, Snapshot
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
-from shoal_executor.drivers.zygote import frames
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 
 pytestmark = pytest.mark.sandbox
@@ -195,7 +195,7 @@ async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: 
 import asyncio, pathlib
 from shoal.wire.messages import Command, Snapshot
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
-from shoal_executor.drivers.zygote import frames
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 async def main():
     driver = ZygoteDriver(pathlib.Path({str(state)!r}))

@@ -15,8 +15,9 @@ import pytest
 from conformance.drivers import HOST, fresh, one, sh, start
 from shoal.runtime.lease import start_time
 from shoal.wire.messages import Command, EndReason
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartSpec
-from shoal_executor.drivers.zygote import cgroups, frames
+from shoal_executor.drivers.zygote import cgroups
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.drivers.zygote.forkserver import entries
 
@@ -27,7 +28,7 @@ import asyncio, sys
 from pathlib import Path
 from shoal.wire.messages import Command, InputFile, Resources, Snapshot
 from shoal_executor.drivers.protocol import StartFailed, StartSpec
-from shoal_executor.drivers.zygote import frames
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 state, *names = sys.argv[1:]
 async def started(files=()):

@@ -9,10 +9,11 @@ import pytest
 
 from shoal.wire import codec
 from shoal.wire.messages import AnyMessage, Command, EndReason, Message, Tick
-from wire.make_golden import GOLDEN, merge
+from wire.make_golden import EARLIER, GOLDEN, merge, still_means
 from wire.samples import MESSAGE_TYPES, SAMPLES
 
 BYTES: dict[str, bytes] = {name: bytes.fromhex(text) for name, text in json.loads(GOLDEN.read_text()).items()}
+EARLIER_BYTES: dict[str, list[str]] = json.loads(EARLIER.read_text())
 every_sample = pytest.mark.parametrize("name", sorted(SAMPLES))
 
 
@@ -115,6 +116,17 @@ def test_a_message_cannot_be_changed() -> None:
         setattr(Tick(1), "due_ms", 2)  # noqa: B010 - mypy knows that a plain assignment cannot work
     with pytest.raises(AttributeError):
         setattr(Command(), "line", "x")  # noqa: B010 - as above
+
+
+@pytest.mark.parametrize("name", sorted(EARLIER_BYTES))
+def test_what_was_written_before_fields_were_appended_is_read_for_ever(name: str) -> None:
+    assert all(codec.decode(bytes.fromhex(text)) == SAMPLES[name] for text in EARLIER_BYTES[name])
+
+
+def test_bytes_that_mean_something_else_now_are_no_earlier_version() -> None:
+    assert still_means(codec.encode(Tick(7)).hex(), Tick(7))
+    assert not still_means(codec.encode(Tick(8)).hex(), Tick(7))
+    assert not still_means("c1", Tick(7))
 
 
 def test_the_maker_adds_what_is_new_and_reports_what_changed() -> None:

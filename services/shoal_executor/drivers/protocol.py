@@ -5,9 +5,10 @@ A driver touches the machine and knows nothing of rollouts, messages or the brok
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Resources, Snapshot
+from shoal.wire.messages import Blob, Command, CommandResult, EndReason, InputFile, Resources, Snapshot
 
 
 class DriverError(Exception):
@@ -25,6 +26,10 @@ class NoSuchSandboxError(DriverError):
         super().__init__(f"no live sandbox {name}" + (f": it {reason}" if reason else ""))
         self.name = name
         self.reason = reason
+
+
+class UnsupportedError(DriverError):
+    """This driver cannot do what was asked, ever or with the runtime it found; the text says what could."""
 
 
 class SandboxFileError(DriverError):
@@ -75,6 +80,31 @@ class FileChunk:
     eof: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What was kept of a sandbox, as files for whoever asked to store and remove.
+
+    `layer`: an EROFS file of what it had written on top of what it started from, with deletions as overlayfs has them.
+    `memory`: everything its processes had, in a form that only the same isolation understands; None where it was not
+    kept. `stood_us`: how long its processes stood still, in microseconds.
+    """
+
+    layer: Path
+    memory: Path | None
+    stood_us: int
+
+
+class Disks(Protocol):
+    """Where a driver gets the bytes of snapshots from."""
+
+    async def path_of(self, blob: Blob) -> Path:
+        """Return a local file with exactly this content, fetched once however many ask. Raises DriverError.
+
+        The file may be unlinked later, never changed: open or mount it soon.
+        """
+        ...
+
+
 OutputSink = Callable[[int, bytes], None]
 """Called with channel (1 stdout, 2 stderr) and data as a command writes, up to its output limit."""
 
@@ -86,6 +116,7 @@ class Driver(Protocol):
     """One way to isolate. All methods are safe to call concurrently; a cancelled call leaves nothing behind."""
 
     isolation: str  # the name users choose it by
+    keeps_memory: bool  # whether `capture` can keep what a sandbox has in memory; settled when `open` has returned
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         """Test that isolation works here and make ready, with what an earlier process of this node left behind.
@@ -117,7 +148,18 @@ class Driver(Protocol):
 
         Commands share files and background processes with all others of the sandbox and may overlap, but session
         commands queue. A program that does not exist is a result (exit code 127 and a line on stderr), not an error.
-        A timed-out command's whole process group is killed; background processes of earlier commands live on.
+        A timed-out command's whole process group is killed; background processes of earlier commands live on. Where
+        `command.python` is given it runs in the sandbox's one interpreter, which is the template's warm one where it
+        has one: what it prints and the repr of a last expression are stdout, a traceback is stderr with exit code 1.
+        """
+        ...
+
+    async def capture(self, name: str, directory: Path, *, memory: bool, end: bool = False) -> Captured:
+        """Keep a live sandbox as it is at one moment, as files in an existing directory; it goes on afterwards.
+
+        While it is captured all its processes stand still; its commands under way go on afterwards. With `end` it is
+        ended in that moment instead, unless capturing failed. Raises UnsupportedError, DriverError (a full disk, for
+        one): the sandbox then goes on as if nothing had been asked, and nothing is left in the directory.
         """
         ...
 

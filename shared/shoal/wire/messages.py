@@ -37,6 +37,7 @@ class Isolation(StrEnum):
     """How a sandbox is kept apart from its host: the driver that runs it."""
 
     ZYGOTE = "zygote"
+    GVISOR = "gvisor"
     SIMULATED = "simulated"
 
 
@@ -45,6 +46,7 @@ class OnLost(StrEnum):
 
     RESTART = "restart"  # start it again elsewhere, empty, with its command
     FAIL = "fail"  # conclude it with its reason
+    RESUME = "resume"  # go on elsewhere from its last snapshot; from its start where it has none
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
@@ -61,7 +63,10 @@ class Resources(Value, frozen=True):
 
 
 class Command(Value, frozen=True):
-    """One command: `argv`, or else `line` for a shell. Timeouts in ms (0: none); output limits in bytes per stream."""
+    """One command: `argv`, or else `line` for a shell, or `python` for the sandbox's interpreter, whose state stays.
+
+    Timeouts in ms (0: none); output limits in bytes per stream.
+    """
 
     argv: tuple[str, ...] = ()
     line: str = ""
@@ -72,6 +77,7 @@ class Command(Value, frozen=True):
     output_limit: int = 64 * 1024
     user: str = ""
     session: bool = False  # run `line` in the sandbox's one persistent shell, whose directory and variables stay
+    python: str = ""
 
 
 class CommandResult(Value, frozen=True):
@@ -98,12 +104,51 @@ class InputFile(Value, frozen=True):
     mode: int = 0o644
 
 
+class Blob(Value, frozen=True):
+    """Content-addressed bytes: the SHA-256 of the content in hexadecimal, and how many bytes it has."""
+
+    digest: str
+    size: int
+
+
 class Snapshot(Value, frozen=True):
-    """What sandboxes start from. `digest` names its content; `kind` is host, dir or tar; `path` is its source."""
+    """What sandboxes start from. `digest` names its content.
+
+    Its template: `kind` is host, dir, tar (`path` is the source, on the node) or disk, with `disks`, EROFS files, the
+    lowest first; `warm` is what the template's interpreter ran before anything was forked from it. What a live sandbox
+    had written is in `layers`, EROFS files on top, the lowest first; `memory` holds what it had in memory, for the
+    isolation it ran in. `parent` is the digest of what that sandbox started from.
+    """
 
     digest: str
     kind: str
     path: str = ""
+    disks: tuple[Blob, ...] = ()
+    warm: str = ""
+    layers: tuple[Blob, ...] = ()
+    memory: Blob | None = None
+    isolation: str = ""
+    parent: str = ""
+    env: tuple[tuple[str, str], ...] = ()  # of the image: every command's default
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """All the bytes it needs."""
+        return (*self.disks, *self.layers, *((self.memory,) if self.memory else ()))
+
+
+class Recipe(Value, frozen=True):
+    """How a template is made: a source, commands that are run in it one after the other, and what is kept warm.
+
+    `source`: host, dir:PATH, tar:PATH, docker-archive:PATH, oci:PATH[:TAG], docker://REFERENCE or template:NAME.
+    """
+
+    source: str
+    setup: tuple[str, ...] = ()
+    warm: str = ""
+    resources: Resources = Resources()
+    env: tuple[tuple[str, str], ...] = ()
+    isolation: str = ""
 
 
 class RolloutSpec(Value, frozen=True):
@@ -125,6 +170,9 @@ class RolloutSpec(Value, frozen=True):
     max_attempts: int = 3
     priority: int = 0
     isolation: str = ""  # empty: whatever the nodes have
+    checkpoint_every_ms: int = 0  # take a snapshot so often, by itself; 0: never
+    checkpoint_commands: int = 0  # or after so many commands
+    idle_after_ms: int = 0  # put to sleep when nothing was asked for so long; 0: never
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -155,6 +203,13 @@ class RolloutCancelled(Message, frozen=True):
 
     rollout: str
     by: str = ""
+
+
+class SandboxesWanted(Message, frozen=True):
+    """A trainer has a use again for these sandboxes that sleep: wake them."""
+
+    rollout: str
+    indices: Ranges
 
 
 # --- the rollout log: reports by executors and placement
@@ -199,6 +254,26 @@ class SandboxesEnded(Message, frozen=True):
     node: str
     reason: EndReason
     detail: str = ""
+
+
+class SandboxSaved(Message, frozen=True):
+    """What a sandbox goes on from, should it be lost: taken after its first `commands` commands."""
+
+    rollout: str
+    attempt: int
+    index: int
+    snapshot: Snapshot
+    commands: int = 0
+
+
+class SandboxSlept(Message, frozen=True):
+    """A sandbox was put to sleep: it is all in the snapshot, and occupies no slot until it is wanted."""
+
+    rollout: str
+    attempt: int
+    index: int
+    snapshot: Snapshot
+    commands: int = 0
 
 
 # --- the rollout log: what the scheduler says
@@ -372,6 +447,9 @@ class StartSandboxes(Message, frozen=True):
     env: tuple[tuple[str, str], ...]
     user: str
     deadline_ms: int
+    checkpoint_every_ms: int = 0
+    checkpoint_commands: int = 0
+    idle_after_ms: int = 0
 
 
 class DestroySandboxes(Message, frozen=True):
@@ -431,6 +509,48 @@ class ReadFile(Message, frozen=True):
     limit: int = 256 * 1024
 
 
+class TakeSnapshot(Message, frozen=True):
+    """Keep a live sandbox as it is now, under `name` unless that is empty; the sandbox goes on.
+
+    `memory`: "yes" (refused where the driver cannot), "no", or "" for wherever the driver can.
+    """
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    name: str = ""
+    memory: str = ""
+
+
+class RollBack(Message, frozen=True):
+    """Make a live sandbox what this snapshot holds; what happened in it since is gone."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    snapshot: Snapshot
+
+
+class Hibernate(Message, frozen=True):
+    """Put a live sandbox to sleep, memory and all; the next command wakes it."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+
+
 # --- the trajectory
 
 
@@ -480,11 +600,44 @@ class FileRead(Message, frozen=True):
     eof: bool
 
 
-class CommandRefused(Message, frozen=True):
-    """A command or file operation was not carried out.
+class SnapshotTaken(Message, frozen=True):
+    """A live sandbox was kept as it was. `took_us`: how long it stood still for it, in microseconds."""
 
-    `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, or `answer_gone`
-    (it was carried out before, and the trajectory has its result).
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    snapshot: Snapshot
+    name: str = ""
+    took_us: int = 0
+
+
+class RolledBack(Message, frozen=True):
+    """A sandbox is again what the snapshot with this digest holds."""
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    digest: str
+
+
+class Hibernated(Message, frozen=True):
+    """A sandbox sleeps, and occupies nothing."""
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    digest: str
+
+
+class CommandRefused(Message, frozen=True):
+    """A command, file operation or snapshot was not carried out.
+
+    `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, `unsupported` (by
+    the sandbox's driver), `snapshot_failed`, `asleep` (the sandbox was put to sleep: wake it, then ask again) or
+    `answer_gone` (it was carried out before, and the trajectory has its result).
     """
 
     id: str
@@ -515,6 +668,95 @@ class TemplateInspected(Message, frozen=True):
     error: str = ""
 
 
+class BuildTemplate(Message, frozen=True):
+    """Somebody wants this recipe built, and to call what comes of it `name`. `id` is the asker's."""
+
+    id: str
+    tenant: str
+    name: str
+    recipe: Recipe
+
+
+class BuildProgress(Message, frozen=True):
+    """A build has come so far. `key` names what is built; `done` of `total` in bytes or steps, 0 where not known."""
+
+    tenant: str
+    key: str
+    step: str
+    done: int = 0
+    total: int = 0
+    output: str = ""
+
+
+class TemplateBuilt(Message, frozen=True):
+    """What a build came to: a snapshot, or `error`, with the last of the failing command's output."""
+
+    tenant: str
+    key: str
+    snapshot: Snapshot | None
+    error: str = ""
+
+
+class TemplateNamed(Message, frozen=True):
+    """The answer to a BuildTemplate: its name stands for this snapshot now, or `error` says why not.
+
+    `cached`: nothing had to be built.
+    """
+
+    id: str
+    tenant: str
+    name: str
+    key: str
+    snapshot: Snapshot | None
+    error: str = ""
+    cached: bool = False
+
+
+class SnapshotAdded(Message, frozen=True):
+    """A snapshot was taken and all its bytes are stored. `origin` is the sandbox's name; `name` may be empty."""
+
+    tenant: str
+    snapshot: Snapshot
+    name: str = ""
+    origin: str = ""
+
+
+class SnapshotPinned(Message, frozen=True):
+    """A snapshot, by name or digest, is kept until it is unpinned (`pinned` false)."""
+
+    tenant: str
+    snapshot: str
+    pinned: bool = True
+
+
+class SnapshotRemoved(Message, frozen=True):
+    """A tenant has no more use for a snapshot, by name or digest; what nothing needs any more is collected."""
+
+    tenant: str
+    snapshot: str
+
+
+class SnapshotHeld(Message, frozen=True):
+    """A rollout's sandboxes start from this snapshot until it is let go, `until_ms` (broker's time) at the latest."""
+
+    rollout: str
+    digest: str
+    until_ms: int
+
+
+class SnapshotLetGo(Message, frozen=True):
+    """A rollout is over: it holds no snapshot any more."""
+
+    rollout: str
+
+
+class BlobsCollected(Message, frozen=True):
+    """The snapshot service removed these blobs from the store, and found that it could not remove those in `kept`."""
+
+    digests: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+
+
 # --- dead letters
 
 
@@ -543,12 +785,15 @@ class DeadLetter(Message, frozen=True):
 
 
 AnyMessage = (
-    RolloutSubmitted | RolloutReleased | RolloutCancelled
-    | SandboxesReady | SandboxesFinished | SandboxesEnded
+    RolloutSubmitted | RolloutReleased | RolloutCancelled | SandboxesWanted
+    | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
     | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded
     | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | Tick
     | PlaceRequested | ReleaseRequested | ExecutorJoined | ExecutorBeat | ExecutorLeft | SlotsReleased
-    | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile
-    | CommandOutput | CommandFinished | FileWritten | FileRead | CommandRefused
-    | ResolveTemplate | TemplateInspected | DeadLetter
+    | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
+    | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
+    | CommandRefused
+    | ResolveTemplate | TemplateInspected | BuildTemplate | BuildProgress | TemplateBuilt | TemplateNamed
+    | SnapshotAdded | SnapshotPinned | SnapshotRemoved | SnapshotHeld | SnapshotLetGo | BlobsCollected
+    | DeadLetter
 )  # fmt: skip

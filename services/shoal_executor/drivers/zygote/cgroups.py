@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from shoal.wire.messages import Resources
-from shoal_executor.drivers.zygote import kernel
+from shoal_executor.drivers import kernel
 
 _PERIOD_US: Final = 100_000
 _MOUNTS: Final = Path("/proc/self/mounts")

@@ -14,6 +14,8 @@ import msgspec
 import structlog
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
+from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.protocol import (
     DriverError,
     DriverReport,
@@ -27,10 +29,9 @@ from shoal_executor.drivers.protocol import (
     StartFailed,
     StartSpec,
 )
-from shoal_executor.drivers.zygote import frames, images
+from shoal_executor.drivers.zygote import images
 from shoal_executor.drivers.zygote.cgroups import Group, Groups
 from shoal_executor.drivers.zygote.forkserver import PATIENCE_S, ForkServer, hold
-from shoal_executor.drivers.zygote.link import Link
 from shoal_executor.drivers.zygote.sandbox import UP_S, Sandbox, sizes
 from shoal_executor.drivers.zygote.templates import Templates
 from shoal_executor.drivers.zygote.walls import try_walls

@@ -15,8 +15,8 @@ from typing import IO, Final
 import msgspec
 
 from shoal.runtime.lease import start_time
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.protocol import DriverError
-from shoal_executor.drivers.zygote import frames
 
 _UP_S: Final = 30.0
 _LOCK_S: Final = 10.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shoal.wire.messages import CommandResult, EndReason, Resources
+from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.zygote.cgroups import Group
 from shoal_executor.drivers.zygote.forkserver import ForkServer
-from shoal_executor.drivers.zygote.link import Link
 
 UP_S: Final = 30.0
 """How long a sandbox may take to come up, or to end."""

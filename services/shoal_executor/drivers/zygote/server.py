@@ -24,8 +24,9 @@ import time
 import traceback
 from typing import Final, NamedTuple
 
-from shoal_executor.drivers.zygote import frames, kernel
-from shoal_executor.drivers.zygote.agent import Agent
+from shoal_executor.drivers import kernel
+from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent.agent import Agent
 from shoal_executor.drivers.zygote.filter import compile_filter
 
 RANGE: Final = 65_536

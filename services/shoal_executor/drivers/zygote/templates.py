@@ -12,8 +12,9 @@ from typing import Final
 import structlog
 
 from shoal.wire.messages import Snapshot
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.protocol import DriverError
-from shoal_executor.drivers.zygote import frames, images
+from shoal_executor.drivers.zygote import images
 from shoal_executor.drivers.zygote.forkserver import ForkServer, entries, sweep
 
 _FIRST_UID: Final = 1_879_048_192

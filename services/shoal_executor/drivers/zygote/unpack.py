@@ -13,7 +13,7 @@ import sys
 import tarfile
 from typing import Final
 
-from shoal_executor.drivers.zygote import kernel
+from shoal_executor.drivers import kernel
 
 _LOADED: Final = (bz2, gzip, lzma)
 """tarfile imports these when it meets such an archive: too late, once its root is the new directory."""

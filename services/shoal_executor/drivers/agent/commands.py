@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from shoal.wire.messages import CommandResult
-from shoal_executor.drivers.zygote import frames
+from shoal_executor.drivers.agent import frames
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -6,8 +6,8 @@ from typing import Final, cast
 
 import msgspec
 
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.protocol import OutputSink
-from shoal_executor.drivers.zygote import frames
 
 _UP: Final = 0
 _STRAYS: Final = 10_000

@@ -16,10 +16,11 @@ from functools import partial
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult
-from shoal_executor.drivers.zygote import frames, kernel
-from shoal_executor.drivers.zygote.commands import Call, Running, account, spawn
-from shoal_executor.drivers.zygote.recall import Recall
-from shoal_executor.drivers.zygote.session import Session
+from shoal_executor.drivers import kernel
+from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent.commands import Call, Running, account, spawn
+from shoal_executor.drivers.agent.recall import Recall
+from shoal_executor.drivers.agent.session import Session
 
 _READ: Final = 65_536
 

@@ -9,7 +9,7 @@ import subprocess
 from typing import Final
 
 from shoal.wire.messages import CommandResult
-from shoal_executor.drivers.zygote.commands import PATH, Call, Running, start
+from shoal_executor.drivers.agent.commands import PATH, Call, Running, start
 
 _SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from shoal.wire.messages import CommandResult
-from shoal_executor.drivers.zygote.commands import Call
+from shoal_executor.drivers.agent.commands import Call
 
 REMEMBERED: Final = 65_536
 """How many keys whose results were settled are remembered."""

@@ -128,6 +128,7 @@ _TAKEN = Snapshot(
     isolation="gvisor",
     parent="00ff",
     env=(("LANG", "C.UTF-8"),),
+    template="00ff",
 )
 _PYTHON = Command(python="x += 1", timeout_ms=1000)
 _KEPT_SPEC = RolloutSpec(

@@ -115,9 +115,9 @@ class Snapshot(Value, frozen=True):
     """What sandboxes start from. `digest` names its content.
 
     Its template: `kind` is host, dir, tar (`path` is the source, on the node) or disk, with `disks`, EROFS files, the
-    lowest first; `warm` is what the template's interpreter ran before anything was forked from it. What a live sandbox
-    had written is in `layers`, EROFS files on top, the lowest first; `memory` holds what it had in memory, for the
-    isolation it ran in. `parent` is the digest of what that sandbox started from.
+    lowest first; `warm` is what its interpreter ran before anything was forked from it. What a live sandbox had written
+    is in `layers`, EROFS files on top, the lowest first, and what it had in memory, for the isolation it ran in, in
+    `memory`; `parent` is what that sandbox started from, `template` what all of it grew from: digests.
     """
 
     digest: str
@@ -130,10 +130,11 @@ class Snapshot(Value, frozen=True):
     isolation: str = ""
     parent: str = ""
     env: tuple[tuple[str, str], ...] = ()  # of the image: every command's default
+    template: str = ""
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
-        """All the bytes it needs."""
+        """All bytes it needs."""
         return (*self.disks, *self.layers, *((self.memory,) if self.memory else ()))
 
 

@@ -1,12 +1,15 @@
 """What every driver must do. A driver's test class inherits this and offers a fixture `driver`, opened."""
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 import pytest
 
-from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Resources, Snapshot
+from shoal.wire.messages import Blob, Command, CommandResult, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
@@ -15,6 +18,7 @@ from shoal_executor.drivers.protocol import (
     Started,
     StartFailed,
     StartSpec,
+    UnsupportedError,
 )
 
 HOST = Snapshot("host", "host")
@@ -44,8 +48,32 @@ def processes(pattern: str) -> str:
     return f"for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done 2>/dev/null | grep -c '{pattern}'"
 
 
+class Blobs:
+    """A node's blobs, as a driver is lent them."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, Path] = {}
+
+    def add(self, path: Path) -> Blob:
+        content = path.read_bytes()
+        blob = Blob(hashlib.sha256(content).hexdigest(), len(content))
+        self.paths[blob.digest] = path
+        return blob
+
+    async def path_of(self, blob: Blob) -> Path:
+        try:
+            return self.paths[blob.digest]
+        except KeyError:
+            raise DriverError(f"blob {blob.digest} is not here") from None
+
+
 class DriverConformance:
     """Inherited by each driver."""
+
+    @pytest.fixture
+    def blobs(self) -> Blobs:
+        """What the driver's disks come from; its `driver` fixture takes this."""
+        return Blobs()
 
     real = True
     """Whether commands are carried out, or only simulated."""
@@ -277,6 +305,123 @@ class DriverConformance:
         (outcome,) = await start(driver, [spec])
         assert isinstance(outcome, StartFailed)
         assert "/no/such/directory" in outcome.detail
+
+    async def test_python_keeps_its_state_from_call_to_call(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        first = await driver.run(name, Command(python="import os\nx = 41\nprint('set')"))
+        assert (first.exit_code, first.stdout, first.stderr) == (0, b"set\n", b"")
+        again = await driver.run(name, Command(python="x += 1\nx, os.environ['A']", env=(("A", "b"),), cwd="/tmp"))
+        assert again.stdout == b"(42, 'b')\n"
+        assert (await driver.run(name, Command(python="os.getcwd()"))).stdout == b"'/tmp'\n"
+        await driver.destroy([name])
+
+    async def test_python_tells_errors_exits_and_what_programs_print(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        failed = await driver.run(name, Command(python="def f():\n    return 1 / 0\nf()"))
+        assert failed.exit_code == 1
+        assert failed.stderr.startswith(b"Traceback (most recent call last):\n")
+        assert b"return 1 / 0" in failed.stderr
+        assert failed.stderr.endswith(b"ZeroDivisionError: division by zero\n")
+        assert b"served" not in failed.stderr
+        assert (await driver.run(name, Command(python="import sys; sys.exit(3)"))).exit_code == 3
+        assert (await driver.run(name, Command(python="1 +"))).exit_code == 1
+        printed = await driver.run(
+            name, Command(python="import subprocess\nsubprocess.run(['echo', 'out']).returncode")
+        )
+        assert printed.stdout == b"out\n0\n"
+        pieces: list[bytes] = []
+        await driver.run(name, Command(python="print('streamed')"), lambda _, data: pieces.append(data))
+        assert b"".join(pieces) == b"streamed\n"
+        await driver.destroy([name])
+
+    async def test_python_that_takes_too_long_is_interrupted_and_one_that_ends_is_begun_anew(
+        self, driver: Driver
+    ) -> None:
+        self.needs_real()
+        name = await one(driver)
+        await driver.run(name, Command(python="x = 1"))
+        late = await driver.run(name, Command(python="import time\ntime.sleep(600)", timeout_ms=300))
+        assert late.timed_out
+        assert (await driver.run(name, Command(python="x"))).stdout == b"1\n"  # it was interrupted, no more
+        ended = await driver.run(name, Command(python="import os\nos._exit(7)"))
+        assert ended.exit_code != 0
+        assert b"the interpreter ended" in ended.stderr
+        assert b"NameError" in (await driver.run(name, Command(python="x"))).stderr
+        await driver.destroy([name])
+
+    async def test_a_captured_disk_is_started_from_as_it_was(
+        self, driver: Driver, tmp_path: Path, blobs: Blobs
+    ) -> None:
+        self.needs_real()
+        name = await one(driver)
+        line = (
+            "echo 1 > kept; mkdir -p a/b; echo 2 > a/b/c; rm /etc/hosts; rm -r /var/log; mkdir /var/log; chown 7:8 kept"
+        )
+        assert (await sh(driver, name, line)).exit_code == 0
+        first = await self.captured(driver, name, tmp_path / "first", blobs)
+        await sh(driver, name, "echo later > kept; rm -r a")
+        names = [fresh(), fresh()]
+        assert len(await start(driver, [StartSpec(each, first) for each in names])) == 2
+        for each in names:
+            look = "cat kept a/b/c; stat -c '%u %g' kept; test -e /etc/hosts; echo $?; ls -A /var/log"
+            assert (await sh(driver, each, look)).stdout == b"1\n2\n7 8\n1\n"
+        await sh(driver, names[0], "echo 3 >> kept; rm -r a; echo new > /etc/hosts")
+        second = await self.captured(driver, names[0], tmp_path / "second", blobs, first)
+        (last,) = await start(driver, [StartSpec(fresh(), second)])
+        look = "cat kept /etc/hosts; ls; cat /root/a/b/c"
+        assert (await sh(driver, last.name, look)).stdout == b"1\n3\nnew\nkept\n"
+        assert (await sh(driver, names[1], "cat kept a/b/c")).stdout == b"1\n2\n"
+        assert (await sh(driver, name, "cat kept")).stdout == b"later\n"
+        await driver.destroy([name, *names, last.name])
+
+    async def test_what_runs_stands_still_while_it_is_captured_and_goes_on(
+        self, driver: Driver, tmp_path: Path, blobs: Blobs
+    ) -> None:
+        self.needs_real()
+        name = await one(driver)
+        await driver.run(name, Command(line="x=5; cd /tmp", session=True))
+        await driver.run(name, Command(python="y = 6"))
+        waiting = asyncio.create_task(
+            sh(driver, name, "echo on > out; until [ -e /root/go ]; do sleep 0.05; done; cat out")
+        )
+        await sh(driver, name, "until [ -e /root/out ]; do sleep 0.05; done")
+        await self.captured(driver, name, tmp_path / "kept", blobs)
+        assert (await sh(driver, name, "touch /root/go")).exit_code == 0
+        assert (await waiting).stdout == b"on\n"
+        assert (await driver.run(name, Command(line="echo $x $PWD", session=True))).stdout == b"5 /tmp\n"
+        assert (await driver.run(name, Command(python="y"))).stdout == b"6\n"
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        await driver.capture(name, gone, memory=False, end=True)
+        assert name not in await driver.list()
+
+    async def test_what_cannot_be_captured_is_said_and_nothing_is_left(self, driver: Driver, tmp_path: Path) -> None:
+        kept = tmp_path / "kept"
+        kept.mkdir()
+        with pytest.raises(NoSuchSandboxError):
+            await driver.capture(fresh(), kept, memory=False)
+        name = await one(driver)
+        if not driver.keeps_memory:
+            with pytest.raises(UnsupportedError, match="isolation"):
+                await driver.capture(name, kept, memory=True)
+        assert list(kept.iterdir()) == []
+        assert (await sh(driver, name, "echo on")).exit_code == 0
+        await driver.destroy([name])
+
+    async def captured(
+        self, driver: Driver, name: str, directory: Path, blobs: Blobs, origin: Snapshot = HOST
+    ) -> Snapshot:
+        """Capture a sandbox's disk, and return what starts from it."""
+        directory.mkdir()
+        kept = await driver.capture(name, directory, memory=False)
+        assert kept.memory is None
+        layer = blobs.add(kept.layer)
+        template = origin.template or origin.digest
+        return msgspec.structs.replace(
+            origin, digest=layer.digest, layers=(*origin.layers, layer), template=template, parent=origin.digest
+        )
 
     def needs_real(self) -> None:
         if not self.real:

@@ -1,5 +1,5 @@
+import ast
 import asyncio
-import contextlib
 import os
 import subprocess
 import sys
@@ -11,18 +11,24 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from conformance.drivers import DriverConformance, fresh, one, sh, start
-from shoal.wire.messages import Command, Snapshot
+from conformance.drivers import Blobs, DriverConformance, fresh, one, sh, start
+from shoal.wire.messages import Command, Resources, Snapshot
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
+from shoal_executor.drivers.zygote.forkserver import entries
 
 pytestmark = pytest.mark.sandbox
 
 
+@pytest.fixture
+def blobs() -> Blobs:
+    return Blobs()
+
+
 @pytest_asyncio.fixture
-async def driver(tmp_path: Path) -> AsyncIterator[ZygoteDriver]:
-    driver = ZygoteDriver(tmp_path / "state")
+async def driver(tmp_path: Path, blobs: Blobs) -> AsyncIterator[ZygoteDriver]:
+    driver = ZygoteDriver(tmp_path / "state", blobs)
     await driver.open(lambda *_: None)
     yield driver
     await driver.close()
@@ -174,12 +180,8 @@ async def test_templates_made_at_once_share_no_uids(driver: ZygoteDriver, tmp_pa
         (tmp_path / f"r{number}").mkdir()
         snapshots.append(Snapshot(f"dir-{tmp_path.name}-{number}", "dir", str(tmp_path / f"r{number}")))
     await asyncio.gather(*(driver.prepare(snapshot) for snapshot in snapshots))
-    bases = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if any(word.startswith(bytes(tmp_path) + b"/r") for word in words):
-                bases.append(words[-3])
+    ours = [entry for _, entry in entries(tmp_path / "state" / "forks") if entry.digest.startswith("dir-")]
+    bases = [entry.base for entry in ours]
     assert len(bases) == len(set(bases)) == 3
 
 
@@ -193,10 +195,11 @@ async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: 
     reachable = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
     program = f"""
 import asyncio, pathlib
-from shoal.wire.messages import Command, Snapshot
+from shoal.wire.messages import Command, Resources, Snapshot
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
+from shoal_executor.drivers.zygote.forkserver import entries
 async def main():
     driver = ZygoteDriver(pathlib.Path({str(state)!r}))
     report = await driver.open(lambda *_: None)
@@ -238,3 +241,76 @@ async def test_fork_servers_of_forgotten_templates_are_ended(tmp_path: Path) -> 
     again = fresh()
     assert await start(driver, [StartSpec(again, Snapshot("dir-1", "dir", str(roots[1])))]) == [Started(again)]
     await driver.close()
+
+
+async def test_a_disk_is_a_template_and_every_sandbox_has_it_to_itself(
+    driver: ZygoteDriver, tmp_path: Path, blobs: Blobs
+) -> None:
+    root = small_root(tmp_path / "root")
+    disks = []
+    for number, text in enumerate(("lower", "upper")):
+        (root / f"of-{number}").write_text(text)
+        (root / "both").write_text(text)
+        file = tmp_path / f"disk-{number}"
+        subprocess.run(["mkfs.erofs", "-d0", file, root], check=True, capture_output=True, timeout=60)
+        disks.append(blobs.add(file))
+        (root / f"of-{number}").unlink()
+    snapshot = Snapshot("disk-small", "disk", disks=tuple(disks))
+    names = [fresh(), fresh()]
+    assert len(await start(driver, [StartSpec(name, snapshot) for name in names])) == 2
+    found = [(await driver.read_file(names[0], path)).data for path in ("/of-0", "/of-1", "/both")]
+    assert found == [b"lower", b"upper", b"upper"]
+    await driver.write_file(names[0], "/both", b"changed")
+    assert (await driver.read_file(names[1], "/both")).data == b"upper"
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert "erofs" not in mounts  # nobody on the host sees them, and nothing can stay behind
+    await driver.destroy(names)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other", "absent"])
+async def test_a_damaged_disk_is_refused(driver: ZygoteDriver, tmp_path: Path, blobs: Blobs, damage: str) -> None:
+    file = tmp_path / "disk"
+    file.write_bytes(b"no disk at all" * 1000 if damage == "other" else b"")
+    blob = blobs.add(file)
+    if damage == "absent":
+        del blobs.paths[blob.digest]
+    (outcome,) = await start(driver, [StartSpec(fresh(), Snapshot("bad", "disk", disks=(blob,)))])
+    assert isinstance(outcome, StartFailed)
+    assert blob.digest[:12] in outcome.detail
+    assert await driver.list() == []
+
+
+async def test_a_warm_template_runs_its_code_once_and_every_sandbox_goes_on_from_there(
+    driver: ZygoteDriver, tmp_path: Path, blobs: Blobs
+) -> None:
+    code = "import json, os, random\nseed = random.random()\ncount = 41\nopen('/tmp/only-there', 'w').close()"
+    snapshot = Snapshot("warm", "host", warm=code)
+    names = [fresh() for _ in range(8)]
+    assert len(await start(driver, [StartSpec(name, snapshot, env=(("WHO", name),)) for name in names])) == 8
+    look = "count += 1\n(seed, count, os.environ['WHO'], os.path.exists('/tmp/only-there'), os.getpid() < 10)"
+    said = [(await driver.run(name, Command(python=look))).stdout.decode() for name in names]
+    values = [ast.literal_eval(text) for text in said]
+    assert len({value[0] for value in values}) == 1
+    assert [value[1:] for value in values] == [(42, name, False, True) for name in names]
+    assert (await driver.run(names[0], Command(python="count"))).stdout == b"42\n"
+    # It is a process of its sandbox like any other: seen there, limited there, ended with it.
+    assert b"served" not in (await sh(driver, names[0], "cat /proc/2/cmdline | tr '\\0' ' '")).stderr
+    limits = Resources(memory=64 * 1024**2)
+    (outcome,) = await start(driver, [StartSpec(fresh(), snapshot, limits)])
+    hog = await driver.run(outcome.name, Command(python="hog = bytearray(200 * 1024 ** 2)"))
+    assert hog.exit_code != 0
+    assert (await sh(driver, outcome.name, "echo alive")).stdout == b"alive\n"
+    attempts = (
+        "import ctypes\nc = ctypes.CDLL(None)\nc.setns(os.open('/proc/self/ns/user', 0), 0), c.unshare(0x10000000)"
+    )
+    assert (await driver.run(names[1], Command(python=attempts))).stdout == b"(-1, -1)\n"
+    second = await TestZygoteDriver().captured(driver, names[1], tmp_path / "kept", blobs, snapshot)
+    (forked,) = await start(driver, [StartSpec(fresh(), second)])
+    assert (await driver.run(forked.name, Command(python="count"))).stdout == b"41\n"  # the template's, not names[1]'s
+    await driver.destroy([*names, outcome.name, forked.name])
+
+
+async def test_code_that_fails_to_warm_fails_the_start_with_its_traceback(driver: ZygoteDriver) -> None:
+    (outcome,) = await start(driver, [StartSpec(fresh(), Snapshot("cold", "host", warm="import no_such_module"))])
+    assert isinstance(outcome, StartFailed)
+    assert "No module named 'no_such_module'" in outcome.detail

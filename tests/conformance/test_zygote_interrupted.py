@@ -331,13 +331,14 @@ async def test_a_kill_among_starts(tmp_path: Path, seen: int) -> None:
 
 async def test_what_was_not_wholly_started_is_ended_though_it_is_wanted(tmp_path: Path) -> None:
     program = """
-class Slow(ZygoteDriver):
-    async def _put(self, link, path, *rest):
-        if path == "second":
-            say("half")
-            await asyncio.sleep(1000)
-        await super()._put(link, path, *rest)
-ZygoteDriver = Slow
+from shoal_executor.drivers.zygote import driver as module
+put = module.put
+async def slow(link, file):
+    if file.path == "second":
+        say("half")
+        await asyncio.sleep(1000)
+    await put(link, file)
+module.put = slow
 asyncio.run(started((InputFile("first", b"1", 0o644), InputFile("second", b"2", 0o644))))
 """
     state, name = tmp_path / "state", fresh()

@@ -34,8 +34,11 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 _MACHINE: Final = platform.machine()
 _CLONE: Final = {"x86_64": 56, "aarch64": 220}.get(_MACHINE, 56)
 _PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}.get(_MACHINE, 155)
-_OPEN_TREE: Final = 428  # these three have one number on every architecture
+_OPEN_TREE: Final = 428  # these have one number on every architecture
 _MOVE_MOUNT: Final = 429
+_FSOPEN: Final = 430
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
 _OPENAT2: Final = 437
 _MOUNT_SETATTR: Final = 442
 _RESOLVE_NO_MAGICLINKS: Final = 2
@@ -44,6 +47,10 @@ _AT_EMPTY_PATH: Final = 0x1000
 _AT_RECURSIVE: Final = 0x8000
 _OPEN_TREE_CLONE: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_CLOEXEC: Final = 1  # of fsopen and fsmount
 _MOUNT_ATTR_RDONLY: Final = 1
 _MOUNT_ATTR_NOSUID: Final = 2
 _MOUNT_ATTR_NODEV: Final = 4
@@ -174,23 +181,64 @@ def user_namespace(base: int, count: int) -> int:
             os.close(fd)
 
 
+def mount_detached(kind: str, source: str) -> int:
+    """Mount a filesystem read-only at no place: it is there for as long as its descriptor or a copy of it is."""
+    context = _check(_libc.syscall(_FSOPEN, kind.encode(), _CLOEXEC), f"fsopen {kind}")
+    try:
+        for command, key, value in (
+            (_FSCONFIG_SET_STRING, b"source", source.encode()),
+            (_FSCONFIG_SET_FLAG, b"ro", None),
+            (_FSCONFIG_CMD_CREATE, None, None),
+        ):
+            _check(_libc.syscall(_FSCONFIG, context, command, key, value, 0), f"mount {source} as {kind}")
+        flags = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+        return _check(_libc.syscall(_FSMOUNT, context, _CLOEXEC, flags), f"mount {source} as {kind}")
+    finally:
+        os.close(context)
+
+
+def clone_mount(path: str | int, namespace: int | None) -> int:
+    """Return a detached read-only copy of a mount, its owners shifted into the user namespace where one is given.
+
+    A detached mount itself, given by its descriptor, can be copied since Linux 6.15.
+    """
+    tree = copy_mount(path)
+    try:
+        map_mount(tree, namespace)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def copy_mount(path: str | int) -> int:
+    """Return a detached copy of a mount from this directory on."""
+    at, name, flags = (_AT_FDCWD, path.encode(), 0) if isinstance(path, str) else (path, b"", _AT_EMPTY_PATH)
+    what = f"open_tree {path}"
+    return _check(_libc.syscall(_OPEN_TREE, at, name, flags | _OPEN_TREE_CLONE | os.O_CLOEXEC), what)
+
+
+def map_mount(tree: int, namespace: int | None) -> None:
+    """Make a detached mount read-only, and shift its owners into the user namespace where one is given."""
+    flags = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+    flags |= _MOUNT_ATTR_IDMAP if namespace is not None else 0
+    attributes = struct.pack("QQQQ", flags, 0, 0, namespace or 0)
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, buffer, len(attributes)), "mount_setattr")
+
+
+def attach_mount(tree: int, target: str) -> None:
+    """Put a detached mount at a place, where it stays."""
+    _check(
+        _libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH),
+        f"move_mount {target}",
+    )
+
+
 def bind_mapped(source: str, target: str, namespace: int | None) -> None:
     """Bind a directory read-only, its owners shifted into the user namespace, so that root inside owns root's files."""
-    tree = _check(
-        _libc.syscall(_OPEN_TREE, _AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC), f"open_tree {source}"
-    )
+    tree = clone_mount(source, namespace)
     try:
-        flags = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
-        attributes = struct.pack(
-            "QQQQ", flags | (_MOUNT_ATTR_IDMAP if namespace is not None else 0), 0, 0, namespace or 0
-        )
-        buffer = ctypes.create_string_buffer(attributes, len(attributes))
-        _check(
-            _libc.syscall(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, buffer, len(attributes)), f"mount_setattr {source}"
-        )
-        _check(
-            _libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH),
-            f"move_mount {target}",
-        )
+        attach_mount(tree, target)
     finally:
         os.close(tree)

@@ -11,10 +11,12 @@ import posixpath
 import statistics
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
 from shoal_executor.drivers.protocol import (
+    Captured,
     DriverError,
     DriverReport,
     ExitSink,
@@ -25,6 +27,7 @@ from shoal_executor.drivers.protocol import (
     Started,
     StartFailed,
     StartSpec,
+    UnsupportedError,
 )
 
 _NORMAL: Final = statistics.NormalDist()
@@ -57,6 +60,7 @@ class SimulatedDriver:
     """See the module. Files are kept in memory within the sandbox's disk limit; commands return a line, no effect."""
 
     isolation = Isolation.SIMULATED.value
+    keeps_memory = False
 
     def __init__(self, profile: Profile | None = None) -> None:
         self._profile = profile or Profile()
@@ -186,6 +190,12 @@ class SimulatedDriver:
             raise SandboxFileError(f"{path}: no such file")
         data = bytes(content[offset : offset + limit])
         return FileChunk(data, len(content), offset + len(data) >= len(content))
+
+    async def capture(self, name: str, directory: Path, *, memory: bool, end: bool = False) -> Captured:
+        """Nothing here has a disk or a memory that could be started from."""
+        if name not in self._live:
+            raise NoSuchSandboxError(name)
+        raise UnsupportedError("simulated sandboxes have nothing to keep: use isolation zygote or gvisor")
 
     async def destroy(self, names: Sequence[str]) -> None:
         """Forget these sandboxes; commands in them end with NoSuchSandboxError."""

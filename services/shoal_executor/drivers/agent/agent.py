@@ -11,15 +11,18 @@ import signal
 import socket
 import stat
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult
 from shoal_executor.drivers import kernel
-from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent import frames, stillness
 from shoal_executor.drivers.agent.commands import Call, Running, account, spawn
+from shoal_executor.drivers.agent.interpreter import Interpreter
 from shoal_executor.drivers.agent.recall import Recall
+from shoal_executor.drivers.agent.serial import Serial
 from shoal_executor.drivers.agent.session import Session
 
 _READ: Final = 65_536
@@ -45,8 +48,19 @@ class Agent:
         self._out = bytearray()
         self._by_pid: dict[int, Running] = {}
         self._recall = Recall()
-        self._session: Session | None = None
-        self._waiting: list[Call] = []
+        self._heard: deque[frames.Ask] = deque()
+        self._stopped: list[int] | None = None
+        self._eager = False
+        self._session = Serial(self, lambda: Session(env, user))
+        self._python = Serial(self, lambda: Interpreter.cold(env, user))
+        self._serials = (self._session, self._python)
+
+    def warmed(self, requests: socket.socket, cgroups: list[int], capabilities: frozenset[int]) -> None:
+        """Take the interpreter as a copy of the template's warm one, which takes requests on this socket."""
+        make = partial(Interpreter.copied, requests, cgroups, capabilities, self._env, self._user)
+        self._python = Serial(self, make)
+        self._serials = (self._session, self._python)
+        self._eager = True
 
     def serve(self) -> None:
         """Run for ever; the process ends with the lifeline."""
@@ -56,10 +70,13 @@ class Agent:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # commands must not inherit Python's
         assert self._link is not None
         self._link.setblocking(False)
-        self._watch(self._link.fileno(), selectors.EVENT_READ, self._from_driver)
-        self._watch(self._lifeline.fileno(), selectors.EVENT_READ, self._from_server)
-        self._watch(wake_r, selectors.EVENT_READ, lambda: self._reap(wake_r))
+        self.watch(self._link.fileno(), selectors.EVENT_READ, self._from_driver)
+        self.watch(self._lifeline.fileno(), selectors.EVENT_READ, self._from_server)
+        self.watch(wake_r, selectors.EVENT_READ, lambda: self._reap(wake_r))
         self.tell(frames.Up(0, missing=self._missing))
+        if self._eager:
+            with contextlib.suppress(OSError):  # whoever asks for it will be told
+                self._python.open()
         while True:
             for key, mask in self._selector.select(self._patience()):
                 if self._link is not None and key.fd == self._link.fileno():
@@ -102,6 +119,7 @@ class Agent:
             self._link = None
         self._out.clear()
         self._unpacker = frames.Unpacker()
+        self._thaw()
         for call in self._recall.under_way:
             call.detach()
 
@@ -110,11 +128,12 @@ class Agent:
         if not data:
             os._exit(0)
         self._unlink()  # what was half said on the old link is said anew on the new one
+        self._work()
         link = socket.socket(fileno=fds[0])
         link.setblocking(False)
         link.set_inheritable(False)
         self._link = link
-        self._watch(link.fileno(), selectors.EVENT_READ, self._from_driver)
+        self.watch(link.fileno(), selectors.EVENT_READ, self._from_driver)
         self.tell(frames.Up(0, missing=self._missing))
 
     def _from_driver(self) -> None:
@@ -128,21 +147,46 @@ class Agent:
             data = b""
         if not data:
             self._unlink()
+            self._work()
             return
-        for body in self._unpacker.feed(data):
-            match frames.asks.decode(body):
-                case frames.Run() as asked:
-                    self._asked(asked)
-                case frames.Settle(keys=keys):
-                    self._recall.settle(keys)
-                case frames.Write() as asked:
-                    self._write(asked)
-                case frames.Read() as asked:
-                    self._read(asked)
-                case frames.Cancel(id=id):
-                    for running in self._by_pid.values():
-                        if running.call.id == id:
-                            running.kill()
+        self._heard.extend(map(frames.asks.decode, self._unpacker.feed(data)))
+        if self._stopped is not None and any(isinstance(asked, frames.Thaw) for asked in self._heard):
+            self._thaw()
+        self._work()
+
+    def _work(self) -> None:
+        """Do what was asked and not done yet; whoever asked may be gone."""
+        while self._heard and self._stopped is None:
+            self._obey(self._heard.popleft())
+
+    def _obey(self, asked: frames.Ask) -> None:
+        match asked:
+            case frames.Run():
+                self._asked(asked)
+            case frames.Settle(keys=keys):
+                self._recall.settle(keys)
+            case frames.Write():
+                self._write(asked)
+            case frames.Read():
+                self._read(asked)
+            case frames.Freeze(id=id) if self._link is not None:
+                try:
+                    self._stopped = stillness.stop()
+                except OSError as error:
+                    self.tell(frames.Failed(id, str(error.strerror)))
+                else:
+                    self.tell(frames.Frozen(id))
+            case frames.Cancel(id=id):
+                for running in self._by_pid.values():
+                    if running.call.id == id:
+                        running.kill()
+                for serial in self._serials:
+                    serial.cancel(id)
+
+    def _thaw(self) -> None:
+        if self._stopped is not None:
+            stillness.go_on(self._stopped)
+            self._stopped = None
 
     # --- commands
 
@@ -157,8 +201,10 @@ class Agent:
         else:
             call = Call(asked)
             self._recall.begin(call)
-            if call.command.session:
-                self._run_in_session(call)
+            if call.command.python:
+                self._python.ask(call)
+            elif call.command.session:
+                self._session.ask(call)
             else:
                 self._run(call)
 
@@ -166,25 +212,31 @@ class Agent:
         try:
             running = spawn(call, self._env, self._user)
         except OSError as error:
-            self._done(call, _not_started(call.command, error))
+            self.not_started(call, error)
             return
         self._adopt(running)
 
-    def _done(self, call: Call, result: CommandResult) -> None:
+    def not_started(self, call: Call, error: OSError) -> None:
+        """A command could not be begun: that is a result, too."""
+        self.done(call, _not_started(call.command, error))
+
+    def done(self, call: Call, result: CommandResult) -> None:
+        """Keep a result, and tell whoever waits for it."""
         self._recall.finish(call, result)
         if call.id is not None:
             self.tell(frames.Done(call.id, result))
 
-    def _output(self, call: Call, channel: int, data: bytes) -> None:
+    def output(self, call: Call, channel: int, data: bytes) -> None:
+        """Send a piece of output where it is streamed."""
         if data and call.stream and call.id is not None:
             self.tell(frames.Output(call.id, channel, data))
 
     def _adopt(self, running: Running) -> None:
         self._by_pid[running.pid] = running
         for channel, fd in running.outputs.items():
-            self._watch(fd, selectors.EVENT_READ, partial(self._drain, running, channel))
+            self.watch(fd, selectors.EVENT_READ, partial(self._drain, running, channel))
         if running.stdin is not None:
-            self._watch(running.stdin, selectors.EVENT_WRITE, partial(self._feed, running))
+            self.watch(running.stdin, selectors.EVENT_WRITE, partial(self._feed, running))
 
     def _drain(self, running: Running, channel: int) -> None:
         fd = running.outputs.get(channel)
@@ -201,7 +253,7 @@ class Agent:
                 return
             kept = running.take(channel, data)
             if not running.ended:
-                self._output(running.call, channel, kept)
+                self.output(running.call, channel, kept)
 
     def _feed(self, running: Running) -> None:
         if running.stdin is None:
@@ -230,8 +282,9 @@ class Agent:
             running = self._by_pid.pop(pid, None)
             if running is not None:
                 self._finish(running, os.waitstatus_to_exitcode(status))
-            elif self._session is not None and self._session.pid == pid:
-                self._session_gone(os.waitstatus_to_exitcode(status))
+            for serial in self._serials:
+                if serial.ours == pid:
+                    serial.gone(os.waitstatus_to_exitcode(status))
 
     def _finish(self, running: Running, code: int) -> None:
         for channel in tuple(running.outputs):
@@ -240,76 +293,27 @@ class Agent:
         if running.stdin is not None:
             self._forget(running.stdin)
             running.stdin = None
-        self._done(running.call, running.result(code))
+        self.done(running.call, running.result(code))
 
     def _patience(self) -> float | None:
+        if self._stopped is not None:
+            return None
         deadlines = [running.deadline for running in self._by_pid.values() if running.deadline is not None]
-        if self._session is not None and self._session.deadline is not None:
-            deadlines.append(self._session.deadline)
+        deadlines += [serial.deadline for serial in self._serials if serial.deadline is not None]
         return max(min(deadlines) - time.monotonic(), 0) if deadlines else None
 
     def _expire(self) -> None:
+        if self._stopped is not None:
+            return
         now = time.monotonic()
         for running in self._by_pid.values():
             if running.deadline is not None and now >= running.deadline:
                 running.timed_out = True
                 running.deadline = None
                 running.kill()
-        if self._session is not None and self._session.deadline is not None and now >= self._session.deadline:
-            self._session.expire()
-
-    # --- the shell session
-
-    def _run_in_session(self, call: Call) -> None:
-        self._waiting.append(call)
-        self._next_in_session()
-
-    def _next_in_session(self) -> None:
-        while self._waiting and (self._session is None or self._session.call is None):
-            call = self._waiting.pop(0)
-            if self._session is None:
-                try:
-                    self._session = Session(self._env, self._user)
-                except OSError as error:
-                    self._done(call, _not_started(call.command, error))
-                    continue
-                for channel, fd in self._session.outputs.items():
-                    self._watch(fd, selectors.EVENT_READ, partial(self._session_output, channel))
-            self._session.begin(call)
-
-    def _session_output(self, channel: int) -> None:
-        session = self._session
-        if session is None:
-            return
-        try:
-            data = os.read(session.outputs[channel], _READ)
-        except BlockingIOError:
-            return
-        if not data:
-            self._selector.unregister(session.outputs[channel])
-            return
-        call = session.call
-        kept = session.take(channel, data)
-        if call is not None:
-            self._output(call, channel, kept)
-        if session.complete():
-            self._done(*session.finish())
-            self._next_in_session()
-
-    def _session_gone(self, code: int) -> None:
-        session = self._session
-        assert session is not None
-        for channel, fd in session.outputs.items():
-            with contextlib.suppress(BlockingIOError):
-                while data := os.read(fd, _READ):
-                    session.take(channel, data)
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(fd)
-        answer = session.gone(code)
-        self._session = None
-        if answer is not None:
-            self._done(*answer)
-        self._next_in_session()
+        for serial in self._serials:
+            if serial.deadline is not None and now >= serial.deadline:
+                serial.expire()
 
     # --- files
 
@@ -357,8 +361,13 @@ class Agent:
 
     # ---
 
-    def _watch(self, fd: int, events: int, react: Callable[[], None]) -> None:
+    def watch(self, fd: int, events: int, react: Callable[[], None]) -> None:
+        """Call react whenever the descriptor is ready."""
         self._selector.register(fd, events, react)
+
+    def unwatch(self, fd: int) -> None:
+        """Watch it no longer."""
+        self._selector.unregister(fd)
 
     def _forget(self, fd: int) -> None:
         self._selector.unregister(fd)

@@ -91,8 +91,13 @@ def environment(base: dict[str, str], home: str, extra: tuple[tuple[str, str], .
     return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": home, **base, **dict(extra)}
 
 
-def start(argv: list[str], env: dict[str, str], cwd: str, user: str, stdin: int) -> "subprocess.Popen[bytes]":
-    """Start a program as a session of its own. Raises OSError naming the program or directory that is not there."""
+def start(
+    argv: list[str], env: dict[str, str], cwd: str, user: str, stdin: int, fds: tuple[int, ...] = ()
+) -> "subprocess.Popen[bytes]":
+    """Start a program as a session of its own, with these descriptors besides the usual three.
+
+    Raises OSError naming the program or directory that is not there.
+    """
     uid, gid, home = account(user) if user else (0, 0, "/root")
     full = {**env, "HOME": env.get("HOME", home)}
     place = os.path.join(full["HOME"], cwd) if cwd else full["HOME"]
@@ -111,6 +116,7 @@ def start(argv: list[str], env: dict[str, str], cwd: str, user: str, stdin: int)
         user=uid or None,
         group=gid or None,
         extra_groups=[] if uid else None,
+        pass_fds=fds,
     )
     # When memory runs out the kernel ends commands first, never the agent.
     with contextlib.suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "w") as file:

@@ -7,7 +7,7 @@ import msgspec
 
 from shoal.wire.messages import Command, CommandResult
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 _HEAD: Final = struct.Struct(">I")
@@ -51,6 +51,14 @@ class Read(Ask, frozen=True):
     path: str
     offset: int
     limit: int
+
+
+class Freeze(Ask, frozen=True):
+    """Stop every process of the sandbox, and do nothing yourself, until `Thaw`."""
+
+
+class Thaw(Ask, frozen=True):
+    """Let the processes go on. Has no answer."""
 
 
 class Cancel(Ask, frozen=True):
@@ -104,16 +112,42 @@ class Piece(Tell, frozen=True):
     eof: bool
 
 
+class Frozen(Tell, frozen=True):
+    """Every process stands still."""
+
+
 class Failed(Tell, frozen=True):
     """A file operation failed, in words for people."""
 
     detail: str
 
 
-class Order(msgspec.Struct, frozen=True, array_like=True):
-    """What the fork server is asked: fork `name` (descriptors: its agent's socket, its control groups), or kill it.
+class Template(msgspec.Struct, frozen=True):
+    """What a fork server is started with: the paths of its image and of the host's /usr (or ""), and of an empty
 
-    `inputs`: how many files the driver writes before the sandbox counts as started.
+    directory; the first of its uids outside, -1 without root; descriptors of sockets to the driver and for the next
+    one, and how many seconds it waits for that; of mounted disks, the lowest first, in the place of an image; code for
+    its warm interpreter, which has this environment, and descriptors of that one's control groups.
+    """
+
+    image: str
+    usr: str
+    scratch: str
+    base: int
+    control: int
+    listener: int
+    patience_s: float
+    disks: tuple[int, ...] = ()
+    warm: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    cgroups: tuple[int, ...] = ()
+
+
+class Order(msgspec.Struct, frozen=True, array_like=True):
+    """What the fork server is asked: fork `name` (descriptors: its agent's socket, so many disks to stack on top of its
+
+    template, the lowest first, and its control groups); kill it; or tell `where` it is. `inputs`: how many files the
+    driver writes before the sandbox counts as started.
     """
 
     name: str
@@ -123,12 +157,15 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
     user: str = ""
     env: tuple[tuple[str, str], ...] = ()
     inputs: int = 0
+    layers: int = 0
+    where: bool = False
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
     """What the fork server says: it is `ready`, or `broken`; a sandbox has `ended`, or `failed` to be forked; or, to a
 
-    driver that has come back, a sandbox is `here` (descriptor: a new socket to its agent).
+    driver that has come back, a sandbox is `here` (descriptor: a new socket to its agent); or `where` one is. With
+    `ready` and `where` comes a descriptor of the process, with `where` none when it has ended.
     """
 
     kind: str
@@ -138,9 +175,10 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-asks: Final = msgspec.msgpack.Decoder(Run | Settle | Write | Read | Cancel)
-tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Settled | Wrote | Piece | Failed)
+asks: Final = msgspec.msgpack.Decoder(Run | Settle | Write | Read | Freeze | Thaw | Cancel)
+tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Settled | Wrote | Piece | Frozen | Failed)
 orders: Final = msgspec.msgpack.Decoder(Order)
+templates: Final = msgspec.msgpack.Decoder(Template)
 events: Final = msgspec.msgpack.Decoder(Event)
 
 

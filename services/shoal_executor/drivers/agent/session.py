@@ -25,7 +25,7 @@ class Session:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        self.pid = process.pid
+        self.pid = self.ours = process.pid
         self._stdin = os.dup(process.stdin.fileno())
         self.outputs = {1: os.dup(process.stdout.fileno()), 2: os.dup(process.stderr.fileno())}
         for stream in (process.stdin, process.stdout, process.stderr):

@@ -16,7 +16,10 @@ import structlog
 from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
+from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.protocol import (
+    Captured,
+    Disks,
     DriverError,
     DriverReport,
     ExitSink,
@@ -28,11 +31,13 @@ from shoal_executor.drivers.protocol import (
     Started,
     StartFailed,
     StartSpec,
+    UnsupportedError,
 )
 from shoal_executor.drivers.zygote import images
-from shoal_executor.drivers.zygote.cgroups import Group, Groups
+from shoal_executor.drivers.zygote.capture import capture
+from shoal_executor.drivers.zygote.cgroups import Groups
 from shoal_executor.drivers.zygote.forkserver import PATIENCE_S, ForkServer, hold
-from shoal_executor.drivers.zygote.sandbox import UP_S, Sandbox, sizes
+from shoal_executor.drivers.zygote.sandbox import UP_S, Sandbox, put, sizes, why
 from shoal_executor.drivers.zygote.templates import Templates
 from shoal_executor.drivers.zygote.walls import try_walls
 
@@ -52,10 +57,12 @@ class ZygoteDriver:
     """
 
     isolation = Isolation.ZYGOTE.value
+    keeps_memory = False
 
     def __init__(
         self,
         state: Path,
+        disks: Disks | None = None,
         *,
         parallel: int | None = None,
         tune_host: bool = True,
@@ -69,8 +76,10 @@ class ZygoteDriver:
         self._parallel = asyncio.Semaphore(parallel or 4 * (os.cpu_count() or 1))
         name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
         self._groups = Groups(name, state / "cgroups")
+        self._mounted = Mounted(disks)
+        own = self._mounted, self._groups
         self._templates = Templates(
-            state, keep, patience_s, heard=self._hear, gone=self._zygote_gone, busy=self._busy
+            state, keep, patience_s, *own, heard=self._hear, gone=self._zygote_gone, busy=self._busy
         )  # fmt: skip
         self._here: dict[str, tuple[ForkServer, socket.socket]] = {}
         self._ended: dict[str, ForkServer] = {}
@@ -100,8 +109,8 @@ class ZygoteDriver:
 
     async def _adopt(self, keep: dict[str, None]) -> None:
         """Take over the fork servers of an earlier process with the sandboxes that are wanted; end everything else."""
-        await self._templates.find()
         self._groups.look()
+        await self._templates.find()
         here, self._here = self._here, {}
         kept: list[tuple[Sandbox, socket.socket]] = []
         for name, (zygote, ours) in here.items():
@@ -117,9 +126,10 @@ class ZygoteDriver:
                 sandbox.ended.set()
         # From here on the end of any of them is heard.
         lost = {name: self._groups.find(name) for name in keep if name not in here}
-        ends = {name: self._why(group, _ENDED if name in self._ended else "") for name, group in lost.items()}
+        ends = {name: why(self._groups, group, _ENDED if name in self._ended else "") for name, group in lost.items()}
         unwanted = list(self._ending.values())
-        await asyncio.to_thread(self._groups.open, [sandbox.name for sandbox, _ in kept])
+        names = [*(sandbox.name for sandbox, _ in kept), *self._templates.kept_groups]
+        await asyncio.to_thread(self._groups.open, names)
         await asyncio.gather(*(self._resume(sandbox, ours) for sandbox, ours in kept))
         await asyncio.gather(*map(self._end_left, unwanted))
         for name, (reason, detail) in ends.items():
@@ -140,7 +150,7 @@ class ZygoteDriver:
             return
         self._ending[sandbox.name] = sandbox
         told = "its executor was killed before its start was complete" if isinstance(up, frames.Up) else _ENDED
-        reason, detail = self._why(sandbox.group, told if sandbox.zygote.alive else "")
+        reason, detail = why(self._groups, sandbox.group, told if sandbox.zygote.alive else "")
         await self._end_left(sandbox)
         self._on_exit(sandbox.name, reason, detail)
 
@@ -150,14 +160,6 @@ class ZygoteDriver:
             await self._end(sandbox)
         except OSError as error:
             log.error("a sandbox of an earlier process could not be ended", sandbox=sandbox.name, error=repr(error))
-
-    def _why(self, group: Group, told: str) -> tuple[EndReason, str]:
-        """Return why a sandbox ended in the executor's absence; `told`: what is known through a living fork server."""
-        if self._groups.oom_kills(group) > self._groups.told_oom_kills(group):
-            return EndReason.OUT_OF_MEMORY, "it exceeded its memory while its executor was away"
-        if told:
-            return EndReason.DIED, told
-        return EndReason.NODE_LOST, "its fork server ended"
 
     async def prepare(self, snapshot: Snapshot) -> None:
         """Start the template's fork server, once."""
@@ -221,8 +223,10 @@ class ZygoteDriver:
         sandbox = self._get(name)
         size = 0
         for start in range(0, max(len(data), 1), _PIECE):
-            write = frames.Write(0, path, data[start : start + _PIECE], offset + start, mode)
-            answer = await self._ask(sandbox, frames.Wrote, partial(_numbered, write))
+            piece = partial(
+                frames.Write, path=path, data=data[start : start + _PIECE], offset=offset + start, mode=mode
+            )  # fmt: skip
+            answer = await self._ask(sandbox, frames.Wrote, piece)
             size = answer.size
         return size
 
@@ -230,6 +234,16 @@ class ZygoteDriver:
         """Have the agent read a piece of a file."""
         answer = await self._ask(self._get(name), frames.Piece, lambda id: frames.Read(id, path, offset, limit))
         return FileChunk(answer.data, answer.size, answer.eof)
+
+    async def capture(self, name: str, directory: Path, *, memory: bool, end: bool = False) -> Captured:
+        """Keep its disk; what a process has in memory stays where it is."""
+        if memory:
+            raise UnsupportedError("zygote keeps no memory of a live sandbox: use isolation gvisor, or memory=False")
+        sandbox = self._get(name)
+        captured = await capture(name, sandbox.link, sandbox.zygote, directory)
+        if end:
+            await self.destroy([name])
+        return captured
 
     async def destroy(self, names: Sequence[str]) -> None:
         """Kill each sandbox's first process, which takes the others along, and wait until nothing is left."""
@@ -259,6 +273,7 @@ class ZygoteDriver:
         finally:
             await self._templates.end(servers)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._mounted.close()
             await asyncio.to_thread(self._groups.clear)
             await asyncio.to_thread(self._groups.usual_moves, self._marker)
             if self._lock is not None:
@@ -304,6 +319,7 @@ class ZygoteDriver:
 
     async def _start(self, spec: StartSpec) -> None:
         zygote = await self._templates.server_of(spec.snapshot)
+        layers = await zygote.borrow(self._mounted, spec.snapshot.layers)
         ours, theirs = socket.socketpair()
         link = Link()
         group = self._groups.make(spec.name, spec.resources)
@@ -315,8 +331,11 @@ class ZygoteDriver:
             await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
             entrances = self._groups.entrances(group)
             disk, shm = sizes(spec.resources)
-            order = frames.Order(spec.name, disk=disk, shm=shm, user=spec.user, env=spec.env, inputs=len(spec.files))
-            zygote.fork(order, [theirs.fileno(), *entrances])
+            env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
+            order = frames.Order(
+                spec.name, disk=disk, shm=shm, user=spec.user, env=env, inputs=len(spec.files), layers=len(layers)
+            )
+            zygote.fork(order, [theirs.fileno(), *layers, *entrances])
             ordered = True
             theirs.close()
             async with asyncio.timeout(UP_S):
@@ -326,7 +345,7 @@ class ZygoteDriver:
                     f"the sandbox could not be made: {up.error if isinstance(up, frames.Up) else 'it ended'}"
                 )
             for file in spec.files:
-                await self._put(link, file.path, file.data, file.mode)
+                await put(link, file)
         except BaseException:
             theirs.close()
             link.close()
@@ -338,18 +357,11 @@ class ZygoteDriver:
                 await self._groups.remove(group)
             raise
         finally:
-            for fd in entrances:
+            for fd in (*entrances, *layers):
                 os.close(fd)
         self._live[spec.name] = self._starting.pop(spec.name)
         if sandbox.ended.is_set():
             self._gone(sandbox)
-
-    @staticmethod
-    async def _put(link: Link, path: str, data: bytes, mode: int) -> None:
-        answer = await link.ask(lambda id: frames.Write(id, path, data, 0, mode))
-        if not isinstance(answer, frames.Wrote):
-            detail = answer.detail if isinstance(answer, frames.Failed) else "the sandbox ended"
-            raise DriverError(f"input file {path}: {detail}")
 
     def _hear(self, zygote: ForkServer, event: frames.Event, ours: socket.socket | None) -> None:
         if event.kind == "here" and ours is not None:
@@ -385,7 +397,3 @@ class ZygoteDriver:
 
     def _busy(self) -> set[int]:
         return {id(s.zygote) for group in (self._live, self._starting, self._ending) for s in group.values()}
-
-
-def _numbered(write: frames.Write, id: int) -> frames.Write:
-    return msgspec.structs.replace(write, id=id)

@@ -8,17 +8,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
 
 import msgspec
 
 from shoal.runtime.lease import start_time
+from shoal.wire.messages import Blob
 from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.zygote.cgroups import Group
 
 _UP_S: Final = 30.0
+_WARM_S: Final = 600.0
+"""How long a template's code may take."""
 _LOCK_S: Final = 10.0
 PATIENCE_S: Final = 60.0
 """How long a fork server waits for the next driver when its own is gone."""
@@ -32,12 +37,14 @@ class Entry(msgspec.Struct, frozen=True):
     pid: int
     start: int
     protocol: int
+    group: str = ""  # of its warm interpreter
 
 
 class ForkServer:
-    """The process behind `server`. `gone` is called once, when it has ended or is being ended.
+    """The process behind `server`, and the one that waits for it.
 
-    `heard` gets its words, and with a sandbox that is `here` the socket to its agent.
+    `gone` is called once, when it has ended or is being ended. `heard` gets its words, and with a sandbox that is
+    `here` the socket to its agent.
     """
 
     def __init__(
@@ -51,34 +58,43 @@ class ForkServer:
         self._control: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._pidfd: int | None = None
+        self._inner: int | None = None
         self._place: Path | None = None
+        self.group: Group | None = None
+        self._where: dict[str, asyncio.Future[int]] = {}
         self.base = -1
+        self.pid = 0
         self.alive = True
 
     async def launch(
-        self, root: Path, usr: str, scratch: Path, base: int, diary: Path, place: Path, digest: str, patience_s: float
+        self, template: frames.Template, diary: Path, place: Path, digest: str, group: Group | None = None
     ) -> None:
-        """Start it on a template's root; returns when it forks. Raises DriverError, having left nothing behind.
+        """Start it on a template; returns when it forks. Raises DriverError, having left nothing behind.
 
-        `base` is the first of its uids outside, -1 without root; what it has to complain of goes into `diary`. At
-        `place` (and with `.json` behind it) the next driver finds it.
+        The template's sockets are made here. What it has to complain of goes into `diary`. At `place` (and with `.json`
+        behind it) the next driver finds it. `group`: its warm interpreter's.
         """
-        self.base, self._place = base, place
+        self.base, self._place, self.group = template.base, place, group
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._take(ours)
         try:
             with diary.open("wb") as words, theirs, _listener(place) as listener:
+                sockets = (theirs.fileno(), listener.fileno())
+                template = msgspec.structs.replace(template, control=sockets[0], listener=sockets[1])
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable, "-I", "-m", "shoal_executor.drivers.zygote.server",
-                    str(root), usr, str(scratch), str(base), str(theirs.fileno()), str(listener.fileno()),
-                    str(patience_s), pass_fds=[theirs.fileno(), listener.fileno()], stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[*sockets, *template.disks, *template.cgroups], stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.DEVNULL, stderr=words, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
                     cwd="/", start_new_session=True,
                 )  # fmt: skip
-            pid = self._process.pid
-            entry = Entry(digest, base, pid, start_time(pid) or 0, frames.PROTOCOL)
+            assert self._process.stdin is not None
+            self._process.stdin.write(frames.encode(template))
+            self._process.stdin.close()
+            pid = self.pid = self._process.pid
+            name = group.directories[0].name if group is not None and group.directories else ""
+            entry = Entry(digest, self.base, pid, start_time(pid) or 0, frames.PROTOCOL, name)
             _entry_of(place).write_bytes(msgspec.json.encode(entry))
-            async with asyncio.timeout(_UP_S):
+            async with asyncio.timeout(_WARM_S if template.warm else _UP_S):
                 await self._ready
         except (TimeoutError, DriverError, OSError) as error:
             await self.end()
@@ -89,7 +105,7 @@ class ForkServer:
 
     async def adopt(self, place: Path, entry: Entry) -> None:
         """Take over the one at `place`; returns when it has told what is there. Raises DriverError, having ended it."""
-        self.base, self._place = entry.base, place
+        self.base, self._place, self.pid = entry.base, place, entry.pid
         try:
             self._pidfd = os.pidfd_open(entry.pid)
             if start_time(entry.pid) != entry.start:  # another process by now
@@ -128,6 +144,34 @@ class ForkServer:
             raise BrokenPipeError("the fork server is gone")
         socket.send_fds(self._control, [frames.encode(order)], descriptors)
 
+    async def where(self, name: str) -> int:
+        """Return a sandbox's first process as the host sees it. Raises DriverError when it has ended."""
+        asked = self._where.get(name)
+        if asked is None and self._control is not None:
+            asked = self._where[name] = asyncio.get_running_loop().create_future()
+            with contextlib.suppress(OSError):
+                self._control.send(frames.encode(frames.Order(name, where=True)))
+        try:
+            async with asyncio.timeout(_UP_S):
+                pid = await asyncio.shield(asked) if asked is not None else 0
+        except TimeoutError:
+            raise DriverError("the fork server does not answer") from None
+        finally:
+            self._where.pop(name, None)
+        if not pid:
+            raise DriverError("the sandbox has ended")
+        return pid
+
+    async def borrow(self, mounted: Mounted, blobs: Sequence[Blob]) -> list[int]:
+        """Return descriptors of disks whose owners are shifted to its sandboxes' root. Raises DriverError, OSError."""
+        if not blobs:
+            return []
+        namespace = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return await mounted.lend_all(blobs, namespace)
+        finally:
+            os.close(namespace)
+
     def kill(self, name: str) -> None:
         """Tell it to kill a sandbox's first process; may be lost when it has too much to do."""
         if self.alive and self._control is not None:
@@ -135,15 +179,20 @@ class ForkServer:
                 self._control.send(frames.encode(frames.Order(name, kill=True)))
 
     async def end(self) -> None:
-        """Kill it, which takes all its sandboxes along, and wait until it is gone. May come twice."""
+        """Kill it, which takes all its sandboxes along, and wait until all are gone. May come twice."""
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(inner, signal.SIGKILL)
+            os.close(inner)
         if self._process is not None:
-            if self._process.returncode is None:
+            if self._process.returncode is None and inner is None:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
             await self._process.wait()
         elif self._pidfd is not None:
             pidfd, self._pidfd = self._pidfd, None
-            await _kill(pidfd)
+            await _ended(pidfd, kill=inner is None)
         self._ended()
         if self._place is not None:
             for path in (self._place, _entry_of(self._place)):
@@ -163,11 +212,20 @@ class ForkServer:
         event = frames.events.decode(data)
         if event.kind == "ready":
             if self._ready.done():
+                os.close(fds[0])
                 return
+            self._inner = fds[0]
             if event.status == frames.PROTOCOL:
                 self._ready.set_result(None)
             else:  # its program was replaced under a driver that still runs
                 self._ready.set_exception(DriverError("it is of another version"))
+        elif event.kind == "where":
+            asked = self._where.get(event.name)
+            pid = _pid_of(fds[0]) if fds else 0
+            for fd in fds:
+                os.close(fd)
+            if asked is not None and not asked.done():
+                asked.set_result(pid)
         elif event.kind == "broken":
             self._ready.set_exception(DriverError(event.detail))
         else:
@@ -181,6 +239,9 @@ class ForkServer:
         if not self.alive:
             return
         self.alive = False
+        for asked in self._where.values():
+            if not asked.done():
+                asked.set_result(0)
         if not self._ready.done():
             self._ready.set_exception(DriverError(""))
             self._ready.exception()  # whoever launched it may have given up before
@@ -248,14 +309,23 @@ def _listener(place: Path) -> socket.socket:
     return listener
 
 
-async def _kill(pidfd: int) -> None:
-    """Kill a process that is no child of ours and wait until it has ended."""
+def _pid_of(process: int) -> int:
+    """Return the number under which this process sees another, 0 when that has ended."""
+    for line in Path(f"/proc/self/fdinfo/{process}").read_text().splitlines():
+        if line.startswith("Pid:"):
+            return max(int(line.split()[1]), 0)
+    return 0
+
+
+async def _ended(pidfd: int, *, kill: bool) -> None:
+    """Wait until a process that is no child of ours has ended; kill it first where that is asked for."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
     loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
     try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if kill:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         await ended
     finally:
         loop.remove_reader(pidfd)

@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from shoal.wire.messages import CommandResult, EndReason, Resources
+from shoal.wire.messages import CommandResult, EndReason, InputFile, Resources
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
-from shoal_executor.drivers.zygote.cgroups import Group
+from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.zygote.cgroups import Group, Groups
 from shoal_executor.drivers.zygote.forkserver import ForkServer
 
 UP_S: Final = 30.0
@@ -71,3 +73,20 @@ def sizes(limits: Resources) -> tuple[int, int]:
     """
     shm = min(_SHM, limits.memory // 8)
     return max(min(limits.disk, limits.memory // 2), 1 << 20), max(shm, 1 << 16)
+
+
+def why(groups: Groups, group: Group, told: str) -> tuple[EndReason, str]:
+    """Return why a sandbox ended in the executor's absence; `told`: what is known through a living fork server."""
+    if groups.oom_kills(group) > groups.told_oom_kills(group):
+        return EndReason.OUT_OF_MEMORY, "it exceeded its memory while its executor was away"
+    if told:
+        return EndReason.DIED, told
+    return EndReason.NODE_LOST, "its fork server ended"
+
+
+async def put(link: Link, file: InputFile) -> None:
+    """Write an input file. Raises DriverError."""
+    answer = await link.ask(lambda id: frames.Write(id, file.path, file.data, 0, file.mode))
+    if not isinstance(answer, frames.Wrote):
+        detail = answer.detail if isinstance(answer, frames.Failed) else "the sandbox ended"
+        raise DriverError(f"input file {file.path}: {detail}")

@@ -9,18 +9,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
-from shoal.wire.messages import Snapshot
+from shoal.wire.messages import Resources, Snapshot
 from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.protocol import DriverError
 from shoal_executor.drivers.zygote import images
+from shoal_executor.drivers.zygote.cgroups import Group, Groups
 from shoal_executor.drivers.zygote.forkserver import ForkServer, entries, sweep
 
 _FIRST_UID: Final = 1_879_048_192
 _RANGE: Final = 65_536
+WARM_LIMITS: Final = Resources(memory=4 * 1024**3, cpu_milli=4000, pids=1024)
+"""Of a template's warm interpreter; what its copies share with it is counted here and not to them."""
 
 log = structlog.get_logger()
+
+
+def template_of(snapshot: Snapshot) -> str:
+    """Return the digest of the template that a snapshot grew from, which may be itself."""
+    return snapshot.template or snapshot.digest
 
 
 class Templates:
@@ -34,6 +44,8 @@ class Templates:
         state: Path,
         keep: int,
         patience_s: float,
+        mounted: Mounted,
+        groups: Groups,
         *,
         heard: Callable[[ForkServer, frames.Event, socket.socket | None], None],
         gone: Callable[[ForkServer], None],
@@ -43,6 +55,8 @@ class Templates:
         self._forks = state / "forks"
         self._keep = keep
         self._patience_s = patience_s
+        self._mounted = mounted
+        self._groups = groups
         self._heard = heard
         self._gone = gone
         self._busy = busy
@@ -64,20 +78,29 @@ class Templates:
             except DriverError as error:
                 log.warning("a fork server of an earlier process is not used", pid=entry.pid, error=str(error))
                 continue
+            if entry.group:
+                server.group = self._groups.find(entry.group)
             known: asyncio.Future[ForkServer] = asyncio.get_running_loop().create_future()
             known.set_result(server)
             spare = entry.digest in self._servers  # one that was being ended: only its sandboxes matter
             self._servers[f"{entry.digest} {entry.pid}" if spare else entry.digest] = known
         self._ranges = itertools.count(max(bases) + _RANGE, _RANGE)
 
+    @property
+    def kept_groups(self) -> list[str]:
+        """The control groups of the warm interpreters that were found."""
+        found = [known.result().group for known in self._servers.values() if known.done()]
+        return [group.directories[0].name for group in found if group is not None and group.directories]
+
     async def server_of(self, snapshot: Snapshot) -> ForkServer:
-        """Return a template's fork server, started once however many ask. Raises DriverError."""
-        known = self._servers.pop(snapshot.digest, None)  # and back at the end: the order is that of their use
+        """Return the fork server of a snapshot's template, started once however many ask. Raises DriverError."""
+        digest = template_of(snapshot)
+        known = self._servers.pop(digest, None)  # and back at the end: the order is that of their use
         if known is not None and known.done() and (known.cancelled() or known.exception() or not known.result().alive):
             known = None
         if known is None:
             known = asyncio.create_task(self._start(snapshot))
-        self._servers[snapshot.digest] = known
+        self._servers[digest] = known
         self._retire()
         return await asyncio.shield(known)
 
@@ -90,18 +113,41 @@ class Templates:
                 self._end_soon(known.result())
 
     async def _start(self, snapshot: Snapshot) -> ForkServer:
-        root, usr = await asyncio.to_thread(images.root_of, snapshot, self._state)
+        digest = template_of(snapshot)
+        if snapshot.disks:
+            root, usr = "", ""
+        else:
+            path, usr = await asyncio.to_thread(
+                images.root_of, msgspec.structs.replace(snapshot, digest=digest), self._state
+            )
+            root = str(path)
         scratch = self._state / "scratch"
         scratch.mkdir(exist_ok=True)
         base = next(self._ranges) if os.geteuid() == 0 else -1
-        diary = self._state / f"zygote-{''.join(c for c in snapshot.digest if c.isalnum())[:32]}.log"
+        diary = self._state / f"zygote-{''.join(c for c in digest if c.isalnum())[:32]}.log"
         place = self._forks / secrets.token_hex(6)
         server = ForkServer(self._heard, self._gone)
+        lent: list[int] = []
+        entrances: list[int] = []
+        group: Group | None = None
         try:
-            await server.launch(root, usr, scratch, base, diary, place, snapshot.digest, self._patience_s)
+            lent = await self._mounted.lend_all(snapshot.disks, None)
+            if snapshot.warm:
+                group = self._groups.make(f"warm-{place.name}", WARM_LIMITS)
+                entrances = self._groups.entrances(group)
+            template = frames.Template(
+                root, usr, str(scratch), base, -1, -1, self._patience_s, tuple(lent), snapshot.warm, snapshot.env,
+                tuple(entrances),
+            )  # fmt: skip
+            await server.launch(template, diary, place, digest, group)
         except DriverError as error:
-            name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else snapshot.kind
+            if group is not None:
+                await self._groups.remove(group)
+            name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else f"{snapshot.kind} {digest[:12]}"
             raise DriverError(f"the fork server of template {name} failed: {error}") from None
+        finally:
+            for fd in (*lent, *entrances):
+                os.close(fd)
         return server
 
     def drop(self, server: ForkServer) -> None:
@@ -111,8 +157,14 @@ class Templates:
                 del self._servers[digest]
                 self._end_soon(server)
 
+    async def _end(self, server: ForkServer) -> None:
+        await server.end()
+        if server.group is not None:
+            group, server.group = server.group, None
+            await self._groups.remove(group)
+
     def _end_soon(self, server: ForkServer) -> None:
-        task = asyncio.create_task(server.end())
+        task = asyncio.create_task(self._end(server))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
@@ -127,5 +179,5 @@ class Templates:
         """End fork servers, and with them whatever sandboxes they have."""
         for server in await asyncio.gather(*servers, return_exceptions=True):
             if isinstance(server, ForkServer):
-                await server.end()
+                await self._end(server)
         await asyncio.gather(*self._ending, return_exceptions=True)

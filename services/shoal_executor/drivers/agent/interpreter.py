@@ -1,0 +1,211 @@
+"""The sandbox's one interpreter, as its agent feeds it: its variables and imports stay from command to command."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+from shoal.wire.messages import CommandResult
+from shoal_executor.drivers.agent.commands import PATH, Call, Running, account, start
+
+SERVED: Final = Path(__file__).with_name("served.py").read_text()
+"""Read when this is imported: the agent is far from its files by the time it needs it."""
+_NAMES: Final = ("python3", "python")
+_INTERRUPTED_S: Final = 1.0
+"""How long code may take to end by KeyboardInterrupt when its time is up, before its interpreter is killed."""
+MAIN: Final = (
+    "space = {{'__name__': 'shoal'}}\n"
+    "with open({text}, 'rb') as source: exec(compile(source.read(), '<shoal>', 'exec'), space)\n"
+    "import socket\n"
+    "space[{what!r}](socket.socket(fileno={control}), space['namespace']())\n"
+)
+"""What an interpreter is started with: where to read what it runs first, which of it to call, and its socket."""
+_NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+_LENGTH: Final = struct.Struct(">I")
+_CODE: Final = struct.Struct(">i")
+
+
+def find(env: dict[str, str]) -> str:
+    """Return the image's Python. Raises FileNotFoundError."""
+    for name in _NAMES:
+        for directory in env.get("PATH", PATH).split(":"):
+            path = os.path.join(directory, name)
+            if os.access(path, os.X_OK) and not os.path.isdir(path):
+                return path
+    raise FileNotFoundError(2, "the image has no python3 to run this in", "python3")
+
+
+def source(text: str = SERVED) -> int:
+    """Return a descriptor of a file in memory that holds what the interpreter runs first."""
+    fd = os.memfd_create("served", 0)
+    with open(os.dup(fd), "wb") as file:
+        file.write(text.encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+class Interpreter:
+    """One interpreter. `pid` is 0 until it has said its own; `ours`: whether it is the agent's child."""
+
+    def __init__(self, control: socket.socket, outputs: dict[int, int], ours: int = 0) -> None:
+        control.setblocking(False)
+        for fd in outputs.values():
+            os.set_blocking(fd, False)
+        self.outputs = outputs
+        self.control = control
+        self.pid = 0
+        self.ours = ours
+        self.call: Call | None = None
+        self.deadline: float | None = None
+        self._running: Running | None = None
+        self._to_say = b""
+        self._heard = b""
+        self._status: int | None = None
+        self._interrupted = False
+
+    @classmethod
+    def cold(cls, env: dict[str, str], user: str) -> "Interpreter":
+        """Start the image's own Python. Raises OSError where it has none."""
+        full = {"PATH": PATH, "LANG": "C.UTF-8", **env}
+        here, there = socket.socketpair()
+        text = source()
+        try:
+            main = MAIN.format(text=text, what="serve", control=there.fileno())
+            fds = (text, there.fileno())
+            process = start([find(full), "-c", main], full, "", user, subprocess.DEVNULL, fds)
+        except BaseException:
+            here.close()
+            raise
+        finally:
+            os.close(text)
+            there.close()
+        process.returncode = 0  # the agent reaps
+        assert process.stdout is not None
+        assert process.stderr is not None
+        outputs = {1: os.dup(process.stdout.fileno()), 2: os.dup(process.stderr.fileno())}
+        process.stdout.close()
+        process.stderr.close()
+        return cls(here, outputs, process.pid)
+
+    @classmethod
+    def copied(
+        cls, requests: socket.socket, cgroups: list[int], capabilities: frozenset[int], env: dict[str, str], user: str
+    ) -> "Interpreter":
+        """Ask the template's warm interpreter for a copy of itself. Raises OSError."""
+        uid, gid, home = account(user) if user else (0, 0, "/root")
+        full = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": home, **env}
+        if not os.path.isdir(home):
+            home = "/"
+        here, there = socket.socketpair()
+        out_r, out_w = os.pipe2(os.O_CLOEXEC)
+        err_r, err_w = os.pipe2(os.O_CLOEXEC)
+        given = [there.fileno(), out_w, err_w]
+        opened: list[int] = []
+        try:
+            for name in _NAMESPACES:
+                fd = os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                opened.append(fd)
+            asked = {
+                "namespaces": len(opened), "capabilities": sorted(capabilities), "uid": uid, "gid": gid, "env": full,
+                "home": home,
+            }  # fmt: skip
+            socket.send_fds(requests, [json.dumps(asked).encode()], [*given, *opened, *cgroups])
+        except BaseException:
+            here.close()
+            for fd in (out_r, err_r):
+                os.close(fd)
+            raise
+        finally:
+            there.close()
+            for fd in (*given[1:], *opened):
+                os.close(fd)
+        return cls(here, {1: out_r, 2: err_r})
+
+    def begin(self, call: Call) -> None:
+        """Give it code."""
+        command = call.command
+        self.call = call
+        self._running = Running(call, self.pid, {}, None)
+        self.deadline = self._running.deadline
+        self._status = None
+        self._interrupted = False
+        asked = {"code": command.python, "cwd": command.cwd, "env": dict(command.env)}
+        body = json.dumps(asked).encode()
+        self._to_say = _LENGTH.pack(len(body)) + body
+        self.say()
+
+    def say(self) -> bool:
+        """Send what is left of the request; returns whether there is more to send when there is room."""
+        with contextlib.suppress(BlockingIOError, OSError):  # it is gone: its end says so
+            while self._to_say:
+                self._to_say = self._to_say[self.control.send(self._to_say) :]
+        return bool(self._to_say)
+
+    def listen(self) -> bool:
+        """Take its words; returns False when it has ended."""
+        try:
+            data = self.control.recv(4096)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._heard += data
+        while len(self._heard) >= _CODE.size:
+            (number,) = _CODE.unpack_from(self._heard)
+            self._heard = self._heard[_CODE.size :]
+            if not self.pid:
+                self.pid = number
+            elif self.call is not None:
+                self._status = number
+        return bool(data)
+
+    def take(self, channel: int, data: bytes) -> bytes:
+        """Keep output; returns what of it is within the code's limit. What comes in between is nobody's."""
+        return self._running.take(channel, data) if self._running is not None else b""
+
+    def complete(self) -> bool:
+        """Return whether the code is done, and its output all there to be read."""
+        return self._status is not None
+
+    def finish(self) -> tuple[Call, CommandResult]:
+        """Return the call and its result; the interpreter is free for the next."""
+        assert self.call is not None
+        assert self._running is not None
+        assert self._status is not None
+        answer = self.call, self._running.result(self._status)
+        self._reset()
+        return answer
+
+    def expire(self) -> None:
+        """Interrupt the code; if it does not end by that, kill it with all its state."""
+        assert self._running is not None
+        self._running.timed_out = True
+        self.deadline = None if self._interrupted else time.monotonic() + _INTERRUPTED_S
+        with contextlib.suppress(ProcessLookupError):
+            if self.pid:
+                os.kill(self.pid, signal.SIGKILL if self._interrupted else signal.SIGINT)
+        self._interrupted = True
+
+    def gone(self, code: int) -> tuple[Call, CommandResult] | None:
+        """It ended; returns the call that ended it, and its result."""
+        self.control.close()
+        for fd in self.outputs.values():
+            os.close(fd)
+        if self.call is None or self._running is None:
+            return None
+        self._running.take(2, b"the interpreter ended; the next code finds a new one\n")
+        answer = self.call, self._running.result(code)
+        self._reset()
+        return answer
+
+    def _reset(self) -> None:
+        self.call = None
+        self.deadline = None
+        self._running = None
+        self._status = None

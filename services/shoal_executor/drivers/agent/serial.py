@@ -1,0 +1,169 @@
+"""Commands that queue for one process which keeps its state between them: the shell session, the interpreter."""
+
+import contextlib
+import os
+import selectors
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol
+
+from shoal.wire.messages import CommandResult
+from shoal_executor.drivers.agent.commands import Call
+from shoal_executor.drivers.agent.interpreter import Interpreter
+from shoal_executor.drivers.agent.session import Session
+
+_READ: Final = 65_536
+
+
+class Host(Protocol):
+    """What the agent lends."""
+
+    def watch(self, fd: int, events: int, react: Callable[[], None]) -> None:
+        """Call react whenever the descriptor is ready."""
+        ...
+
+    def unwatch(self, fd: int) -> None:
+        """Watch it no longer."""
+        ...
+
+    def done(self, call: Call, result: CommandResult) -> None:
+        """A call has its result."""
+        ...
+
+    def not_started(self, call: Call, error: OSError) -> None:
+        """A call could not be begun."""
+        ...
+
+    def output(self, call: Call, channel: int, data: bytes) -> None:
+        """A call wrote something."""
+        ...
+
+
+class Serial:
+    """One such process: made when it is first needed, and made anew after it ended."""
+
+    def __init__(self, host: Host, make: Callable[[], Session | Interpreter]) -> None:
+        self._host = host
+        self._make = make
+        self._fed: Session | Interpreter | None = None
+        self._waiting: list[Call] = []
+
+    @property
+    def deadline(self) -> float | None:
+        """When the call under way has had its time (monotonic seconds)."""
+        return self._fed.deadline if self._fed is not None else None
+
+    @property
+    def ours(self) -> int:
+        """The process to be reaped, or 0."""
+        return self._fed.ours if self._fed is not None else 0
+
+    def ask(self, call: Call) -> None:
+        """Give it a call, after those that wait."""
+        self._waiting.append(call)
+        self._next()
+
+    def open(self) -> None:
+        """Make the process now. Raises OSError."""
+        if self._fed is not None:
+            return
+        fed = self._fed = self._make()
+        for channel, fd in fed.outputs.items():
+            self._host.watch(fd, selectors.EVENT_READ, partial(self._heard, channel))
+        if isinstance(fed, Interpreter):
+            self._host.watch(fed.control.fileno(), selectors.EVENT_READ, self._answered)
+
+    def expire(self) -> None:
+        """The time of the call under way is up."""
+        if self._fed is not None:
+            self._fed.expire()
+
+    def cancel(self, id: int) -> None:
+        """Nobody wants this call any more: as if its time were up."""
+        self._waiting = [call for call in self._waiting if call.id != id]
+        if self._fed is not None and self._fed.call is not None and self._fed.call.id == id:
+            self._fed.expire()
+
+    def gone(self, code: int) -> None:
+        """The process has ended, and was reaped where it was ours."""
+        fed = self._fed
+        assert fed is not None
+        self._drain()
+        for fd in (*fed.outputs.values(), *((fed.control.fileno(),) if isinstance(fed, Interpreter) else ())):
+            with contextlib.suppress(KeyError):
+                self._host.unwatch(fd)
+        answer = fed.gone(code)
+        self._fed = None
+        if answer is not None:
+            self._host.done(*answer)
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and (self._fed is None or self._fed.call is None):
+            call = self._waiting.pop(0)
+            try:
+                self.open()
+            except OSError as error:
+                self._host.not_started(call, error)
+                continue
+            assert self._fed is not None
+            self._fed.begin(call)
+            if isinstance(self._fed, Interpreter) and self._fed.say():
+                self._host.unwatch(self._fed.control.fileno())
+                both = selectors.EVENT_READ | selectors.EVENT_WRITE
+                self._host.watch(self._fed.control.fileno(), both, self._answered)
+
+    def _heard(self, channel: int) -> None:
+        fed = self._fed
+        if fed is None:
+            return
+        try:
+            data = os.read(fed.outputs[channel], _READ)
+        except BlockingIOError:
+            return
+        if not data:
+            self._host.unwatch(fed.outputs[channel])
+            return
+        call = fed.call
+        kept = fed.take(channel, data)
+        if call is not None:
+            self._host.output(call, channel, kept)
+        if isinstance(fed, Session):
+            self._finish(fed)
+
+    def _answered(self) -> None:
+        fed = self._fed
+        if not isinstance(fed, Interpreter):
+            return
+        if not fed.say():
+            with contextlib.suppress(KeyError):
+                self._host.unwatch(fed.control.fileno())
+            self._host.watch(fed.control.fileno(), selectors.EVENT_READ, self._answered)
+        if fed.listen():
+            self._finish(fed)
+            return
+        code = 128 + signal.SIGKILL
+        if fed.ours:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(fed.ours, signal.SIGKILL)  # it may only have closed its socket
+            status = os.waitstatus_to_exitcode(os.waitpid(fed.ours, 0)[1])
+            code = status if status >= 0 else 128 - status
+        self.gone(code)
+
+    def _finish(self, fed: Session | Interpreter) -> None:
+        if fed.complete():
+            if isinstance(fed, Interpreter):
+                self._drain()
+            self._host.done(*fed.finish())
+            self._next()
+
+    def _drain(self) -> None:
+        fed = self._fed
+        assert fed is not None
+        for channel, fd in fed.outputs.items():
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(fd, _READ):
+                    kept = fed.take(channel, data)
+                    if fed.call is not None and kept:
+                        self._host.output(fed.call, channel, kept)

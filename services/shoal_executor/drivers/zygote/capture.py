@@ -1,0 +1,124 @@
+"""A live sandbox's disk, kept: what it wrote becomes an EROFS file, while its processes stand still.
+
+mkfs.erofs reads what a stranger wrote, so it runs as the sandbox's root, which is nobody outside: in the template's
+user namespace. It wants a path, and what a sandbox writes has none on the host; so it gets a mount namespace of its
+own, in which that is mounted.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from shoal_executor.drivers import kernel
+from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent.link import Link
+from shoal_executor.drivers.protocol import Captured, DriverError, UnsupportedError
+from shoal_executor.drivers.zygote.entering import UPPER
+from shoal_executor.drivers.zygote.forkserver import ForkServer
+
+_MAKE_S: Final = 300.0
+_NOBODY: Final = "00000000-0000-0000-0000-000000000000"  # a disk's UUID: equal content, equal bytes
+_PLACES: Final = ("/mnt", "/media", "/srv", "/opt")
+"""Directories that every host has and anybody may pass through; one is mounted upon, where nobody else sees it."""
+
+
+async def capture(name: str, link: Link, server: ForkServer, directory: Path) -> Captured:
+    """Write `layer` into the directory. Raises DriverError, having left nothing there."""
+    tools = [tool for tool in ("mkfs.erofs", "nsenter") if shutil.which(tool) is None]
+    if tools:
+        raise UnsupportedError(f"snapshots need {' and '.join(tools)} on the node: install erofs-utils and util-linux")
+    if os.geteuid() != 0:
+        raise UnsupportedError("snapshots need an executor that runs as root")
+    pid = await server.where(name)
+    layer = directory / "layer"
+    began = time.monotonic_ns()
+    frozen = await link.ask(frames.Freeze)
+    try:
+        if not isinstance(frozen, frames.Frozen):
+            raise DriverError(frozen.detail if isinstance(frozen, frames.Failed) else "the sandbox has ended")
+        await _apart(lambda: _make(pid, layer, server))
+    except BaseException:
+        layer.unlink(missing_ok=True)
+        raise
+    finally:
+        link.say(frames.Thaw(0))
+    return Captured(layer, None, (time.monotonic_ns() - began) // 1000)
+
+
+async def _apart(work: Callable[[], None]) -> None:
+    """Run in a thread of its own, with a mount namespace of its own, which ends with it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        try:
+            kernel.unshare(kernel.NEWNS)
+            kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
+            work()
+        except BaseException as error:
+            loop.call_soon_threadsafe(settle, error)
+        else:
+            loop.call_soon_threadsafe(settle, None)
+
+    thread = threading.Thread(target=run, name="capture")
+    thread.start()
+    try:
+        await asyncio.shield(done)
+    except asyncio.CancelledError:  # the sandbox stands still until mkfs.erofs is done with it
+        with contextlib.suppress(DriverError):
+            await done
+        raise
+
+
+def _make(pid: int, layer: Path, server: ForkServer) -> None:
+    place = next(path for path in _PLACES if os.path.isdir(path))
+    opened: list[int] = []
+    try:
+        opened.append(os.open(f"/proc/{pid}/fd/{UPPER}", os.O_PATH | os.O_CLOEXEC))
+        ours = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        opened.append(ours)
+        theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        opened.append(theirs)
+        kernel.setns(theirs, kernel.NEWNS)  # a detached mount can be copied only from where it comes from
+        try:
+            copy = kernel.clone_mount(opened[0], None)
+        finally:
+            kernel.setns(ours, kernel.NEWNS)
+        opened.append(copy)
+        kernel.attach_mount(copy, place)
+        target = os.open(layer, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        opened.append(target)
+        os.fchown(target, server.base, server.base)
+        command = ["nsenter", f"--user=/proc/{server.pid}/ns/user", "--"]
+        command += ["mkfs.erofs", "-d1", "-zlz4", f"-U{_NOBODY}", f"/proc/self/fd/{target}", place]
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        done = subprocess.run(
+            command, pass_fds=(target,), env=env, cwd="/", capture_output=True, timeout=_MAKE_S, check=False
+        )
+        os.fchown(target, 0, 0)
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            room = os.fstatvfs(target)
+            why = "there is no room left on the node" if room.f_bavail * room.f_frsize < 1 << 20 else ""
+            raise DriverError(f"the disk could not be kept: {why or (lines[-1] if lines else 'mkfs.erofs failed')}")
+    except subprocess.TimeoutExpired:
+        raise DriverError(f"the disk was not kept within {_MAKE_S:g} s") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise UnsupportedError(f"snapshots of live sandboxes need Linux 6.15 or later ({error})") from error
+        raise DriverError(f"the disk could not be kept: {error.strerror or error}") from error
+    finally:
+        for fd in opened:
+            os.close(fd)

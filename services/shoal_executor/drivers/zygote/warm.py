@@ -1,0 +1,76 @@
+"""A template's warm interpreter: the image's own Python, which ran the template's code and is copied into sandboxes.
+
+It runs code of whoever made the template, so it is apart from the host like a sandbox: a root, a network and so on of
+its own, no capability, a filter. Unlike one it has no user namespace of its own: it is root of its template's, which
+makes it the owner of its sandboxes' user namespaces, and lets it enter those that give it the descriptors. A process
+can enter only pid namespaces below its own: fork server, warm interpreter and sandboxes are all below the template's.
+"""
+
+import json
+import os
+import signal
+import socket
+from typing import Final
+
+from shoal_executor.drivers import kernel
+from shoal_executor.drivers.agent.commands import PATH
+from shoal_executor.drivers.agent.interpreter import MAIN, find, source
+from shoal_executor.drivers.zygote.entering import confine, make_root
+from shoal_executor.drivers.zygote.filter import compile_filter
+
+_DISK: Final = 256 * 1024**2
+_SHM: Final = 64 * 1024**2
+
+
+class WarmingError(Exception):
+    """The template's code failed; the text is what it said."""
+
+
+def launch(code: str, lowers: list[str], env: dict[str, str], cgroups: list[int], program: bytes) -> socket.socket:
+    """Start it; returns the socket on which sandboxes ask for copies. Raises WarmingError, OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = kernel.clone(kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET)
+    if pid == 0:
+        try:
+            _become(lowers, env, cgroups, theirs, asked)
+        except BaseException as error:
+            theirs.send(f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(1)
+    theirs.close()
+    asked.close()
+    told = {"code": code, "filter": program.hex(), "requests": _REQUESTS}
+    with ours:
+        ours.send(json.dumps(told).encode())
+        said = ours.recv(1 << 16)
+        if said != b"ready":
+            raise WarmingError(said.decode(errors="replace").strip() or "it ended")
+    return asking
+
+
+_CONTROL: Final = 3
+_REQUESTS: Final = 4
+_SOURCE: Final = 5
+
+
+def _become(
+    lowers: list[str], env: dict[str, str], cgroups: list[int], control: socket.socket, requests: socket.socket
+) -> None:
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    for fd in cgroups:
+        os.write(fd, b"0")
+    text = source()
+    for fd, place in ((control.fileno(), 64), (requests.fileno(), 65), (text, 66)):
+        os.dup2(fd, place)
+    for place, fd in ((64, _CONTROL), (65, _REQUESTS), (66, _SOURCE)):
+        os.dup2(place, fd)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    make_root(_DISK, _SHM, lowers, [])
+    os.closerange(6, 1 << 20)
+    confine(frozenset(), compile_filter(allow=("setns",)))
+    full = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **env}
+    os.chdir("/root")
+    main = MAIN.format(text=_SOURCE, what="warm", control=_CONTROL)
+    os.execve(find(full), ["python3", "-c", main], full)  # noqa: S606 - no shell is wanted

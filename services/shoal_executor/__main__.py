@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
+from shoal.blobs.cache import Cache
+from shoal.blobs.opening import open_store
 from shoal.runtime.options import Settings, cell_option, service_options
 from shoal.runtime.process import Context, serve
 from shoal.wire.messages import Isolation, NodeSpec, Snapshot
 from shoal.wire.quantities import BadValueError, parse_bytes
 from shoal.wire.subjects import token
+from shoal_executor.drivers.disks import CachedDisks
 from shoal_executor.drivers.protocol import Driver
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
@@ -52,6 +55,16 @@ def _default_state(executor: str) -> Path:
     help="How sandboxes are kept apart.",
 )
 @click.option("--state", envvar="SHOAL_STATE", show_envvar=True, type=click.Path(path_type=Path), help="Its directory.")
+@click.option(
+    "--blobs",
+    envvar="SHOAL_BLOBS",
+    show_envvar=True,
+    metavar="URL",
+    help="Where snapshots are kept for all nodes, such as file:///srv/blobs; default: within its own directory.",
+)
+@click.option(
+    "--blob-cache", envvar="SHOAL_BLOB_CACHE", default="20GiB", type=_Size(), help="How much of them is kept here."
+)
 @click.option("--slots", envvar="SHOAL_SLOTS", default=1024, type=click.IntRange(1), help="Sandboxes a node holds.")
 @click.option("--memory", envvar="SHOAL_MEMORY", type=_Size(), help="Memory to reserve from; default: the machine's.")
 @click.option(
@@ -88,6 +101,8 @@ def main(
     executor: str,
     driver: str,
     state: Path | None,
+    blobs: str | None,
+    blob_cache: int,
     slots: int,
     memory: int | None,
     overcommit: float,
@@ -117,7 +132,13 @@ def main(
         warm=() if simulated else (_HOST,),
     )
 
-    def make() -> Driver:
+    place = state or _default_state(executor)
+    try:
+        store = None if simulated else open_store(blobs or (place.absolute() / "blobs").as_uri())
+    except BadValueError as error:
+        raise click.UsageError(f"--{error}") from None
+
+    def make(cache: Cache | None) -> Driver:
         if simulated:
             profile = Profile(
                 seed,
@@ -127,16 +148,21 @@ def main(
                 command_failure_rate=command_failures,
             )
             return SimulatedDriver(profile)
-        return ZygoteDriver(state or _default_state(executor), parallel=parallel, tune_host=tune_host)
+        return ZygoteDriver(place, CachedDisks(cache) if cache else None, parallel=parallel, tune_host=tune_host)
 
     async def run(context: Context) -> None:
         # What is simulated ends with this process, so there is nothing to remember.
-        journal = None if simulated else Journal(state or _default_state(executor))
+        journal = None if simulated else Journal(place)
+        cache = Cache(store, place / "cache", blob_cache) if store else None
         boot = secrets.token_hex(8)
         try:
-            await ExecutorService(context.bus, make(), offer, boot, journal).run(context.stop)
+            await ExecutorService(context.bus, make(cache), offer, boot, journal, cache).run(context.stop)
         except JournalError as error:
             raise BadValueError("state", str(error)) from error
+        finally:
+            if cache is not None and store is not None:
+                await cache.close()
+                await store.close()
 
     serve("executor", settings, run)
 

@@ -19,12 +19,14 @@ from shoal.wire.messages import (
     EndReason,
     Ranges,
     ReadFile,
+    RollBack,
     RunCommand,
     StartSandboxes,
+    TakeSnapshot,
     WriteFile,
 )
 
-Asked = RunCommand | WriteFile | ReadFile
+Asked = RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
 Key = tuple[str, int, str]
 """A group: rollout, attempt and node. Placement never names an index of a group twice."""
 

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
         FileError,
         InfrastructureError,
         Rejected,
+        RolledBack,
         RolloutEnded,
         SandboxEnded,
         SandboxLost,
         ShoalError,
+        SnapshotError,
         StreamFull,
         Timeout,
         Unreachable,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     )
     from shoal.client.rollout import Rollout
     from shoal.client.sandbox import Files, Sandbox
+    from shoal.client.snapshots import Snapshot
     from shoal.sync import connect as connect_sync
     from shoal.wire.messages import EndReason
 
@@ -58,6 +61,7 @@ __all__ = [
     "NodeInfo",
     "Rejected",
     "Resources",
+    "RolledBack",
     "Rollout",
     "RolloutEnded",
     "RolloutInfo",
@@ -68,6 +72,8 @@ __all__ = [
     "SandboxLost",
     "SandboxOutcome",
     "ShoalError",
+    "Snapshot",
+    "SnapshotError",
     "StreamFull",
     "Timeout",
     "Unreachable",
@@ -80,8 +86,8 @@ _HOMES = {
     "shoal.client.cluster": ("Cluster", "connect"),
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
-        "BadRequest", "CommandFailed", "FileError", "InfrastructureError", "Rejected", "RolloutEnded",
-        "SandboxEnded", "SandboxLost", "ShoalError", "StreamFull", "Timeout", "Unreachable",
+        "BadRequest", "CommandFailed", "FileError", "InfrastructureError", "Rejected", "RolledBack", "RolloutEnded",
+        "SandboxEnded", "SandboxLost", "ShoalError", "SnapshotError", "StreamFull", "Timeout", "Unreachable",
     ),
     "shoal.client.requests": ("Resources", "command"),
     "shoal.client.results": (
@@ -89,6 +95,7 @@ _HOMES = {
     ),
     "shoal.client.rollout": ("Rollout",),
     "shoal.client.sandbox": ("Files", "Sandbox"),
+    "shoal.client.snapshots": ("Snapshot",),
     "shoal.wire.messages": ("EndReason",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

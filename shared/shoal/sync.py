@@ -141,7 +141,14 @@ class Sandbox(_Wrapped):
 
     _inner: sandbox_.Sandbox
     run = _plain(sandbox_.Sandbox.run)
+    python = _plain(sandbox_.Sandbox.python)
+    snapshot = _plain(sandbox_.Sandbox.snapshot)
+    rollback = _plain(sandbox_.Sandbox.rollback)
     release = _plain(sandbox_.Sandbox.release)
+
+    def fork(self, n: int = 1, *, timeout: float | str | None = None) -> "list[Sandbox]":
+        """Return n running copies of it; see `shoal.Sandbox.fork`."""
+        return [Sandbox(self._portal, each) for each in self._portal.call(self._inner.fork(n, timeout=timeout))]
 
     @property
     def files(self) -> Files:

@@ -9,14 +9,31 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
+from shoal.blobs.cache import Cache
+from shoal.blobs.protocol import BlobError
 from shoal.wire.messages import Blob
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.protocol import Disks, DriverError
 
 KEPT: Final = 512
 """Mounts kept at hand; those used longest ago are let go first, and stay for as long as a sandbox has them."""
+
+
+class CachedDisks:
+    """The disks of a node's cache of blobs."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    async def path_of(self, blob: Blob) -> Path:
+        """Return a local file with exactly this content. Raises DriverError."""
+        try:
+            return await self._cache.path_of(blob)
+        except BlobError as error:
+            raise DriverError(str(error)) from error
 
 
 class Mounted:

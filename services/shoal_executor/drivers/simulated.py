@@ -195,7 +195,7 @@ class SimulatedDriver:
         """Nothing here has a disk or a memory that could be started from."""
         if name not in self._live:
             raise NoSuchSandboxError(name)
-        raise UnsupportedError("simulated sandboxes have nothing to keep: use isolation zygote or gvisor")
+        raise UnsupportedError("simulated sandboxes have nothing to keep: use isolation zygote")
 
     async def destroy(self, names: Sequence[str]) -> None:
         """Forget these sandboxes; commands in them end with NoSuchSandboxError."""

@@ -7,9 +7,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 import structlog
 
+from shoal.blobs.cache import Cache
 from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, Delivery, Reader
 from shoal.machine import ranges
@@ -20,25 +20,21 @@ from shoal.wire import streams, subjects
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import (
     Command,
-    CommandFinished,
-    CommandOutput,
-    CommandResult,
     DestroySandboxes,
     EndReason,
     ExecutorBeat,
     ExecutorJoined,
     ExecutorLeft,
-    FileRead,
-    FileWritten,
     NodeSpec,
     ReadFile,
+    RollBack,
     RunCommand,
     Snapshot,
     StartSandboxes,
+    TakeSnapshot,
     WriteFile,
 )
 from shoal_executor.core import (
-    Asked,
     CarryOut,
     Destroy,
     Key,
@@ -50,14 +46,11 @@ from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
     NoSuchSandboxError,
-    SandboxFileError,
     Started,
     StartSpec,
 )
-from shoal_executor.service.answers import without_input
+from shoal_executor.service.carrying import Carrying, bounded
 from shoal_executor.service.journal import (
-    Answer,
-    Answered,
     AnyRecord,
     Began,
     Exited,
@@ -70,7 +63,7 @@ from shoal_executor.service.journal import (
     Up,
     machine,
 )
-from shoal_executor.service.known import Known, ToDo, gone_text, refusal
+from shoal_executor.service.known import Known, ToDo
 from shoal_executor.service.names import name_of, parse
 from shoal_executor.service.outgoing import Outgoing
 
@@ -78,8 +71,6 @@ BEAT_S: Final = 1.0
 JOIN_EVERY_BEATS: Final = 5
 DEADLINE_GRACE_S: Final = 2.0
 """The scheduler ends a rollout whose time is up; the executor does it only if no word comes."""
-OUTPUT_LIMIT: Final = 256 * 1024
-"""Bytes of each output stream that fit into one message, both together, with the broker's default limit."""
 
 _JOB: Final = "job"
 """The id of the one command that travels with a rollout."""
@@ -100,8 +91,11 @@ class Offer:
 class ExecutorService:
     """One executor. With a `journal` it continues what an earlier process of it began, sandboxes included."""
 
-    def __init__(self, bus: Bus, driver: Driver, offer: Offer, boot: str, journal: Journal | None = None) -> None:
-        """`boot`: what it goes by, unless it continues an earlier process."""
+    def __init__(
+        self, bus: Bus, driver: Driver, offer: Offer, boot: str, journal: Journal | None = None,
+        cache: Cache | None = None,
+    ) -> None:  # fmt: skip
+        """`boot`: what it goes by, unless it continues an earlier process. Snapshots are kept by way of `cache`."""
         self._bus = bus
         self._driver = driver
         self._offer = offer
@@ -110,6 +104,7 @@ class ExecutorService:
         self._known = Known(publisher, began, journal)
         self._core = self._known.core
         self._loose = Outgoing(publisher, "")  # beats and the like: nothing that another process would repeat
+        self._carrying = Carrying(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines: dict[Key, asyncio.TimerHandle] = {}
         self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
@@ -217,14 +212,16 @@ class ExecutorService:
                 elif name not in live:
                     reason, detail = exits.get(name, (EndReason.NODE_LOST, "it was gone when its executor came back"))
                     self._happened(Exited(key, index, reason, detail))
-                elif index in group.commands:
+                elif index not in group.commands:
+                    self._keep_saving(key, index, group.order)
+                else:
                     self._carry_on(RunJob(key, index, group.commands[index]))
             if again:
                 self._carry_on(Start(key, group.order, ranges.collect(again)))
             if ending:
                 self._carry_on(Destroy(key, ranges.collect(ending)))
         for asked in self._known.answers.under_way():
-            self._spawn(self._carry_out(asked))
+            self._spawn(self._carrying.carry_out(asked))
         log.info("sandboxes adopted", live=self._core.live, starting=self._core.starting)
 
     async def _beat(self, joined: ExecutorJoined) -> None:
@@ -249,7 +246,10 @@ class ExecutorService:
             await self._bury(delivery, stream, f"cannot be decoded: {error}")
             return
         match message:
-            case StartSandboxes() | DestroySandboxes() | RunCommand() | WriteFile() | ReadFile():
+            case (
+                StartSandboxes() | DestroySandboxes() | RunCommand() | WriteFile() | ReadFile() | TakeSnapshot()
+                | RollBack()
+            ):  # fmt: skip
                 self._happened(Took(delivery.sequence, message))
             case _:
                 await self._bury(delivery, stream, f"{type(message).__name__} is nothing an executor is told")
@@ -275,7 +275,7 @@ class ExecutorService:
             case Destroy(group=key, indices=indices):
                 self._spawn(self._destroy(key, tuple(ranges.indices(indices))))
             case CarryOut(asked=asked):
-                self._spawn(self._carry_out(asked))
+                self._spawn(self._carrying.carry_out(asked))
 
     async def _start(self, key: Key, order: StartSandboxes, indices: tuple[int, ...]) -> None:
         names = {name_of(key, index): index for index in indices}
@@ -288,6 +288,7 @@ class ExecutorService:
                 index = names.pop(outcome.name)
                 if isinstance(outcome, Started):
                     self._happened(Up(key, index))
+                    self._keep_saving(key, index, order)
                 else:
                     self._happened(Failed(key, index, outcome.detail))
             problem = "the driver gave no outcome"
@@ -301,10 +302,14 @@ class ExecutorService:
         for index in names.values():
             self._happened(Failed(key, index, problem))
 
+    def _keep_saving(self, key: Key, index: int, order: StartSandboxes) -> None:
+        if order.checkpoint_every_ms and not order.commands:
+            self._spawn(self._carrying.checkpoint_every(key, index, order))
+
     async def _run_job(self, key: Key, index: int, command: Command) -> None:
         began = time.monotonic_ns()
         try:
-            result = await self._driver.run(name_of(key, index), _bounded(command), id=_JOB)
+            result = await self._driver.run(name_of(key, index), bounded(command), id=_JOB)
         except NoSuchSandboxError:
             return  # its end was ordered or reported, and says why
         run_us = max((time.monotonic_ns() - began) // 1000, result.duration_us)  # it may have been begun before us
@@ -338,48 +343,6 @@ class ExecutorService:
         self._deadlines.pop(key, None)
         self._happened(Expired(key))
 
-    # --- trainers' commands
-
-    async def _carry_out(self, asked: Asked) -> None:
-        name = name_of((asked.rollout, asked.attempt, ""), asked.index)
-        answer: Answer
-        head = (asked.id, asked.rollout, asked.index, asked.attempt)
-        try:
-            match asked:
-                case RunCommand(command=command):
-                    result = await self._run(name, asked)
-                    answer = without_input(CommandFinished(*head, command, result))
-                case WriteFile(path=path):
-                    size = await self._driver.write_file(name, path, asked.data, offset=asked.offset, mode=asked.mode)
-                    answer = FileWritten(*head, path, size)
-                case ReadFile(path=path):
-                    limit = min(asked.limit, OUTPUT_LIMIT)
-                    chunk = await self._driver.read_file(name, path, offset=asked.offset, limit=limit)
-                    answer = FileRead(*head, path, chunk.data, chunk.size, chunk.eof)
-        except NoSuchSandboxError as error:
-            answer = refusal(asked, "sandbox_gone", gone_text(error.reason), error.reason)
-        except SandboxFileError as error:
-            answer = refusal(asked, "file_error", str(error), None)
-        except DriverError as error:
-            answer = refusal(asked, "bad_request", str(error), None)
-        self._happened(Answered(asked.cell, asked.tenant, asked.run, answer))
-        if isinstance(asked, RunCommand):
-            self._driver.settle(name, [asked.id])
-
-    async def _run(self, name: str, asked: RunCommand) -> CommandResult:
-        if not asked.stream:
-            return await self._driver.run(name, _bounded(asked.command), id=asked.id)
-        part = 0
-        subject = subjects.trajectory(asked.cell, asked.tenant, asked.run)
-
-        def publish(channel: int, data: bytes) -> None:
-            nonlocal part
-            output = CommandOutput(asked.id, asked.rollout, asked.index, part, channel, data)
-            self._loose.send(subject, output)
-            part += 1
-
-        return await self._driver.run(name, _bounded(asked.command), publish, id=asked.id)
-
     # ---
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -391,9 +354,3 @@ class ExecutorService:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the executor failed to carry something out", exc_info=error)
-
-
-def _bounded(command: Command) -> Command:
-    if command.output_limit <= OUTPUT_LIMIT:
-        return command
-    return msgspec.structs.replace(command, output_limit=OUTPUT_LIMIT)

@@ -27,13 +27,18 @@ from shoal.wire.messages import (
     NodeSpec,
     Ranges,
     ReadFile,
+    RollBack,
+    RolledBack,
     RunCommand,
+    Snapshot,
+    SnapshotTaken,
     StartSandboxes,
+    TakeSnapshot,
     WriteFile,
 )
 from shoal_executor.core import Key
 
-Answer = CommandFinished | CommandRefused | FileWritten | FileRead
+Answer = CommandFinished | CommandRefused | FileWritten | FileRead | SnapshotTaken | RolledBack
 _HEAD: Final = struct.Struct(">II")
 _LOCK_S: Final = 10.0
 LARGE: Final = 64 * 1024**2
@@ -68,13 +73,14 @@ class Knew(Record, frozen=True):
     sent: int
     unsent: tuple[tuple[int, str, bytes], ...]
     held: tuple[tuple[Key, Ranges], ...] = ()
+    origins: tuple[tuple[str, int, int, Snapshot], ...] = ()
 
 
 class Took(Record, frozen=True):
     """A message of the inbox was taken."""
 
     sequence: int
-    message: StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile
+    message: StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
 
 
 class Up(Record, frozen=True):
@@ -117,6 +123,15 @@ class Gone(Record, frozen=True):
     indices: Ranges
 
 
+class Returned(Record, frozen=True):
+    """A sandbox was made what a snapshot holds: it has started from that, and no longer from its order's."""
+
+    rollout: str
+    index: int
+    attempt: int
+    snapshot: Snapshot
+
+
 class Expired(Record, frozen=True):
     """A group's time was up."""
 
@@ -151,7 +166,8 @@ class Stored(Record, frozen=True):
 
 
 AnyRecord = (
-    Began | Knew | Took | Up | Failed | JobDone | Exited | Gone | Expired | Answered | Flushed | Freed | Stored
+    Began | Knew | Took | Up | Failed | JobDone | Exited | Gone | Returned | Expired | Answered
+    | Flushed | Freed | Stored
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode

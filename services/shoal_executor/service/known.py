@@ -12,7 +12,7 @@ import structlog
 
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
-from shoal.wire.messages import CommandRefused, DestroySandboxes, EndReason, StartSandboxes
+from shoal.wire.messages import CommandRefused, DestroySandboxes, EndReason, Snapshot, StartSandboxes
 from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, Refuse, RunJob, Start
 from shoal_executor.service.answers import Answers
 from shoal_executor.service.journal import (
@@ -30,6 +30,7 @@ from shoal_executor.service.journal import (
     JobDone,
     Journal,
     Knew,
+    Returned,
     Stored,
     Took,
     Up,
@@ -59,6 +60,7 @@ class Known:
         self.outgoing = Outgoing(publisher, "")
         self.outgoing.on_stored = self._stored
         self.reports = Reports(self.outgoing, began.executor, began.isolation, began.cell, self._flush, self._free)
+        self._origins: dict[tuple[str, int, int], Snapshot] = {}
         self.inbox: int | None = None
         """The last sequence of the inbox that was taken; None for an executor that begins anew."""
 
@@ -104,6 +106,7 @@ class Known:
                 self.core.load(record.core)
                 self.answers.load(record.answers)
                 self.outgoing.resume(record.sent, record.unsent)
+                self._origins = {(rollout, index, attempt): each for rollout, index, attempt, each in record.origins}
                 self.reports.hold(record.held, [number for number, _, _ in record.unsent])
             case Stored(number=number):
                 self.outgoing.settle(number)
@@ -121,8 +124,9 @@ class Known:
         self.reports.flush(promoted=True)
         unsent = self.outgoing.unstored
         knew = Knew(
-            self.inbox or 0, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent, self.reports.held
-        )
+            self.inbox or 0, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent, self.reports.held,
+            tuple((*sandbox, snapshot) for sandbox, snapshot in self._origins.items()),
+        )  # fmt: skip
         self._journal.rewrite(self._began, knew)
         self._large = max(LARGE, 4 * self._journal.size)
 
@@ -165,7 +169,19 @@ class Known:
         for first, count in record.indices:
             for index in range(first, first + count):
                 self.answers.forget((rollout, index, attempt))
+                self._origins.pop((rollout, index, attempt), None)
         return self.core.destroyed(record.group, record.indices)
+
+    def _returned(self, record: Returned) -> Sequence[Effect]:
+        self._origins[record.rollout, record.index, record.attempt] = record.snapshot
+        return ()
+
+    def origin(self, rollout: str, index: int, attempt: int) -> Snapshot | None:
+        """Return what a sandbox that is here started from."""
+        key = self.core.find(rollout, index, attempt)
+        if key is None:
+            return None
+        return self._origins.get((rollout, index, attempt), self.core.groups[key].order.snapshot)
 
     def _answered(self, record: Answered) -> Sequence[Effect]:
         self.answers.record(record.answer.id, record.answer)
@@ -232,6 +248,7 @@ _FOLDS: Final[dict[type[AnyRecord], Callable[[Known, Any], Sequence[Effect]]]] =
     JobDone: lambda known, r: known.core.job_done(r.group, r.index, r.result, r.run_us),
     Exited: lambda known, r: known.core.exited(r.group, r.index, r.reason, r.detail),
     Gone: Known._gone,
+    Returned: Known._returned,
     Expired: lambda known, r: known.core.expire(r.group),
     Answered: Known._answered,
 }

@@ -3,9 +3,9 @@
 import re
 from typing import Final
 
-from shoal.wire.messages import RolloutSpec
+from shoal.wire.messages import RolloutSpec, Snapshot
 
-_TEMPLATE: Final = re.compile(r"host|(dir|tar):/[^\0]*")
+_TEMPLATE: Final = re.compile(r"host|(dir|tar):/[^\0]*|snapshot:[0-9a-f]{8,64}|[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USER: Final = re.compile(r"([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9}(:[0-9]{1,9})?)?")
 _LONGEST_MS: Final = 7 * 86_400_000
@@ -15,9 +15,24 @@ _MIB: Final = 1024**2
 def problem(spec: RolloutSpec) -> tuple[str, str] | None:
     """Return the code and the sentence of what is wrong with a spec, or None."""
     if not _TEMPLATE.fullmatch(spec.template):
-        return "unknown_template", f"unknown template {spec.template!r}: use host, dir:/path or tar:/path"
+        known = "host, dir:/path, tar:/path, snapshot:DIGEST or the name of a template or snapshot"
+        return "unknown_template", f"unknown template {spec.template!r}: use {known}"
     sentence = _bad(spec)
     return ("bad_request", sentence) if sentence else None
+
+
+def wants(spec: RolloutSpec, snapshot: Snapshot | None) -> str:
+    """Return the isolation a rollout needs, empty for any: what was kept of a memory fits only where it was."""
+    return spec.isolation or (snapshot.isolation if snapshot else "")
+
+
+def unfit(spec: RolloutSpec, snapshot: Snapshot) -> tuple[str, str] | None:
+    """Return the code and the sentence of why a rollout cannot start from a snapshot, or None."""
+    if spec.isolation in ("", snapshot.isolation) or not snapshot.isolation:
+        return None
+    what = "memory" if snapshot.memory else "warm interpreter"
+    sentence = f"isolation: the snapshot's {what} is for {snapshot.isolation!r}, not {spec.isolation!r}"
+    return "unsupported_isolation", sentence
 
 
 def _bad(spec: RolloutSpec) -> str | None:
@@ -26,6 +41,8 @@ def _bad(spec: RolloutSpec) -> str | None:
         ("n", spec.n, 1, 100_000),
         ("timeout_ms", spec.timeout_ms, 1, _LONGEST_MS),
         ("max_attempts", spec.max_attempts, 1, 255),
+        ("checkpoint_every_ms", spec.checkpoint_every_ms, 0, _LONGEST_MS),
+        ("checkpoint_commands", spec.checkpoint_commands, 0, 10**6),
         ("resources.memory", r.memory, 16 * _MIB, 2**60),
         ("resources.cpu_milli", r.cpu_milli, 1, 10**7),
         ("resources.pids", r.pids, 4, 2**22),
@@ -37,8 +54,8 @@ def _bad(spec: RolloutSpec) -> str | None:
     if len(spec.commands) not in (0, 1, spec.n):
         return f"commands: there are {len(spec.commands)}; give none, one for all, or one for each of the {spec.n}"
     for command in spec.commands:
-        if bool(command.argv) == bool(command.line):
-            return "commands: each needs either argv or line, and not both"
+        if bool(command.argv) + bool(command.line) + bool(command.python) != 1:
+            return "commands: each needs either argv, line or python, and only one of them"
         if command.timeout_ms < 0 or command.output_limit < 0:
             return "commands: timeout_ms and output_limit are 0 or more"
     for name, value in (pair for env in (spec.env, *(c.env for c in spec.commands)) for pair in env):

@@ -12,7 +12,7 @@ from shoal.machine.ledger import Ledger
 from shoal.wire import messages as m
 from shoal.wire import subjects
 from shoal.wire.quantities import BadValueError
-from shoal_scheduler.core.admission import problem
+from shoal_scheduler.core.admission import problem, unfit, wants
 from shoal_scheduler.core.state import Rollout, State
 
 _REMEMBERED_MS: Final = 86_400_000
@@ -24,7 +24,7 @@ _SHARE: Final = 64  # sandboxes a rollout is given at a time while several compe
 class SchedulerCore:
     """The rollouts of one cell. `quota` is the most sandboxes a rollout may ask for."""
 
-    state_version = 1
+    state_version = 2
 
     def __init__(self, cell: int, quota: int = 100_000) -> None:
         self._cell = cell
@@ -77,6 +77,10 @@ class SchedulerCore:
                         rollout.again.append((attempt + 1, again, node))
                         self._waiting[name] = None
                     self._conclude(rollout, "finished", now, effects)
+            case m.SandboxSaved(rollout=name, attempt=attempt, index=index, snapshot=snapshot):
+                if (rollout := self._reported(name, attempt, ((index, 1),), now)) is not None:
+                    _save(rollout, attempt, index, snapshot)
+                return ()
             case m.RolloutReleased(rollout=name, indices=indices):
                 self._close(name, indices, m.EndReason.RELEASED, now, effects)
             case m.RolloutCancelled(rollout=name):
@@ -168,7 +172,7 @@ class SchedulerCore:
         heapq.heappush(self._deadlines, (rollout.deadline_ms, name))
         key = (request.tenant, spec.template)
         known = self._templates.get(key)
-        if known is not None and (spec.template == "host" or now - known[1] <= _FRESH_MS):
+        if known is not None and (spec.template == "host" or now - known[1] <= _FRESH_MS) and not unfit(spec, known[0]):
             rollout.snapshot = known[0]
             self._waiting[name] = None
             return
@@ -189,6 +193,9 @@ class SchedulerCore:
                 continue
             if message.snapshot is None:
                 effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, "unknown_template", message.error)))
+                self._drop(name, now)
+            elif refused := unfit(rollout.request.spec, message.snapshot):
+                effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, *refused)))
                 self._drop(name, now)
             else:
                 rollout.snapshot = message.snapshot
@@ -290,13 +297,13 @@ class SchedulerCore:
                     effects.append(rollout.outcome(self._cell, queued))
 
     def _offered(self, rollout: Rollout) -> bool:
-        return rollout.request.spec.isolation in ("", *self._capacity.isolations)
+        return wants(rollout.request.spec, rollout.snapshot) in ("", *self._capacity.isolations)
 
     def _reason(self, rollout: Rollout) -> str:
         if not self._capacity.nodes:
             return "no node has joined yet"
         if not self._offered(rollout):
-            return f"no node offers isolation {rollout.request.spec.isolation!r} now"
+            return f"no node offers isolation {wants(rollout.request.spec, rollout.snapshot)!r} now"
         return "every slot is taken"
 
     def _rank(self, rollout: Rollout) -> tuple[bool, int, int, int]:
@@ -316,15 +323,29 @@ class SchedulerCore:
             part, rollout.fresh = ranges.take(rollout.fresh, limit)
         self._landed(rollout, -ranges.count(part))
         spec = request.spec
-        if len(spec.commands) > 1:  # each travels once, however many parts a rollout is sent in
-            spec = msgspec.structs.replace(spec, commands=tuple(spec.commands[i] for i in ranges.indices(part)))
-        place = m.PlaceRequested(
-            request.rollout, request.tenant, request.run, self._cell, attempt, part, spec, rollout.snapshot,
-            rollout.deadline_ms, (node,) if node else (),
-        )  # fmt: skip
-        effects.append(Publish(subjects.placement_request(self._cell), place))
+        for indices, snapshot in self._starts(rollout, part):
+            one = spec
+            if len(spec.commands) > 1:  # each travels once, however many parts a rollout is sent in
+                one = msgspec.structs.replace(spec, commands=tuple(spec.commands[i] for i in ranges.indices(indices)))
+            isolation = wants(one, snapshot)
+            if isolation != one.isolation:
+                one = msgspec.structs.replace(one, isolation=isolation)
+            place = m.PlaceRequested(
+                request.rollout, request.tenant, request.run, self._cell, attempt, indices, one, snapshot,
+                rollout.deadline_ms, (node,) if node else (),
+            )  # fmt: skip
+            effects.append(Publish(subjects.placement_request(self._cell), place))
         if attempt == 0 and not rollout.fresh:
             effects.append(rollout.outcome(self._cell, m.RolloutDispatched(request.rollout, rollout.snapshot)))
+
+    @staticmethod
+    def _starts(rollout: Rollout, part: m.Ranges) -> list[tuple[m.Ranges, m.Snapshot]]:
+        """Return which of these sandboxes start from what: those that were kept before from that, each by itself."""
+        assert rollout.snapshot is not None
+        kept = ranges.collect(index for index in rollout.saved if ranges.intersect(((index, 1),), part))
+        plain = ranges.without(part, kept)
+        alone: list[tuple[m.Ranges, m.Snapshot]] = [(((i, 1),), rollout.saved[i]) for i in ranges.indices(kept)]
+        return [*([(plain, rollout.snapshot)] if plain else []), *alone]
 
     def check(self) -> None:
         """Assert that every sandbox is unsent, in flight or ended, and that the sums agree."""
@@ -338,6 +359,13 @@ class SchedulerCore:
             assert name not in self._past
         assert self._in_flight == sum(r.in_flight for r in self._rollouts.values())
         assert self._in_flight == sum(self._tenants.values())
+
+
+def _save(rollout: Rollout, attempt: int, index: int, snapshot: m.Snapshot) -> None:
+    """Note what a sandbox goes on from, should it be lost: where that is the policy, and in its present attempt."""
+    current = rollout.ledger.attempt(index) == attempt and rollout.ledger.reason(index) is None
+    if current and rollout.request.spec.on_lost is m.OnLost.RESUME:
+        rollout.saved[index] = snapshot
 
 
 def _tenant(name: str) -> str:

@@ -27,6 +27,8 @@ class Rollout:
     again: list[Again] = field(default_factory=list)
     in_flight: int = 0
     queued: str = ""
+    saved: dict[int, m.Snapshot] = field(default_factory=dict)
+    """What sandboxes go on from when they are started again, where that is not the rollout's own snapshot."""
 
     @property
     def unsent(self) -> int:
@@ -41,7 +43,7 @@ class Rollout:
         """Return it as data."""
         return DumpedRollout(
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
-            self.queued,
+            self.queued, list(self.saved.items()),
         )  # fmt: skip
 
 
@@ -56,13 +58,14 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     snapshot: m.Snapshot | None
     again: list[Again]
     queued: str
+    saved: list[tuple[int, m.Snapshot]]
 
     def load(self) -> Rollout:
         """Return the rollout. Raises ValueError."""
         ledger = Ledger.load(self.request.spec, self.ledger)
         rollout = Rollout(
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
-            self.queued,
+            self.queued, dict(self.saved),
         )  # fmt: skip
         rollout.in_flight = ledger.live - rollout.unsent
         return rollout

@@ -27,6 +27,7 @@ from shoal.client.requests import (
 )
 from shoal.client.results import Event, NodeInfo, RolloutInfo, SandboxOutcome
 from shoal.client.rollout import Rollout
+from shoal.client.snapshots import Snapshot
 from shoal.wire import streams, subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import RolloutCancelled, RolloutSpec, RolloutSubmitted
@@ -106,7 +107,7 @@ class Cluster:
 
     def rollout(
         self,
-        template: str,
+        template: str | Snapshot,
         n: int | None = None,
         *,
         run: str = DEFAULT_RUN,
@@ -121,23 +122,27 @@ class Cluster:
         max_attempts: int = 3,
         priority: int = 0,
         isolation: str = "",
+        checkpoint_every: float | str | None = None,
+        checkpoint_commands: int = 0,
     ) -> Opening[Rollout]:
         """Ask for n sandboxes: `await` it, or enter it with `async with`, which releases them.
 
         timeout bounds the whole rollout ("10m", or seconds; without it an hour). With command (all run it) or commands
         (one each) they run it at once and are gone: iterate over `outcomes()`. Without, iterate over `ready()`. files
-        are put into each sandbox beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail" or
-        "restart" a sandbox the platform lost, at most max_attempts starts; without it "restart" where commands travel
-        along, which can be run again, and else "fail". isolation: a driver's name; without it whichever there is.
+        are put into each sandbox beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail",
+        "restart" or "resume" (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without
+        it "restart" where commands travel along, which can be run again, and else "fail". checkpoint_every ("5m") and
+        checkpoint_commands (a number) take snapshots by themselves. isolation: a driver's name; without it any.
 
-        Returns when the request is stored and the cluster has said its first word of it (two seconds at most: waiting
-        is durable). Raises BadRequest before anything is sent, Rejected, Unreachable, StreamFull.
+        Returns when the request is stored and the cluster's first word of it has come (two seconds at most: waiting is
+        durable). Raises BadRequest before anything is sent, Rejected, Unreachable, StreamFull.
         """
 
         async def open() -> Rollout:
             spec = rollout_spec(
                 template, n, timeout=timeout, resources=resources, command=command, commands=commands, files=files,
                 env=env, user=user, on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
+                checkpoint_every=checkpoint_every, checkpoint_commands=checkpoint_commands,
             )  # fmt: skip
             return await self._start(spec, run, FIRST_WORD_S)
 
@@ -145,7 +150,7 @@ class Cluster:
 
     async def submit(
         self,
-        template: str,
+        template: str | Snapshot,
         n: int | None = None,
         *,
         run: str = DEFAULT_RUN,
@@ -172,7 +177,7 @@ class Cluster:
 
     async def map(
         self,
-        template: str,
+        template: str | Snapshot,
         commands: Sequence[CommandLike],
         *,
         run: str = DEFAULT_RUN,
@@ -232,7 +237,7 @@ class Cluster:
             return known
         link = self._link
         fold, last = await self._find(rollout_id, run, tenant)
-        rollout = Rollout(link, fold)
+        rollout = Rollout(link, fold, self._start)
         rollout.catch_up()
         if fold.concluded is None and fold.rejected is None:
             if not fold.spec.commands:
@@ -329,7 +334,7 @@ class Cluster:
     def _cell(self, rollout: str) -> int:
         return subjects.cell_of(rollout, self._link.cells)
 
-    async def _start(self, spec: RolloutSpec, run: str, first_word_s: float | None) -> Rollout:
+    async def _start(self, spec: RolloutSpec, run: str, first_word_s: float | None = FIRST_WORD_S) -> Rollout:
         link = self._link
         request = RolloutSubmitted(_new_id(), self.tenant, token(run, "run"), spec)
         payload = check_size(request)
@@ -339,7 +344,7 @@ class Cluster:
         if not spec.commands:
             following.append(link.follow_answers(cell, self.tenant, run))
         await asyncio.gather(*following)
-        rollout = Rollout(link, RolloutFold(request.rollout, self.tenant, run, spec))
+        rollout = Rollout(link, RolloutFold(request.rollout, self.tenant, run, spec), self._start)
         link.rollouts[request.rollout] = rollout
         try:
             await self._publish(request, payload)

@@ -118,6 +118,27 @@ class FileError(ShoalError):
         self.detail = detail
 
 
+class SnapshotError(ShoalError):
+    """A sandbox could not be kept, or brought back to what was kept: by its driver, or for want of room.
+
+    `code` is `unsupported` or `snapshot_failed`; the sandbox goes on as it was.
+    """
+
+    def __init__(self, sandbox: str, code: str, detail: str) -> None:
+        super().__init__(f"snapshot of sandbox {sandbox}: {detail}")
+        self.sandbox = sandbox
+        self.code = code
+        self.detail = detail
+
+
+class RolledBack(ShoalError):
+    """A command was cut off, for its sandbox was rolled back while it ran."""
+
+    def __init__(self, sandbox: str) -> None:
+        super().__init__(f"sandbox {sandbox} was rolled back while this ran: run it again if it is still wanted")
+        self.sandbox = sandbox
+
+
 class Timeout(ShoalError, TimeoutError):
     """No answer in time. A command that exceeds its own timeout is a result with `timed_out`, not this."""
 

@@ -30,12 +30,14 @@ from shoal.wire.messages import (
     CommandRefused,
     FileRead,
     FileWritten,
+    RolledBack,
+    SnapshotTaken,
 )
 
 ANSWER_GRACE_S: Final = 30.0
 """How long an answer may take beyond the command's own timeout."""
 
-Answer = CommandFinished | CommandRefused | FileRead | FileWritten
+Answer = CommandFinished | CommandRefused | FileRead | FileWritten | SnapshotTaken | RolledBack
 OutputSink = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr" and a piece of output, as it comes."""
 
@@ -181,7 +183,9 @@ class Link:
             case CommandOutput(id=id):
                 if id in self._pending:
                     self._pending[id].output(message)
-            case CommandFinished() | CommandRefused() | FileRead() | FileWritten():
+            case (
+                CommandFinished() | CommandRefused() | FileRead() | FileWritten() | SnapshotTaken() | RolledBack()
+            ):  # fmt: skip
                 if isinstance(message, CommandFinished) and message.rollout in self.rollouts:
                     self.rollouts[message.rollout].answered(message, delivery.time_ms)
                 if message.id in self._pending:

@@ -154,7 +154,7 @@ def input_files(files: Mapping[str, FileLike] | None) -> tuple[InputFile, ...]:
 
 
 def rollout_spec(
-    template: str,
+    template: object,
     n: int | None,
     *,
     timeout: float | str | None = None,
@@ -168,10 +168,13 @@ def rollout_spec(
     max_attempts: int = 3,
     priority: int = 0,
     isolation: str = "",
+    checkpoint_every: float | str | None = None,
+    checkpoint_commands: int = 0,
 ) -> RolloutSpec:
     """Return the spec of a rollout. Raises BadRequest for everything that can be known to be wrong beforehand."""
-    if not isinstance(template, str) or not template.strip():
-        raise BadRequest("template", "it is empty; write 'host', 'dir:PATH' or 'tar:PATH'")
+    template = str(template) if template is not None else ""
+    if not template.strip():
+        raise BadRequest("template", "it is empty; write 'host', 'dir:PATH' or 'tar:PATH', or give a snapshot")
     if command is not None and commands is not None:
         raise BadRequest("commands", "give either command (all run it) or commands (one for each sandbox), not both")
     if isinstance(commands, str):
@@ -184,7 +187,7 @@ def rollout_spec(
         raise BadRequest("commands", f"there are {len(given)} for {n} sandboxes; give one, or one for each")
     policy = (OnLost.RESTART if given else OnLost.FAIL) if on_lost is None else on_lost
     if policy not in tuple(OnLost):
-        raise BadRequest("on_lost", f"{on_lost!r} is no policy; write 'fail' or 'restart'")
+        raise BadRequest("on_lost", f"{on_lost!r} is no policy; write 'fail', 'restart' or 'resume'")
     return RolloutSpec(
         template,
         n,
@@ -198,6 +201,8 @@ def rollout_spec(
         whole_number(max_attempts, "max_attempts", 1, 255),
         whole_number(priority, "priority", -(2**31), 2**31 - 1),
         isolation,
+        milliseconds(checkpoint_every, "checkpoint_every"),
+        whole_number(checkpoint_commands, "checkpoint_commands", 0, 10**6),
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 
 from shoal.client.errors import BadRequest, Rejected, RolloutEnded, ShoalError, Timeout
@@ -19,14 +19,19 @@ from shoal.wire.messages import (
     EndReason,
     RolloutCancelled,
     RolloutReleased,
+    RolloutSpec,
 )
 
 
 class Rollout:
     """A group of sandboxes. As a context manager it releases what is left of them."""
 
-    def __init__(self, link: Link, fold: RolloutFold) -> None:
+    def __init__(
+        self, link: Link, fold: RolloutFold, start: "Callable[[RolloutSpec, str], Awaitable[Rollout]]"
+    ) -> None:
         self.link = link
+        self.spec = fold.spec
+        self._start = start
         self.id = fold.rollout
         self.tenant = fold.tenant
         self.run = fold.run
@@ -139,6 +144,10 @@ class Rollout:
         """Stop it, whatever it is doing; its sandboxes end as cancelled. Idempotent."""
         if not self._fold.over:
             await self.link.publish(self._request(), RolloutCancelled(self.id, "client"), f"{self.id}:cancelled")
+
+    async def start(self, spec: RolloutSpec) -> "Rollout":
+        """Start another rollout of the same run."""
+        return await self._start(spec, self.run)
 
     # --- the connection's side
 

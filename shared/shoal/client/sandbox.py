@@ -5,20 +5,35 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from shoal.client.errors import BadRequest, CommandFailed, FileError, ShoalError, sandbox_error
+import msgspec
+
+from shoal.client import snapshots
+from shoal.client.errors import (
+    BadRequest,
+    CommandFailed,
+    FileError,
+    RolledBack,
+    ShoalError,
+    SnapshotError,
+    sandbox_error,
+)
 from shoal.client.link import Answer, OutputSink, Pending
 from shoal.client.requests import MOST_BYTES, PIECE, CommandLike, command, shown, whole_number
 from shoal.client.results import CommandResult
+from shoal.client.snapshots import Snapshot
 from shoal.wire import subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import (
+    Command,
     CommandFinished,
     CommandRefused,
     EndReason,
     FileRead,
     FileWritten,
     ReadFile,
+    RollBack,
     RunCommand,
+    TakeSnapshot,
     WriteFile,
 )
 
@@ -101,22 +116,74 @@ class Sandbox:
             output_limit=output_limit,
             session=session,
         )
-        head = self._head(id)
+        return await self._run(wire, id, on_output, check)
+
+    async def python(
+        self,
+        code: str,
+        *,
+        timeout: float | str | None = None,  # noqa: ASYNC109 - the code's, kept by the sandbox
+        cwd: str = "",
+        env: Mapping[str, str] | None = None,
+        output_limit: int | str | None = None,
+        on_output: OutputSink | None = None,
+        check: bool = False,
+        id: str | None = None,
+    ) -> CommandResult:
+        """Run Python code in the sandbox's one interpreter, whose variables and imports stay from call to call.
+
+        It is the image's own Python; a template's warm interpreter where it has one. What the code prints is stdout,
+        and so is the repr of a last expression; an exception is a traceback on stderr and exit code 1. What exceeds its
+        timeout is interrupted as by Ctrl-C, and killed with its state a second later. Else as `run`.
+        """
+        if not isinstance(code, str) or not code.strip():
+            raise BadRequest("code", "it is empty; write Python, such as 'x = 1'")
+        wire = command("true", timeout=timeout, cwd=cwd, env=env, output_limit=output_limit)
+        wire = msgspec.structs.replace(wire, line="", argv=(), python=code)
+        return await self._run(wire, id, on_output, check)
+
+    async def _run(self, wire: Command, id: str | None, on_output: OutputSink | None, check: bool) -> CommandResult:
+        head = self.head(id)
         message = RunCommand(*head, wire, on_output is not None)
         if len(encode(message)) > MOST_BYTES:
-            raise BadRequest("stdin" if stdin else "command", "it is too long for one message; write a file and use it")
+            raise BadRequest(
+                "stdin" if wire.stdin else "command", "it is too long for one message; write a file and use it"
+            )
         within = wire.timeout_ms / 1000 + self.rollout.link.grace_s if wire.timeout_ms else None
-        if session:  # the shell takes one line at a time: only then does its time run
+        if wire.session:  # the shell takes one line at a time: only then does its time run
             async with self._session:
-                answer = await self._ask(message, within, f"command {shown(wire)!r}", on_output)
+                answer = await self.ask(message, within, f"command {shown(wire)!r}", on_output)
         else:
-            answer = await self._ask(message, within, f"command {shown(wire)!r}", on_output)
+            answer = await self.ask(message, within, f"command {shown(wire)!r}", on_output)
         if not isinstance(answer, CommandFinished):
-            raise self._unexpected(answer)
+            raise self.unexpected(answer)
         result = CommandResult.of(answer.result)
         if check and not result.ok:
             raise CommandFailed(self.name, shown(wire), result)
         return result
+
+    async def snapshot(self, name: str | None = None, *, memory: bool | None = None) -> Snapshot:
+        """Keep it as it is now, under a name if one is given; its processes stand still for some milliseconds.
+
+        What is kept is the disk, and what its processes have in memory where the driver can; memory=True insists on
+        that. Raises SnapshotError, when the sandbox goes on as it was; BadRequest, SandboxLost, SandboxEnded, Timeout.
+        """
+        return await snapshots.take(self, name, memory)
+
+    async def fork(self, n: int = 1, *, timeout: float | str | None = None) -> "list[Sandbox]":  # noqa: ASYNC109 - the forks', kept by the cluster
+        """Return n running copies of it as it is now, on whatever nodes; it goes on itself.
+
+        They are a rollout of their own, of the same run and with the same limits: `fork(...)[0].rollout.release()`
+        gives all of them back. timeout bounds that rollout. Raises as `snapshot`, and as `Cluster.rollout`.
+        """
+        return await snapshots.fork(self, n, timeout)
+
+    async def rollback(self, snapshot: Snapshot) -> None:
+        """Make it what a snapshot holds; what happened in it since is gone, and commands under way are cut off.
+
+        Raises SnapshotError, when it goes on as it was; SandboxLost when it could not be brought back.
+        """
+        await snapshots.roll_back(self, snapshot)
 
     async def release(self) -> None:
         """Give it back. Idempotent."""
@@ -137,20 +204,21 @@ class Sandbox:
 
     async def write_piece(self, path: str, data: bytes, offset: int, mode: int) -> None:
         """Write one piece of a file."""
-        message = WriteFile(*self._head(None), path, data, offset, mode)
-        answer = await self._ask(message, FILE_TIMEOUT_S, f"writing {path!r}", None)
+        message = WriteFile(*self.head(None), path, data, offset, mode)
+        answer = await self.ask(message, FILE_TIMEOUT_S, f"writing {path!r}", None)
         if not isinstance(answer, FileWritten):
-            raise self._unexpected(answer, path)
+            raise self.unexpected(answer, path)
 
     async def read_piece(self, path: str, offset: int) -> FileRead:
         """Read one piece of a file."""
-        message = ReadFile(*self._head(None), path, offset, PIECE)
-        answer = await self._ask(message, FILE_TIMEOUT_S, f"reading {path!r}", None)
+        message = ReadFile(*self.head(None), path, offset, PIECE)
+        answer = await self.ask(message, FILE_TIMEOUT_S, f"reading {path!r}", None)
         if not isinstance(answer, FileRead):
-            raise self._unexpected(answer, path)
+            raise self.unexpected(answer, path)
         return answer
 
-    def _head(self, id: str | None) -> tuple[str, str, str, int, str, int, int]:
+    def head(self, id: str | None) -> tuple[str, str, str, int, str, int, int]:
+        """Return what every request begins with; id makes a repetition harmless."""
         if id is not None and not 0 < len(id) <= _MOST_ID:
             raise BadRequest("id", f"write 1 to {_MOST_ID} characters")
         # Executors know commands by id alone: the sandbox's name keeps one trainer's "step-1" from another's.
@@ -158,20 +226,22 @@ class Sandbox:
         rollout = self.rollout
         return (full, rollout.tenant, rollout.run, rollout.cell, rollout.id, self.index, self.attempt)
 
-    async def _ask(
+    async def ask(
         self,
-        message: RunCommand | WriteFile | ReadFile,
+        message: RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack,
         within_s: float | None,
         what: str,
         on_output: OutputSink | None,
     ) -> Answer:
+        """Send a request to the sandbox's executor and wait for its answer."""
         if self._reason is not None and self._end is not None:
             raise self._end.with_traceback(None)
         subject = subjects.executor_command(self.executor, self.rollout.tenant)
         what = f"{what} in sandbox {self.name}"
         return await self.rollout.link.ask(subject, message, message.id, within_s, what, self._pending, on_output)
 
-    def _unexpected(self, answer: Answer, path: str | None = None) -> ShoalError:
+    def unexpected(self, answer: Answer, path: str | None = None) -> ShoalError:
+        """Return the error that an answer of another kind than was hoped for stands for."""
         if not isinstance(answer, CommandRefused):
             return BadRequest("id", f"{answer.id!r} was used for another kind of operation; choose another one")
         match answer.code:
@@ -182,6 +252,10 @@ class Sandbox:
                 return sandbox_error(self.name, reason, answer.detail)
             case "file_error":
                 return FileError(self.name, path or "", answer.detail)
+            case "unsupported" | "snapshot_failed":
+                return SnapshotError(self.name, answer.code, answer.detail)
+            case "rolled_back":
+                return RolledBack(self.name)
             case "answer_gone":
                 return BadRequest(
                     "id", f"this command ran before and its answer is no longer kept: {answer.detail}; `shoal events`"

@@ -114,7 +114,7 @@ class Ledger:
         """
         gone: list[int] = []
         again: list[int] = []
-        retried = reason is EndReason.START_FAILED or (reason.infrastructure and self._on_lost is OnLost.RESTART)
+        retried = reason is EndReason.START_FAILED or (reason.infrastructure and self._on_lost is not OnLost.FAIL)
         for index in ranges.indices(indices):
             if self._attempts[index] != attempt or self._states[index] >= _ENDED:
                 continue

@@ -37,7 +37,6 @@ class Isolation(StrEnum):
     """How a sandbox is kept apart from its host: the driver that runs it."""
 
     ZYGOTE = "zygote"
-    GVISOR = "gvisor"
     SIMULATED = "simulated"
 
 
@@ -138,20 +137,6 @@ class Snapshot(Value, frozen=True):
         return (*self.disks, *self.layers, *((self.memory,) if self.memory else ()))
 
 
-class Recipe(Value, frozen=True):
-    """How a template is made: a source, commands that are run in it one after the other, and what is kept warm.
-
-    `source`: host, dir:PATH, tar:PATH, docker-archive:PATH, oci:PATH[:TAG], docker://REFERENCE or template:NAME.
-    """
-
-    source: str
-    setup: tuple[str, ...] = ()
-    warm: str = ""
-    resources: Resources = Resources()
-    env: tuple[tuple[str, str], ...] = ()
-    isolation: str = ""
-
-
 class RolloutSpec(Value, frozen=True):
     """What a rollout asks for.
 
@@ -173,7 +158,6 @@ class RolloutSpec(Value, frozen=True):
     isolation: str = ""  # empty: whatever the nodes have
     checkpoint_every_ms: int = 0  # take a snapshot so often, by itself; 0: never
     checkpoint_commands: int = 0  # or after so many commands
-    idle_after_ms: int = 0  # put to sleep when nothing was asked for so long; 0: never
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -204,13 +188,6 @@ class RolloutCancelled(Message, frozen=True):
 
     rollout: str
     by: str = ""
-
-
-class SandboxesWanted(Message, frozen=True):
-    """A trainer has a use again for these sandboxes that sleep: wake them."""
-
-    rollout: str
-    indices: Ranges
 
 
 # --- the rollout log: reports by executors and placement
@@ -259,16 +236,6 @@ class SandboxesEnded(Message, frozen=True):
 
 class SandboxSaved(Message, frozen=True):
     """What a sandbox goes on from, should it be lost: taken after its first `commands` commands."""
-
-    rollout: str
-    attempt: int
-    index: int
-    snapshot: Snapshot
-    commands: int = 0
-
-
-class SandboxSlept(Message, frozen=True):
-    """A sandbox was put to sleep: it is all in the snapshot, and occupies no slot until it is wanted."""
 
     rollout: str
     attempt: int
@@ -450,7 +417,6 @@ class StartSandboxes(Message, frozen=True):
     deadline_ms: int
     checkpoint_every_ms: int = 0
     checkpoint_commands: int = 0
-    idle_after_ms: int = 0
 
 
 class DestroySandboxes(Message, frozen=True):
@@ -540,18 +506,6 @@ class RollBack(Message, frozen=True):
     snapshot: Snapshot
 
 
-class Hibernate(Message, frozen=True):
-    """Put a live sandbox to sleep, memory and all; the next command wakes it."""
-
-    id: str
-    tenant: str
-    run: str
-    cell: int
-    rollout: str
-    index: int
-    attempt: int
-
-
 # --- the trajectory
 
 
@@ -623,22 +577,12 @@ class RolledBack(Message, frozen=True):
     digest: str
 
 
-class Hibernated(Message, frozen=True):
-    """A sandbox sleeps, and occupies nothing."""
-
-    id: str
-    rollout: str
-    index: int
-    attempt: int
-    digest: str
-
-
 class CommandRefused(Message, frozen=True):
     """A command, file operation or snapshot was not carried out.
 
     `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, `unsupported` (by
-    the sandbox's driver), `snapshot_failed`, `asleep` (the sandbox was put to sleep: wake it, then ask again) or
-    `answer_gone` (it was carried out before, and the trajectory has its result).
+    the sandbox's driver), `snapshot_failed`, `rolled_back` (while it ran) or `answer_gone` (it was carried out before,
+    and the trajectory has its result).
     """
 
     id: str
@@ -669,50 +613,6 @@ class TemplateInspected(Message, frozen=True):
     error: str = ""
 
 
-class BuildTemplate(Message, frozen=True):
-    """Somebody wants this recipe built, and to call what comes of it `name`. `id` is the asker's."""
-
-    id: str
-    tenant: str
-    name: str
-    recipe: Recipe
-
-
-class BuildProgress(Message, frozen=True):
-    """A build has come so far. `key` names what is built; `done` of `total` in bytes or steps, 0 where not known."""
-
-    tenant: str
-    key: str
-    step: str
-    done: int = 0
-    total: int = 0
-    output: str = ""
-
-
-class TemplateBuilt(Message, frozen=True):
-    """What a build came to: a snapshot, or `error`, with the last of the failing command's output."""
-
-    tenant: str
-    key: str
-    snapshot: Snapshot | None
-    error: str = ""
-
-
-class TemplateNamed(Message, frozen=True):
-    """The answer to a BuildTemplate: its name stands for this snapshot now, or `error` says why not.
-
-    `cached`: nothing had to be built.
-    """
-
-    id: str
-    tenant: str
-    name: str
-    key: str
-    snapshot: Snapshot | None
-    error: str = ""
-    cached: bool = False
-
-
 class SnapshotAdded(Message, frozen=True):
     """A snapshot was taken and all its bytes are stored. `origin` is the sandbox's name; `name` may be empty."""
 
@@ -720,42 +620,6 @@ class SnapshotAdded(Message, frozen=True):
     snapshot: Snapshot
     name: str = ""
     origin: str = ""
-
-
-class SnapshotPinned(Message, frozen=True):
-    """A snapshot, by name or digest, is kept until it is unpinned (`pinned` false)."""
-
-    tenant: str
-    snapshot: str
-    pinned: bool = True
-
-
-class SnapshotRemoved(Message, frozen=True):
-    """A tenant has no more use for a snapshot, by name or digest; what nothing needs any more is collected."""
-
-    tenant: str
-    snapshot: str
-
-
-class SnapshotHeld(Message, frozen=True):
-    """A rollout's sandboxes start from this snapshot until it is let go, `until_ms` (broker's time) at the latest."""
-
-    rollout: str
-    digest: str
-    until_ms: int
-
-
-class SnapshotLetGo(Message, frozen=True):
-    """A rollout is over: it holds no snapshot any more."""
-
-    rollout: str
-
-
-class BlobsCollected(Message, frozen=True):
-    """The snapshot service removed these blobs from the store, and found that it could not remove those in `kept`."""
-
-    digests: tuple[str, ...]
-    kept: tuple[str, ...] = ()
 
 
 # --- dead letters
@@ -786,15 +650,13 @@ class DeadLetter(Message, frozen=True):
 
 
 AnyMessage = (
-    RolloutSubmitted | RolloutReleased | RolloutCancelled | SandboxesWanted
-    | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
+    RolloutSubmitted | RolloutReleased | RolloutCancelled
+    | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved
     | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded
     | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | Tick
     | PlaceRequested | ReleaseRequested | ExecutorJoined | ExecutorBeat | ExecutorLeft | SlotsReleased
-    | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
-    | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
-    | CommandRefused
-    | ResolveTemplate | TemplateInspected | BuildTemplate | BuildProgress | TemplateBuilt | TemplateNamed
-    | SnapshotAdded | SnapshotPinned | SnapshotRemoved | SnapshotHeld | SnapshotLetGo | BlobsCollected
+    | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
+    | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | CommandRefused
+    | ResolveTemplate | TemplateInspected | SnapshotAdded
     | DeadLetter
 )  # fmt: skip

@@ -238,7 +238,7 @@ class ZygoteDriver:
     async def capture(self, name: str, directory: Path, *, memory: bool, end: bool = False) -> Captured:
         """Keep its disk; what a process has in memory stays where it is."""
         if memory:
-            raise UnsupportedError("zygote keeps no memory of a live sandbox: use isolation gvisor, or memory=False")
+            raise UnsupportedError("isolation zygote keeps no memory of a live sandbox: leave memory out")
         sandbox = self._get(name)
         captured = await capture(name, sandbox.link, sandbox.zygote, directory)
         if end:

@@ -1,0 +1,85 @@
+"""Snapshots in a trainer's hands: taken of live sandboxes, started from, gone back to."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from shoal.client.errors import BadRequest
+from shoal.client.requests import checked, milliseconds, whole_number
+from shoal.wire import messages, subjects
+from shoal.wire.messages import RollBack, RolledBack, SnapshotTaken, TakeSnapshot
+
+if TYPE_CHECKING:
+    from shoal.client.sandbox import Sandbox
+
+TIMEOUT_S: Final = 330.0
+"""Beyond what a node allows itself for the largest disk."""
+_MOST_FORKS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What sandboxes can be started from: `cluster.rollout(snapshot, n=64)`, from this client or, by `name`, any other.
+
+    `stood_ms`: how long its sandbox stood still for it. `wire` is all of it, as the cluster has it.
+    """
+
+    wire: messages.Snapshot
+    name: str = ""
+    stood_ms: float = 0.0
+
+    def __str__(self) -> str:
+        return f"snapshot:{self.digest}"
+
+    @property
+    def digest(self) -> str:
+        """What it is, whatever it is called."""
+        return self.wire.digest
+
+    @property
+    def parent(self) -> str:
+        """The digest of what its sandbox had started from."""
+        return self.wire.parent
+
+    @property
+    def size(self) -> int:
+        """Bytes of what was written on top of its template."""
+        return sum(blob.size for blob in self.wire.layers)
+
+
+async def take(sandbox: "Sandbox", name: str | None, memory: bool | None) -> Snapshot:
+    """Keep a live sandbox as it is now."""
+    called = "" if name is None else checked(subjects.token, name, "name")
+    wanted = {None: "", True: "yes", False: "no"}[memory]
+    message = TakeSnapshot(*sandbox.head(None), called, wanted)
+    answer = await sandbox.ask(message, TIMEOUT_S, "taking a snapshot", None)
+    if not isinstance(answer, SnapshotTaken):
+        raise sandbox.unexpected(answer)
+    return Snapshot(answer.snapshot, answer.name, answer.took_us / 1000)
+
+
+async def fork(sandbox: "Sandbox", n: int, timeout: float | str | None) -> "list[Sandbox]":  # noqa: ASYNC109 - the forks' lifetime, kept by the cluster
+    """Start copies of a live sandbox as it is now; the parent goes on."""
+    whole_number(n, "n", 1, _MOST_FORKS)
+    snapshot = await take(sandbox, None, None)
+    rollout = sandbox.rollout
+    spec = msgspec.structs.replace(
+        rollout.spec,
+        template=str(snapshot),
+        n=n,
+        files=(),  # they are there already
+        timeout_ms=milliseconds(timeout, "timeout") or rollout.spec.timeout_ms,
+    )
+    forks = await rollout.start(spec)
+    return [each async for each in forks.ready()]
+
+
+async def roll_back(sandbox: "Sandbox", snapshot: Snapshot) -> None:
+    """Make a live sandbox what a snapshot holds."""
+    if not isinstance(snapshot, Snapshot):
+        raise BadRequest("snapshot", f"{snapshot!r} is none; give what sandbox.snapshot() returned")
+    message = RollBack(*sandbox.head(None), snapshot.wire)
+    answer = await sandbox.ask(message, TIMEOUT_S, "rolling back", None)
+    if not isinstance(answer, RolledBack):
+        raise sandbox.unexpected(answer)

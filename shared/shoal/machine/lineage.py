@@ -1,0 +1,27 @@
+"""What a snapshot is called: by its content, so that whoever makes the same has the same."""
+
+import hashlib
+
+import msgspec
+
+from shoal.wire.messages import Blob, Snapshot
+
+
+def identified(snapshot: Snapshot) -> Snapshot:
+    """Return the snapshot under the digest of everything it says."""
+    nameless = msgspec.structs.replace(snapshot, digest="")
+    return msgspec.structs.replace(snapshot, digest=hashlib.sha256(msgspec.msgpack.encode(nameless)).hexdigest())
+
+
+def grown(origin: Snapshot, layer: Blob, memory: Blob | None, isolation: str) -> Snapshot:
+    """Return the snapshot of a sandbox that started from `origin` and has written `layer` since."""
+    return identified(
+        msgspec.structs.replace(
+            origin,
+            layers=(*origin.layers, layer),
+            memory=memory,
+            isolation=isolation if memory else origin.isolation,
+            parent=origin.digest,
+            template=origin.template or origin.digest,
+        )
+    )

@@ -1,0 +1,162 @@
+"""Snapshots of live sandboxes, as a trainer meets them: taken, forked, gone back to, resumed from."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+import shoal
+from shoal.cli.system import LocalSystem
+from shoal.wire.messages import SandboxSaved
+
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.sandbox,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="snapshots need an executor that runs as root"),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[LocalSystem, Path]]:
+    state = tmp_path_factory.mktemp("snapshots")
+    async with LocalSystem(state, port=0) as system:
+        yield system, state
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def cluster(system: tuple[LocalSystem, Path]) -> AsyncIterator[shoal.Cluster]:
+    async with shoal.connect(system[0].url) as cluster:
+        yield cluster
+
+
+async def one(rollout: shoal.Rollout) -> shoal.Sandbox:
+    (sandbox,) = [sandbox async for sandbox in rollout.ready()]
+    return sandbox
+
+
+async def test_python_keeps_its_state(cluster: shoal.Cluster) -> None:
+    async with cluster.rollout("host") as rollout:
+        sandbox = await one(rollout)
+        assert (await sandbox.python("import math\nx = 41")).ok
+        assert (await sandbox.python("x + 1, math.pi > 3")).stdout == "(42, True)\n"
+        with pytest.raises(shoal.CommandFailed, match="ZeroDivisionError"):
+            await sandbox.python("1 / 0", check=True)
+        with pytest.raises(shoal.BadRequest, match="code"):
+            await sandbox.python(" ")
+
+
+async def test_forks_go_on_from_this_very_moment_and_so_does_the_parent(cluster: shoal.Cluster) -> None:
+    async with cluster.rollout("host", resources=shoal.Resources(memory="128MiB"), env={"WHO": "me"}) as rollout:
+        parent = await one(rollout)
+        await parent.run("echo one > note; rm /etc/hosts; mkdir -p a/b")
+        forks = await parent.fork(6)
+        await parent.run("echo two > note")
+        look = "cat note; test -e /etc/hosts; echo $? $WHO; ls"
+        said = [(await fork.run(look)).stdout for fork in forks]
+        assert said == ["one\n1 me\na\nnote\n"] * 6
+        await forks[0].run("echo mine > note")
+        (grandchild,) = await forks[0].fork()
+        assert [(await each.run("cat note")).stdout for each in (grandchild, forks[1], parent)] == [
+            "mine\n", "one\n", "two\n",
+        ]  # fmt: skip
+        assert forks[0].rollout.run == rollout.run
+        for each in (forks[0], grandchild):
+            await each.rollout.release()
+            await each.rollout.wait(30)
+
+
+async def test_a_snapshot_is_started_from_by_itself_by_name_and_by_digest(cluster: shoal.Cluster) -> None:
+    async with cluster.rollout("host") as rollout:
+        sandbox = await one(rollout)
+        await sandbox.run("echo kept > note")
+        snapshot = await sandbox.snapshot("of-a-test")
+        assert snapshot.name == "of-a-test"
+        assert snapshot.size > 0
+        assert snapshot.parent == "host"
+    for start in (snapshot, "of-a-test", f"snapshot:{snapshot.digest}", f"snapshot:{snapshot.digest[:12]}"):
+        results = await cluster.map(start, ["cat note"] * 2)
+        assert [result.stdout for result in results] == ["kept\n"] * 2
+    with pytest.raises(shoal.Rejected, match="one of your snapshots"):
+        await cluster.rollout("of-another-test")
+    async with shoal.connect(cluster.url, tenant="stranger") as stranger:
+        with pytest.raises(shoal.Rejected, match="snapshot"):
+            await stranger.rollout(snapshot)
+
+
+async def test_a_rollback_makes_a_sandbox_what_it_was(cluster: shoal.Cluster) -> None:
+    async with cluster.rollout("host", env={"WHO": "me"}) as rollout:
+        sandbox = await one(rollout)
+        await sandbox.run("echo one > note")
+        snapshot = await sandbox.snapshot()
+        await sandbox.run("echo two > note; touch new")
+        cut = asyncio.create_task(sandbox.run("sleep 60"))
+        await sandbox.run("until pgrep -f 'sleep 6[0]'; do :; done")
+        await sandbox.rollback(snapshot)
+        with pytest.raises(shoal.RolledBack):
+            await cut
+        assert (await sandbox.run("cat note; ls; echo $WHO; pgrep sleep")).stdout == "one\nnote\nme\n"
+        await sandbox.run("echo three > note")
+        later = await sandbox.snapshot()
+        assert later.parent == snapshot.digest
+        assert [(await fork.run("cat note")).stdout for fork in await sandbox.fork(1)] == ["three\n"]
+        with pytest.raises(shoal.BadRequest, match="snapshot"):
+            await sandbox.rollback("of-a-test")  # type: ignore[arg-type]  # what somebody may try
+
+
+async def test_what_cannot_be_kept_is_an_error_and_the_sandbox_goes_on(cluster: shoal.Cluster) -> None:
+    async with cluster.rollout("host") as rollout:
+        sandbox = await one(rollout)
+        with pytest.raises(shoal.SnapshotError, match="memory"):
+            await sandbox.snapshot(memory=True)
+        with pytest.raises(shoal.BadRequest, match="name"):
+            await sandbox.snapshot("no name")
+        assert (await sandbox.run("echo on")).stdout == "on\n"
+
+
+async def kill_node(state: Path) -> None:
+    """Kill an executor with everything that would let its sandboxes outlive it."""
+    from shoal_executor.drivers.zygote.forkserver import entries
+
+    pids = [entry.pid for _, entry in entries(state / "executor" / "forks")]
+    assert pids
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        words = path.read_bytes().split(b"\0")
+        if b"shoal_executor" in words and bytes(state / "executor") in words:
+            pids.insert(0, int(path.parent.name))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(240)
+async def test_sandboxes_of_a_lost_node_resume_from_their_last_snapshot(
+    system: tuple[LocalSystem, Path], cluster: shoal.Cluster
+) -> None:
+    rollout = await cluster.rollout("host", n=32, on_lost="resume", checkpoint_commands=2, timeout="5m", run="resumed")
+    first = [sandbox async for sandbox in rollout.ready()]
+    for number, line in enumerate(("echo {} > note", "echo saved >> note", "echo lost >> note")):
+        await asyncio.gather(*(sandbox.run(line.format(sandbox.index)) for sandbox in first))
+        if number == 1:
+            async with asyncio.timeout(60):
+                saved: set[int] = set()
+                async for event in cluster.events("resumed", follow=True, since="10m"):
+                    if isinstance(event.message, SandboxSaved):
+                        saved.add(event.message.index)
+                    if len(saved) == 32:
+                        break
+    await kill_node(system[1])
+    async with asyncio.timeout(120):
+        with pytest.raises(shoal.SandboxLost):
+            await first[0].run("sleep 300")
+        second = [sandbox async for sandbox in rollout.ready()]
+        assert sorted(sandbox.index for sandbox in second) == list(range(32))
+        said = {sandbox.index: (await sandbox.run("cat note")).stdout for sandbox in second}
+    assert said == {index: f"{index}\nsaved\n" for index in range(32)}
+    assert {sandbox.attempt for sandbox in second} == {1}
+    await rollout.release()
+    summary = await rollout.wait(60)
+    assert summary.lost == 0

@@ -36,6 +36,10 @@ fi
 has_seccomp || { apt_install libseccomp2 && has_seccomp; } ||
     stop "libseccomp is missing, which isolates sandboxes; run 'apt-get install libseccomp2' as root, then this again"
 
+# Snapshots of live sandboxes are EROFS files; all else works without.
+command -v mkfs.erofs >/dev/null || apt_install erofs-utils ||
+    say "mkfs.erofs is missing: no snapshots until 'apt-get install erofs-utils' is run as root"
+
 # No cache: nothing is written outside this checkout.
 install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps "$@"; }
 say "installing the packages of requirements/dev.lock"

@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +48,11 @@ async def sh(driver: Driver, name: str, line: str, **options: object) -> Command
 def processes(pattern: str) -> str:
     """Return a shell line that counts the sandbox's processes whose arguments match, with nothing but coreutils."""
     return f"for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done 2>/dev/null | grep -c '{pattern}'"
+
+
+def needs_snapshots() -> None:
+    if os.geteuid() != 0 or shutil.which("mkfs.erofs") is None:
+        pytest.skip("snapshots of live sandboxes need root, and mkfs.erofs of erofs-utils")
 
 
 class Blobs:
@@ -355,6 +362,7 @@ class DriverConformance:
         self, driver: Driver, tmp_path: Path, blobs: Blobs
     ) -> None:
         self.needs_real()
+        needs_snapshots()
         name = await one(driver)
         line = (
             "echo 1 > kept; mkdir -p a/b; echo 2 > a/b/c; rm /etc/hosts; rm -r /var/log; mkdir /var/log; chown 7:8 kept"
@@ -380,6 +388,7 @@ class DriverConformance:
         self, driver: Driver, tmp_path: Path, blobs: Blobs
     ) -> None:
         self.needs_real()
+        needs_snapshots()
         name = await one(driver)
         await driver.run(name, Command(line="x=5; cd /tmp", session=True))
         await driver.run(name, Command(python="y = 6"))

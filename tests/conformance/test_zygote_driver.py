@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from conformance.drivers import Blobs, DriverConformance, fresh, one, sh, start
+from conformance.drivers import Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
 from shoal.wire.messages import Command, Resources, Snapshot
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
@@ -246,6 +246,7 @@ async def test_fork_servers_of_forgotten_templates_are_ended(tmp_path: Path) -> 
 async def test_a_disk_is_a_template_and_every_sandbox_has_it_to_itself(
     driver: ZygoteDriver, tmp_path: Path, blobs: Blobs
 ) -> None:
+    needs_snapshots()
     root = small_root(tmp_path / "root")
     disks = []
     for number, text in enumerate(("lower", "upper")):
@@ -304,6 +305,7 @@ async def test_a_warm_template_runs_its_code_once_and_every_sandbox_goes_on_from
         "import ctypes\nc = ctypes.CDLL(None)\nc.setns(os.open('/proc/self/ns/user', 0), 0), c.unshare(0x10000000)"
     )
     assert (await driver.run(names[1], Command(python=attempts))).stdout == b"(-1, -1)\n"
+    needs_snapshots()
     second = await TestZygoteDriver().captured(driver, names[1], tmp_path / "kept", blobs, snapshot)
     (forked,) = await start(driver, [StartSpec(fresh(), second)])
     assert (await driver.run(forked.name, Command(python="count"))).stdout == b"41\n"  # the template's, not names[1]'s

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,10 @@ pytestmark = [
     pytest.mark.broker,
     pytest.mark.sandbox,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="snapshots need an executor that runs as root"),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("mkfs.erofs") is None,
+        reason="snapshots of live sandboxes need root, and mkfs.erofs of erofs-utils",
+    ),
 ]
 
 
@@ -48,6 +52,27 @@ async def test_python_keeps_its_state(cluster: shoal.Cluster) -> None:
             await sandbox.python("1 / 0", check=True)
         with pytest.raises(shoal.BadRequest, match="code"):
             await sandbox.python(" ")
+
+
+async def test_warm_code_runs_once_and_every_sandbox_goes_on_from_there(cluster: shoal.Cluster) -> None:
+    code = "import json, random\nseed, count = random.random(), 41"
+    async with cluster.rollout("host", n=8, warm=code) as rollout:
+        sandboxes = [sandbox async for sandbox in rollout.ready()]
+        assert {sandbox.isolation for sandbox in sandboxes} == {"zygote"}
+        said = [(await sandbox.python("count += 1\ncount, seed")).stdout for sandbox in sandboxes]
+        assert len(set(said)) == 1
+        assert said[0].startswith("(42, ")
+        (fork,) = await sandboxes[0].fork()
+        assert (await fork.python("count, seed")).stdout == said[0].replace("42", "41")  # its disk is the parent's
+        async with cluster.rollout("host") as plain:  # which has a root of its own
+            assert (await (await one(plain)).run("cat /etc/hosts")).ok
+        assert (await sandboxes[1].run("cat /etc/hosts")).ok
+    async with cluster.rollout("host", warm="import no_such_module", max_attempts=1) as rollout:
+        failed = await one(rollout)
+        with pytest.raises(shoal.SandboxLost, match="no_such_module"):
+            await failed.run("true")
+    with pytest.raises(shoal.Rejected, match="isolation"):
+        await cluster.rollout("host", warm=code, isolation="simulated")
 
 
 async def test_forks_go_on_from_this_very_moment_and_so_does_the_parent(cluster: shoal.Cluster) -> None:

@@ -124,6 +124,7 @@ _KEPT_SPEC = RolloutSpec(
     isolation="zygote",
     checkpoint_every_ms=300_000,
     checkpoint_commands=10,
+    warm="import json",
 )
 _PLACE = ("r7k2m4n6p8q2s4t6v", "acme", "grpo-7")
 

@@ -9,6 +9,7 @@ import msgspec
 from shoal.machine import ranges
 from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.machine.ledger import Ledger
+from shoal.machine.lineage import warmed
 from shoal.wire import messages as m
 from shoal.wire import subjects
 from shoal.wire.quantities import BadValueError
@@ -172,8 +173,12 @@ class SchedulerCore:
         heapq.heappush(self._deadlines, (rollout.deadline_ms, name))
         key = (request.tenant, spec.template)
         known = self._templates.get(key)
-        if known is not None and (spec.template == "host" or now - known[1] <= _FRESH_MS) and not unfit(spec, known[0]):
-            rollout.snapshot = known[0]
+        if (
+            known is not None
+            and (spec.template == "host" or now - known[1] <= _FRESH_MS)
+            and not unfit(spec, warmed(known[0], spec.warm))
+        ):
+            rollout.snapshot = warmed(known[0], spec.warm)
             self._waiting[name] = None
             return
         if key not in self._unresolved:
@@ -194,11 +199,11 @@ class SchedulerCore:
             if message.snapshot is None:
                 effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, "unknown_template", message.error)))
                 self._drop(name, now)
-            elif refused := unfit(rollout.request.spec, message.snapshot):
+            elif refused := unfit(rollout.request.spec, warmed(message.snapshot, rollout.request.spec.warm)):
                 effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, *refused)))
                 self._drop(name, now)
             else:
-                rollout.snapshot = message.snapshot
+                rollout.snapshot = warmed(message.snapshot, rollout.request.spec.warm)
                 self._waiting[name] = None
 
     # --- what becomes of sandboxes

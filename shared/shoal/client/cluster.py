@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, Final
@@ -21,6 +20,7 @@ from shoal.client.requests import (
     check_size,
     checked,
     encode_command,
+    new_id,
     rollout_spec,
     split,
     token,
@@ -37,7 +37,6 @@ DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 DEFAULT_TENANT: Final = "default"
 DEFAULT_RUN: Final = "default"
 FIRST_WORD_S: Final = 2.0
-_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 def connect(
@@ -124,25 +123,27 @@ class Cluster:
         isolation: str = "",
         checkpoint_every: float | str | None = None,
         checkpoint_commands: int = 0,
+        warm: str = "",
     ) -> Opening[Rollout]:
         """Ask for n sandboxes: `await` it, or enter it with `async with`, which releases them.
 
         timeout bounds the whole rollout ("10m", or seconds; without it an hour). With command (all run it) or commands
-        (one each) they run it at once and are gone: iterate over `outcomes()`. Without, iterate over `ready()`. files
-        are put into each sandbox beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail",
-        "restart" or "resume" (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without
-        it "restart" where commands travel along, which can be run again, and else "fail". checkpoint_every ("5m") and
-        checkpoint_commands (a number) take snapshots by themselves. isolation: a driver's name; without it any.
+        (one each) they run it at once and are gone: iterate over `outcomes()`. Without, over `ready()`. files are put
+        into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail", "restart" or "resume"
+        (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without it "restart" where
+        commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a number) take
+        snapshots by themselves. warm: Python that a node runs once; the interpreter behind `sandbox.python` is forked
+        from there. isolation: a driver's name, or any.
 
-        Returns when the request is stored and the cluster's first word of it has come (two seconds at most: waiting is
-        durable). Raises BadRequest before anything is sent, Rejected, Unreachable, StreamFull.
+        Returns when the cluster's first word of it has come (two seconds at most: waiting is durable). Raises
+        BadRequest before anything is sent, Rejected, Unreachable, StreamFull.
         """
 
         async def open() -> Rollout:
             spec = rollout_spec(
                 template, n, timeout=timeout, resources=resources, command=command, commands=commands, files=files,
                 env=env, user=user, on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
-                checkpoint_every=checkpoint_every, checkpoint_commands=checkpoint_commands,
+                checkpoint_every=checkpoint_every, checkpoint_commands=checkpoint_commands, warm=warm,
             )  # fmt: skip
             return await self._start(spec, run, FIRST_WORD_S)
 
@@ -171,7 +172,7 @@ class Cluster:
             template, n, timeout=timeout, resources=resources, command=command, commands=commands, files=files,
             env=env, user=user, on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
         )  # fmt: skip
-        request = RolloutSubmitted(_new_id(), self.tenant, token(run, "run"), spec)
+        request = RolloutSubmitted(new_id(), self.tenant, token(run, "run"), spec)
         await self._publish(request, check_size(request))
         return request.rollout
 
@@ -211,7 +212,7 @@ class Cluster:
             )  # fmt: skip
 
         first = spec_of(1, given[:1])
-        base = RolloutSubmitted(_new_id(), self.tenant, token(run, "run"), first)
+        base = RolloutSubmitted(new_id(), self.tenant, token(run, "run"), first)
         parts = split(given, len(encode(base)) - len(encode_command(given[0])))
         specs = [spec_of(count, _shared(given[start : start + count])) for start, count in parts]
         rollouts: list[Rollout] = []
@@ -336,7 +337,7 @@ class Cluster:
 
     async def _start(self, spec: RolloutSpec, run: str, first_word_s: float | None = FIRST_WORD_S) -> Rollout:
         link = self._link
-        request = RolloutSubmitted(_new_id(), self.tenant, token(run, "run"), spec)
+        request = RolloutSubmitted(new_id(), self.tenant, token(run, "run"), spec)
         payload = check_size(request)
         cell = self._cell(request.rollout)
         # Followed before it is submitted: nothing said of it can be missed.
@@ -376,10 +377,6 @@ class Cluster:
                 "rollout", f"tenant {owner} has no rollout {rollout!r} in the log; `shoal ls` lists what there is"
             )
         return found
-
-
-def _new_id() -> str:
-    return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(15))
 
 
 def _ago(duration: float | str | None) -> int | None:

@@ -1,5 +1,6 @@
 """From what people write to what is published, checked: nothing is sent that cannot be right."""
 
+import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ MOST_BYTES: Final = 700_000
 MOST_OUTPUT: Final = 256 * 1024
 PIECE: Final = 256 * 1024
 """Bytes of a file in one message."""
+
+_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 
 CommandLike = str | Sequence[str] | Command
 FileLike = bytes | str | Path
@@ -170,6 +173,7 @@ def rollout_spec(
     isolation: str = "",
     checkpoint_every: float | str | None = None,
     checkpoint_commands: int = 0,
+    warm: str = "",
 ) -> RolloutSpec:
     """Return the spec of a rollout. Raises BadRequest for everything that can be known to be wrong beforehand."""
     template = str(template) if template is not None else ""
@@ -185,6 +189,8 @@ def rollout_spec(
     n = whole_number(1 if n is None else n, "n", 1, MOST_SANDBOXES)
     if commands is not None and len(given) not in (1, n):
         raise BadRequest("commands", f"there are {len(given)} for {n} sandboxes; give one, or one for each")
+    if not isinstance(warm, str):
+        raise BadRequest("warm", f"{warm!r} is no Python code; write it as a str, such as 'import numpy'")
     policy = (OnLost.RESTART if given else OnLost.FAIL) if on_lost is None else on_lost
     if policy not in tuple(OnLost):
         raise BadRequest("on_lost", f"{on_lost!r} is no policy; write 'fail', 'restart' or 'resume'")
@@ -203,6 +209,7 @@ def rollout_spec(
         isolation,
         milliseconds(checkpoint_every, "checkpoint_every"),
         whole_number(checkpoint_commands, "checkpoint_commands", 0, 10**6),
+        warm,
     )
 
 
@@ -245,6 +252,11 @@ def split(commands: Sequence[Command], base_bytes: int) -> list[tuple[int, int]]
 def encode_command(one: Command) -> bytes:
     """Return a command's bytes inside a request."""
     return msgspec.msgpack.encode(one)
+
+
+def new_id() -> str:
+    """Return a rollout's id."""
+    return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(15))
 
 
 def token(value: str, name: str) -> str:

@@ -25,3 +25,14 @@ def grown(origin: Snapshot, layer: Blob, memory: Blob | None, isolation: str) ->
             template=origin.template or origin.digest,
         )
     )
+
+
+def warmed(snapshot: Snapshot, code: str) -> Snapshot:
+    """Return the snapshot with this code run by its template's interpreter, once, before anything starts from it.
+
+    Such an interpreter is one isolation's: what starts from it needs that.
+    """
+    if not code or code == snapshot.warm:
+        return snapshot
+    template = hashlib.sha256(f"{snapshot.template}\0{code}".encode()).hexdigest() if snapshot.template else ""
+    return identified(msgspec.structs.replace(snapshot, warm=code, template=template, isolation="zygote"))

@@ -158,6 +158,7 @@ class RolloutSpec(Value, frozen=True):
     isolation: str = ""  # empty: whatever the nodes have
     checkpoint_every_ms: int = 0  # take a snapshot so often, by itself; 0: never
     checkpoint_commands: int = 0  # or after so many commands
+    warm: str = ""  # Python that the sandboxes' interpreters have run already when they start
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):

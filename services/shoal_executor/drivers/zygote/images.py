@@ -122,7 +122,8 @@ def root_of(snapshot: Snapshot, state: Path) -> tuple[Path, str]:
     images.chmod(0o700)  # an archive may hold set-user-id programs; none of the host's users gets at them
     match snapshot.kind:
         case "host":
-            target = images / "host"
+            # A root of its own for each fork server: one that is made anew must not be another's that is in use.
+            target = images / ("host" if snapshot.digest == "host" else f"host-{snapshot.digest[:32]}")
             shutil.rmtree(target, ignore_errors=True)  # the host may have changed since
             host_root(target)
             return target, "/usr"

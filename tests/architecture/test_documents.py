@@ -84,8 +84,11 @@ def test_the_picture_is_well_formed_and_readable_in_the_dark() -> None:
     assert shown - known == {"JetStream"}
 
 
-def test_the_trainer_in_the_readme_has_the_right_types(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+@pytest.mark.parametrize("number", range(2))
+def test_the_trainers_in_the_readme_have_the_right_types(tmp_path: Path, number: int) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(examples) == 2
+    example = examples[number]
     assert 10 < len([line for line in example.splitlines() if line.strip()]) <= 20
     program = tmp_path / "trainer.py"
     program.write_text(example)

@@ -77,3 +77,54 @@ def test_from_the_first_tenant_on_strangers_are_told_and_put_aside() -> None:
     fold(core, m.RolloutSubmitted("r2", "stranger", "run", m.RolloutSpec("host", 1)))
     with pytest.raises(LawBrokenError):
         fold(core, m.TenantAdded("no.token"))
+
+
+def test_a_lost_sandbox_resumes_from_what_was_kept_of_it_and_the_others_from_the_start() -> None:
+    core = SchedulerCore(0)
+    fold(core, m.CellCapacity(10, 1, ("zygote",)))
+    fold(core, m.RolloutSubmitted("r", "t", "run", m.RolloutSpec("host", 4, on_lost=m.OnLost.RESUME)))
+    fold(core, m.TemplateResolved("t", "host", HOST))
+    fold(core, m.SandboxesReady("r", 0, ((0, 4),), "n1", "e", "zygote"))
+    kept = [m.Snapshot(f"kept-{number}", "host", layers=(m.Blob("ab", 1),)) for number in range(3)]
+    for number, index in enumerate((1, 1, 2)):  # the last one counts
+        assert fold(core, m.SandboxSaved("r", 0, index, kept[number])) == []
+    with pytest.raises(LawBrokenError):
+        fold(core, m.SandboxSaved("r", 0, 4, kept[0]))
+    copy = SchedulerCore(0)
+    copy.load(core.dump())
+    said = fold(copy, m.SandboxesEnded("r", 0, ((0, 3),), "n1", m.EndReason.NODE_LOST))
+    assert [(each.attempt, each.indices, each.snapshot.digest) for each in said] == [
+        (1, ((0, 1),), "host"), (1, ((1, 1),), "kept-1"), (1, ((2, 1),), "kept-2"),
+    ]  # fmt: skip
+    assert fold(copy, m.SandboxSaved("r", 0, 1, kept[0])) == []  # of the attempt that was lost
+    said = fold(copy, m.SandboxesEnded("r", 1, ((1, 1),), "n2", m.EndReason.NODE_LOST))
+    assert [each.snapshot.digest for each in said] == ["kept-1"]
+
+
+def test_nothing_is_kept_for_a_rollout_that_does_not_resume() -> None:
+    core, _ = submitted()
+    before = core.dump()
+    fold(core, m.SandboxSaved("r", 0, 1, m.Snapshot("kept", "host")))
+    assert core.dump() == before
+
+
+def test_a_name_is_asked_for_anew_each_time_and_a_digest_is_not() -> None:
+    core = SchedulerCore(0)
+    for number, template in enumerate(("mine", "mine", "snapshot:0123456789", "snapshot:0123456789")):
+        said = fold(core, m.RolloutSubmitted(f"r{number}", "t", "run", m.RolloutSpec(template, 1)))
+        assert any(isinstance(each, m.ResolveTemplate) for each in said) == (number != 3)
+        fold(core, m.TemplateResolved("t", template, m.Snapshot(f"d{number}", "host")))
+
+
+def test_warm_code_makes_a_template_of_its_own_for_its_isolation() -> None:
+    core = SchedulerCore(0)
+    fold(core, m.CellCapacity(10, 1, ("zygote",)))
+    fold(core, m.RolloutSubmitted("r", "t", "run", m.RolloutSpec("host", 1, warm="import json")))
+    place = fold(core, m.TemplateResolved("t", "host", HOST))[0]
+    assert (place.snapshot.kind, place.snapshot.warm, place.spec.isolation) == ("host", "import json", "zygote")
+    assert place.snapshot.digest not in ("", "host")
+    fold(core, m.RolloutSubmitted("r2", "t", "run", m.RolloutSpec("host", 1)))
+    fold(core, m.CellCapacity(10, 1, ("simulated", "zygote")))
+    said = fold(core, m.RolloutSubmitted("r3", "t", "run", m.RolloutSpec("host", 1, warm="x", isolation="simulated")))
+    said += fold(core, m.TemplateResolved("t", "host", HOST))
+    assert [each.code for each in said if isinstance(each, m.RolloutRejected)] == ["unsupported_isolation"]

@@ -7,7 +7,15 @@ import pytest
 
 from shoal.machine.core import Cause, Inspect, LawBrokenError, Publish
 from shoal.wire import subjects
-from shoal.wire.messages import ExecutorLeft, ResolveTemplate, Snapshot, TemplateInspected, TemplateResolved
+from shoal.wire.messages import (
+    Blob,
+    ExecutorLeft,
+    ResolveTemplate,
+    Snapshot,
+    SnapshotAdded,
+    TemplateInspected,
+    TemplateResolved,
+)
 from shoal_snapshot.core import SnapshotCore
 from shoal_snapshot.service import Inspector
 
@@ -31,6 +39,39 @@ def test_a_template_is_looked_at_once_and_every_asker_is_answered() -> None:
     assert core.handle(TemplateInspected("host", HOST), cause(5)) == []
     assert core.outstanding() == []
     core.check()
+
+
+def answer(core: SnapshotCore, tenant: str, template: str) -> tuple[str, str]:
+    """Return the digest that a template stands for to a tenant, and the error."""
+    (effect,) = core.handle(ResolveTemplate(3, tenant, template), cause(9))
+    assert isinstance(effect, Publish)
+    assert effect.subject == subjects.rollout_system(3)
+    told = effect.message
+    assert isinstance(told, TemplateResolved)
+    return (told.snapshot.digest if told.snapshot else "", told.error)
+
+
+def test_a_snapshot_is_its_tenants_by_name_and_digest() -> None:
+    core = SnapshotCore()
+    first, second = (Snapshot(letter * 64, "host", layers=(Blob(letter * 64, 9),)) for letter in "ab")
+    near = Snapshot("a" * 63 + "b", "host")
+    for number, (snapshot, name) in enumerate(((first, "mine"), (first, "mine"), (second, "mine"), (near, ""))):
+        assert core.handle(SnapshotAdded("acme", snapshot, name, "r-0"), cause(number)) == ()
+        core.check()
+    copy = SnapshotCore()
+    copy.load(core.dump())
+    assert copy.dump() == core.dump()
+    for each in (core, copy):
+        assert answer(each, "acme", "mine") == (second.digest, "")
+        assert answer(each, "acme", f"snapshot:{first.digest}") == (first.digest, "")
+        assert answer(each, "acme", "snapshot:bbbbbbbb") == (second.digest, "")
+        assert "several" in answer(each, "acme", "snapshot:aaaaaaaa")[1]
+        assert "no snapshot" in answer(each, "acme", "snapshot:cccccccc")[1]
+        assert "unknown template 'yours'" in answer(each, "acme", "yours")[1]
+        assert "unknown template 'mine'" in answer(each, "zeta", "mine")[1]
+        assert "no snapshot" in answer(each, "zeta", f"snapshot:{first.digest}")[1]
+    with pytest.raises(LawBrokenError):
+        core.handle(SnapshotAdded("acme", Snapshot("", "host")), cause(9))
 
 
 def test_what_is_nothing_to_it_changes_nothing() -> None:

@@ -172,7 +172,7 @@ class SchedulerCore:
         self._rollouts[name] = rollout
         heapq.heappush(self._deadlines, (rollout.deadline_ms, name))
         key = (request.tenant, spec.template)
-        known = self._templates.get(key)
+        known = self._templates.get(key) if _lasting(spec.template) else None
         if (
             known is not None
             and (spec.template == "host" or now - known[1] <= _FRESH_MS)
@@ -189,7 +189,7 @@ class SchedulerCore:
     def _resolved(self, message: m.TemplateResolved, now: int, effects: list[Effect]) -> None:
         key = (message.tenant, message.template)
         askers = self._unresolved.pop(key, {})
-        if message.snapshot is not None and askers:
+        if message.snapshot is not None and askers and _lasting(message.template):
             fresh = {k: v for k, v in self._templates.items() if k[1] == "host" or now - v[1] <= _FRESH_MS}
             self._templates = {**fresh, key: (message.snapshot, now)}
         for name in askers:
@@ -364,6 +364,11 @@ class SchedulerCore:
             assert name not in self._past
         assert self._in_flight == sum(r.in_flight for r in self._rollouts.values())
         assert self._in_flight == sum(self._tenants.values())
+
+
+def _lasting(template: str) -> bool:
+    """Return whether what a template stood for a moment ago may be believed: a name may stand for another by now."""
+    return template == "host" or template.startswith(("dir:", "tar:", "snapshot:"))
 
 
 def _save(rollout: Rollout, attempt: int, index: int, snapshot: m.Snapshot) -> None:

@@ -244,7 +244,7 @@ def simulate(seed: int) -> None:
     """Run a seed; ids that would be random are counted, for what a simulated sandbox does follows from its name."""
     numbers = itertools.count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shoal.client.cluster._new_id", lambda: f"r{next(numbers):015d}")
+        patch.setattr("shoal.client.cluster.new_id", lambda: f"r{next(numbers):015d}")
         patch.setattr("secrets.token_hex", lambda n=8: f"{next(numbers):0{2 * n}x}")
         virtual.run(whole_life(seed))
 

@@ -17,16 +17,18 @@ from shoal.wire.messages import (
     CommandResult,
     DestroySandboxes,
     EndReason,
+    Hibernate,
     Ranges,
     ReadFile,
     RollBack,
     RunCommand,
+    Snapshot,
     StartSandboxes,
     TakeSnapshot,
     WriteFile,
 )
 
-Asked = RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
+Asked = RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
 Key = tuple[str, int, str]
 """A group: rollout, attempt and node. Placement never names an index of a group twice."""
 
@@ -78,10 +80,11 @@ class CarryOut:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Tell the trainer that its sandbox is gone, and why where that is known."""
+    """Tell the trainer that its sandbox is gone, and why where that is known; or that it sleeps."""
 
     asked: Asked
     reason: EndReason | None
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,16 @@ class ReportEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportSlept:
+    """Say that this sandbox sleeps, and what it will go on from."""
+
+    group: Key
+    order: StartSandboxes
+    index: int
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
 class ReportReleased:
     """Say that these sandboxes no longer occupy their node."""
 
@@ -125,7 +138,10 @@ class ReportReleased:
     indices: Ranges
 
 
-Effect = Start | RunJob | Destroy | CarryOut | Refuse | ReportReady | ReportFinished | ReportEnded | ReportReleased
+Effect = (
+    Start | RunJob | Destroy | CarryOut | Refuse
+    | ReportReady | ReportFinished | ReportEnded | ReportSlept | ReportReleased
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -142,19 +158,19 @@ class _State(msgspec.Struct, frozen=True, array_like=True):
 
     boot: str
     groups: list[tuple[StartSandboxes, list[tuple[int, Command]], list[tuple[int, int]]]]
-    ended: list[tuple[str, int, int, EndReason]]
+    ended: list[tuple[str, int, int, EndReason | None]]
 
 
 class ExecutorCore:
     """The roster of one executor under one `boot`, which lasts for as long as its sandboxes can be found again."""
 
-    state_version = 1
+    state_version = 2
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
         self.groups: dict[Key, Group] = {}
         self._by_rollout: dict[str, list[Key]] = {}
-        self._ended: dict[tuple[str, int, int], EndReason] = {}
+        self._ended: dict[tuple[str, int, int], EndReason | None] = {}  # None: it sleeps
         self.live = 0
         self.starting = 0
 
@@ -210,7 +226,9 @@ class ExecutorCore:
             group = self.groups[key]
             if group.phases[asked.index] is Phase.LIVE and group.order.tenant == asked.tenant:
                 return [CarryOut(key, asked)]
-        return [Refuse(asked, self._ended.get((asked.rollout, asked.index, asked.attempt)))]
+        sandbox = (asked.rollout, asked.index, asked.attempt)
+        reason = self._ended.get(sandbox)
+        return [Refuse(asked, reason, asleep=reason is None and sandbox in self._ended)]
 
     # --- what the driver says
 
@@ -260,6 +278,15 @@ class ExecutorCore:
             return []
         return self._end(key, ((index, 1),), reason, detail)
 
+    def slept(self, key: Key, index: int, snapshot: Snapshot) -> list[Effect]:
+        """All of a sandbox is kept, and it stands still: it sleeps, and what is left of it here is cleared away."""
+        group = self.groups.get(key)
+        if group is None or group.phases.get(index) is not Phase.LIVE:
+            return []
+        self._move_to_ending(group, index)
+        self._ended_by(key, index, None)
+        return [ReportSlept(key, group.order, index, snapshot), Destroy(key, ((index, 1),))]
+
     def destroyed(self, key: Key, indices: Ranges) -> list[Effect]:
         """Nothing is left of these sandboxes."""
         group = self.groups.get(key)
@@ -299,7 +326,7 @@ class ExecutorCore:
             self.live -= 1
         group.phases[index] = Phase.ENDING
 
-    def _ended_by(self, key: Key, index: int, reason: EndReason) -> None:
+    def _ended_by(self, key: Key, index: int, reason: EndReason | None) -> None:
         self._ended[key[0], index, key[1]] = reason
         if len(self._ended) > REMEMBERED_ENDS:
             del self._ended[next(iter(self._ended))]

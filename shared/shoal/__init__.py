@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RolloutEnded,
         SandboxEnded,
         SandboxLost,
+        SandboxResumed,
         ShoalError,
         SnapshotError,
         StreamFull,
@@ -71,6 +72,7 @@ __all__ = [
     "SandboxEnded",
     "SandboxLost",
     "SandboxOutcome",
+    "SandboxResumed",
     "ShoalError",
     "Snapshot",
     "SnapshotError",
@@ -87,7 +89,8 @@ _HOMES = {
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
         "BadRequest", "CommandFailed", "FileError", "InfrastructureError", "Rejected", "RolledBack", "RolloutEnded",
-        "SandboxEnded", "SandboxLost", "ShoalError", "SnapshotError", "StreamFull", "Timeout", "Unreachable",
+        "SandboxEnded", "SandboxLost", "SandboxResumed", "ShoalError", "SnapshotError", "StreamFull", "Timeout",
+        "Unreachable",
     ),
     "shoal.client.requests": ("Resources", "command"),
     "shoal.client.results": (

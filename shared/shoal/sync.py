@@ -144,6 +144,7 @@ class Sandbox(_Wrapped):
     python = _plain(sandbox_.Sandbox.python)
     snapshot = _plain(sandbox_.Sandbox.snapshot)
     rollback = _plain(sandbox_.Sandbox.rollback)
+    hibernate = _plain(sandbox_.Sandbox.hibernate)
     release = _plain(sandbox_.Sandbox.release)
 
     def fork(self, n: int = 1, *, timeout: float | str | None = None) -> "list[Sandbox]":

@@ -403,8 +403,25 @@ class DriverConformance:
         assert (await driver.run(name, Command(python="y"))).stdout == b"6\n"
         gone = tmp_path / "gone"
         gone.mkdir()
-        await driver.capture(name, gone, memory=False, end=True)
-        assert name not in await driver.list()
+        if not driver.keeps_memory:
+            with pytest.raises(UnsupportedError, match="processes"):
+                await driver.capture(name, gone, memory=False, hold=True)
+            assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+        await driver.destroy([name])
+
+    async def test_one_that_is_held_has_lost_nothing(self, driver: Driver, tmp_path: Path, blobs: Blobs) -> None:
+        self.needs_real()
+        needs_snapshots()
+        name = await one(driver)
+        await sh(driver, name, "echo 1 > kept")
+        await self.captured(driver, name, tmp_path / "first", blobs, hold=True)
+        await driver.go_on(name)
+        assert (await sh(driver, name, "echo 2 >> kept; cat kept")).stdout == b"1\n2\n"
+        held = await self.captured(driver, name, tmp_path / "second", blobs, hold=True)
+        await driver.destroy([name])
+        (again,) = await start(driver, [StartSpec(fresh(), held)])
+        assert (await sh(driver, again.name, "cat kept")).stdout == b"1\n2\n"
+        await driver.destroy([again.name])
 
     async def test_what_cannot_be_captured_is_said_and_nothing_is_left(self, driver: Driver, tmp_path: Path) -> None:
         kept = tmp_path / "kept"
@@ -420,11 +437,11 @@ class DriverConformance:
         await driver.destroy([name])
 
     async def captured(
-        self, driver: Driver, name: str, directory: Path, blobs: Blobs, origin: Snapshot = HOST
+        self, driver: Driver, name: str, directory: Path, blobs: Blobs, origin: Snapshot = HOST, *, hold: bool = False
     ) -> Snapshot:
         """Capture a sandbox's disk, and return what starts from it."""
         directory.mkdir()
-        kept = await driver.capture(name, directory, memory=False)
+        kept = await driver.capture(name, directory, memory=False, hold=hold)
         assert kept.memory is None
         layer = blobs.add(kept.layer)
         template = origin.template or origin.digest

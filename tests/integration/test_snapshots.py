@@ -157,6 +157,51 @@ async def kill_node(state: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+async def test_a_sandbox_sleeps_and_its_next_command_wakes_it(cluster: shoal.Cluster) -> None:
+    (node,) = await cluster.nodes()
+    async with cluster.rollout("host", env={"WHO": "me"}) as rollout:
+        sandbox = await one(rollout)
+        await sandbox.run("echo 1 > note; rm /etc/hosts")
+        async with asyncio.timeout(30):
+            await sandbox.hibernate()
+            assert sandbox.asleep
+            assert sandbox.node == ""
+            await sandbox.hibernate()  # it does already
+            while rollout.status().asleep != 1:
+                await asyncio.sleep(0.1)
+        both = asyncio.gather(sandbox.run("cat note; echo $WHO"), sandbox.files.write("more", "2"))
+        async with asyncio.timeout(30):
+            said, _ = await both
+        assert said.stdout == "1\nme\n"
+        assert (sandbox.asleep, sandbox.attempt, sandbox.node) == (False, 1, node.node)
+        assert (await sandbox.run("cat more; test -e /etc/hosts || echo gone")).stdout == "2gone\n"
+        await sandbox.run("sleep 60 &")
+        with pytest.raises(shoal.SnapshotError, match="sleep") as refused:
+            await sandbox.hibernate()
+        assert refused.value.code == "unsupported"
+        assert (await sandbox.run("pkill sleep; cat note")).stdout == "1\n"
+        await sandbox.hibernate()
+        assert (await sandbox.run("cat note")).stdout == "1\n"  # before the log may have told that it slept
+        await sandbox.hibernate()
+    async with asyncio.timeout(30):
+        assert (await rollout.wait()).counts == {shoal.EndReason.RELEASED: 1}
+
+
+async def test_idle_sandboxes_go_to_sleep_by_themselves(cluster: shoal.Cluster) -> None:
+    async with cluster.rollout("host", n=4, idle_after=0.5) as rollout:
+        sandboxes = sorted([sandbox async for sandbox in rollout.ready()], key=lambda each: each.index)
+        for sandbox in sandboxes:
+            await sandbox.run(f"echo {sandbox.index} > note")
+        async with asyncio.timeout(60):
+            while rollout.status().asleep != 4:
+                await asyncio.sleep(0.1)
+            async with shoal.connect(cluster.url) as another:  # which wakes them, too
+                there = await another.attach(rollout.id)
+                found = [sandbox async for sandbox in there.ready()]
+                assert {(await each.run("cat note")).stdout for each in found} == {"0\n", "1\n", "2\n", "3\n"}
+            assert [(await each.run("cat note")).stdout for each in sandboxes] == ["0\n", "1\n", "2\n", "3\n"]
+
+
 @pytest.mark.timeout(240)
 async def test_sandboxes_of_a_lost_node_resume_from_their_last_snapshot(
     system: tuple[LocalSystem, Path], cluster: shoal.Cluster
@@ -175,13 +220,15 @@ async def test_sandboxes_of_a_lost_node_resume_from_their_last_snapshot(
                         break
     await kill_node(system[1])
     async with asyncio.timeout(120):
-        with pytest.raises(shoal.SandboxLost):
+        with pytest.raises(shoal.SandboxResumed, match="under way") as told:
             await first[0].run("sleep 300")
-        second = [sandbox async for sandbox in rollout.ready()]
-        assert sorted(sandbox.index for sandbox in second) == list(range(32))
-        said = {sandbox.index: (await sandbox.run("cat note")).stdout for sandbox in second}
+        assert told.value.undone == ("echo lost >> note",)
+        for sandbox in first[1:]:
+            with pytest.raises(shoal.SandboxResumed, match="echo lost"):
+                await sandbox.run("cat note")
+        said = {sandbox.index: (await sandbox.run("cat note")).stdout for sandbox in first}
     assert said == {index: f"{index}\nsaved\n" for index in range(32)}
-    assert {sandbox.attempt for sandbox in second} == {1}
+    assert {sandbox.attempt for sandbox in first} == {1}
     await rollout.release()
     summary = await rollout.wait(60)
     assert summary.lost == 0

@@ -93,6 +93,10 @@ class Scheduler(RuleBasedStateMachine):
                     ledger.finish(attempt, each.index, each.result)
             case m.SandboxesEnded(attempt=attempt, indices=part, reason=reason):
                 ledger.end(attempt, part, reason)
+            case m.SandboxSlept(attempt=attempt, index=index):
+                ledger.sleep(attempt, index)
+            case m.SandboxesWanted(indices=part):
+                ledger.wake(part)
             case m.RolloutReleased(indices=part):
                 ledger.close(part or ranges.whole(ledger.n), m.EndReason.RELEASED)
             case m.RolloutCancelled():
@@ -142,6 +146,15 @@ class Scheduler(RuleBasedStateMachine):
     @rule(rollout=names, attempt=attempts, part=indices, reason=reasons)
     def end(self, rollout: str, attempt: int, part: m.Ranges, reason: m.EndReason) -> None:
         self.fold(m.SandboxesEnded(rollout, attempt, part, "n", reason))
+
+    @rule(rollout=names, attempt=attempts, index=st.integers(0, 5))
+    def sleep(self, rollout: str, attempt: int, index: int) -> None:
+        kept = m.Snapshot(f"kept-{self.sequence}", "host")
+        self.fold(m.SandboxSlept(rollout, attempt, index, "n", kept))
+
+    @rule(rollout=names, part=indices)
+    def want(self, rollout: str, part: m.Ranges) -> None:
+        self.fold(m.SandboxesWanted(rollout, part))
 
     @rule(rollout=names, part=st.one_of(st.just(()), indices))
     def release(self, rollout: str, part: m.Ranges) -> None:

@@ -101,6 +101,32 @@ def test_a_lost_sandbox_resumes_from_what_was_kept_of_it_and_the_others_from_the
     assert [each.snapshot.digest for each in said] == ["kept-1"]
 
 
+def test_a_sleeping_sandbox_occupies_nothing_and_wakes_from_what_was_kept_of_it() -> None:
+    core = SchedulerCore(0)
+    fold(core, m.CellCapacity(2, 1, ("zygote",)))
+    fold(core, m.RolloutSubmitted("r", "t", "run", m.RolloutSpec("host", 3, on_lost=m.OnLost.RESTART)))
+    fold(core, m.TemplateResolved("t", "host", HOST))
+    fold(core, m.SandboxesReady("r", 0, ((0, 2),), "n1", "e", "zygote"))
+    kept = m.Snapshot("kept", "host")
+    place, _ = fold(core, m.SandboxSlept("r", 0, 1, "n1", kept))
+    assert (place.attempt, place.indices) == (0, ((2, 1),))  # in its place
+    assert fold(core, m.SandboxSlept("r", 0, 1, "n1", kept)) == []
+    assert fold(core, m.SandboxesEnded("r", 0, ((1, 1),), "n1", m.EndReason.NODE_LOST)) == []  # it was not there
+    copy = SchedulerCore(0)
+    copy.load(core.dump())
+    (queued,) = fold(copy, m.SandboxesWanted("r", ((0, 3),)))  # those that do not sleep are none the wiser
+    assert (queued.waiting, queued.reason) == (1, "every slot is taken")
+    assert fold(copy, m.SandboxesWanted("r", ((1, 1),))) == []
+    (place,) = fold(copy, m.RolloutReleased("r", ((2, 1),)))[1:]
+    assert (place.attempt, place.indices, place.snapshot) == (1, ((1, 1),), kept)
+    fold(copy, m.SandboxesReady("r", 1, ((1, 1),), "n1", "e", "zygote"))
+    (place,) = fold(copy, m.SandboxesEnded("r", 1, ((1, 1),), "n1", m.EndReason.NODE_LOST))
+    assert (place.attempt, place.snapshot) == (2, HOST)  # as its policy says
+    fold(core, m.RolloutReleased("r", ((0, 1), (2, 1))))
+    (over,) = fold(core, m.RolloutReleased("r", ((1, 1),)))  # nothing of it is anywhere to be released
+    assert isinstance(over, m.RolloutConcluded)
+
+
 def test_nothing_is_kept_for_a_rollout_that_does_not_resume() -> None:
     core, _ = submitted()
     before = core.dump()

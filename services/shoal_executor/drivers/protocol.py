@@ -154,12 +154,20 @@ class Driver(Protocol):
         """
         ...
 
-    async def capture(self, name: str, directory: Path, *, memory: bool, end: bool = False) -> Captured:
+    async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """Keep a live sandbox as it is at one moment, as files in an existing directory; it goes on afterwards.
 
-        While it is captured all its processes stand still; its commands under way go on afterwards. With `end` it is
-        ended in that moment instead, unless capturing failed. Raises UnsupportedError, DriverError (a full disk, for
+        While it is captured all its processes stand still; its commands under way go on afterwards. With `hold`
+        nothing of it goes on until `go_on`, or `destroy`, which loses nothing then: what was captured is all of it.
+        Raises UnsupportedError, also where something would be lost with `hold`, and DriverError (a full disk, for
         one): the sandbox then goes on as if nothing had been asked, and nothing is left in the directory.
+        """
+        ...
+
+    async def go_on(self, name: str) -> None:
+        """Let a sandbox go on that was held when it was captured; what was captured may be gone by then.
+
+        Raises DriverError when it cannot: it has ended then, and `on_exit` tells.
         """
         ...
 

@@ -191,11 +191,14 @@ class SimulatedDriver:
         data = bytes(content[offset : offset + limit])
         return FileChunk(data, len(content), offset + len(data) >= len(content))
 
-    async def capture(self, name: str, directory: Path, *, memory: bool, end: bool = False) -> Captured:
+    async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """Nothing here has a disk or a memory that could be started from."""
         if name not in self._live:
             raise NoSuchSandboxError(name)
         raise UnsupportedError("simulated sandboxes have nothing to keep: use isolation zygote")
+
+    async def go_on(self, name: str) -> None:
+        """Nothing here was ever held."""
 
     async def destroy(self, names: Sequence[str]) -> None:
         """Forget these sandboxes; commands in them end with NoSuchSandboxError."""

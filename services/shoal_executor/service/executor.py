@@ -25,6 +25,7 @@ from shoal.wire.messages import (
     ExecutorBeat,
     ExecutorJoined,
     ExecutorLeft,
+    Hibernate,
     NodeSpec,
     ReadFile,
     RollBack,
@@ -63,6 +64,7 @@ from shoal_executor.service.journal import (
     Up,
     machine,
 )
+from shoal_executor.service.keeping import Keeping
 from shoal_executor.service.known import Known, ToDo
 from shoal_executor.service.names import name_of, parse
 from shoal_executor.service.outgoing import Outgoing
@@ -104,7 +106,8 @@ class ExecutorService:
         self._known = Known(publisher, began, journal)
         self._core = self._known.core
         self._loose = Outgoing(publisher, "")  # beats and the like: nothing that another process would repeat
-        self._carrying = Carrying(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
+        self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
+        self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._happened)
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines: dict[Key, asyncio.TimerHandle] = {}
         self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
@@ -221,7 +224,8 @@ class ExecutorService:
             if ending:
                 self._carry_on(Destroy(key, ranges.collect(ending)))
         for asked in self._known.answers.under_way():
-            self._spawn(self._carrying.carry_out(asked))
+            key = self._core.find(asked.rollout, asked.index, asked.attempt) or (asked.rollout, asked.attempt, "")
+            self._spawn(self._carrying.carry_out(key, asked))
         log.info("sandboxes adopted", live=self._core.live, starting=self._core.starting)
 
     async def _beat(self, joined: ExecutorJoined) -> None:
@@ -248,7 +252,7 @@ class ExecutorService:
         match message:
             case (
                 StartSandboxes() | DestroySandboxes() | RunCommand() | WriteFile() | ReadFile() | TakeSnapshot()
-                | RollBack()
+                | RollBack() | Hibernate()
             ):  # fmt: skip
                 self._happened(Took(delivery.sequence, message))
             case _:
@@ -274,8 +278,8 @@ class ExecutorService:
                 self._spawn(self._run_job(key, index, command))
             case Destroy(group=key, indices=indices):
                 self._spawn(self._destroy(key, tuple(ranges.indices(indices))))
-            case CarryOut(asked=asked):
-                self._spawn(self._carrying.carry_out(asked))
+            case CarryOut(group=key, asked=asked):
+                self._spawn(self._carrying.carry_out(key, asked))
 
     async def _start(self, key: Key, order: StartSandboxes, indices: tuple[int, ...]) -> None:
         names = {name_of(key, index): index for index in indices}
@@ -304,7 +308,9 @@ class ExecutorService:
 
     def _keep_saving(self, key: Key, index: int, order: StartSandboxes) -> None:
         if order.checkpoint_every_ms and not order.commands:
-            self._spawn(self._carrying.checkpoint_every(key, index, order))
+            self._spawn(self._keeping.checkpoint_every(key, index, order))
+        if order.idle_after_ms and not order.commands:
+            self._spawn(self._keeping.hibernate_when_idle(key, index, order))
 
     async def _run_job(self, key: Key, index: int, command: Command) -> None:
         began = time.monotonic_ns()

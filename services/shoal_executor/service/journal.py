@@ -24,6 +24,8 @@ from shoal.wire.messages import (
     EndReason,
     FileRead,
     FileWritten,
+    Hibernate,
+    Hibernated,
     NodeSpec,
     Ranges,
     ReadFile,
@@ -38,7 +40,7 @@ from shoal.wire.messages import (
 )
 from shoal_executor.core import Key
 
-Answer = CommandFinished | CommandRefused | FileWritten | FileRead | SnapshotTaken | RolledBack
+Answer = CommandFinished | CommandRefused | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
 _HEAD: Final = struct.Struct(">II")
 _LOCK_S: Final = 10.0
 LARGE: Final = 64 * 1024**2
@@ -74,13 +76,16 @@ class Knew(Record, frozen=True):
     unsent: tuple[tuple[int, str, bytes], ...]
     held: tuple[tuple[Key, Ranges], ...] = ()
     origins: tuple[tuple[str, int, int, Snapshot], ...] = ()
+    commands: tuple[tuple[str, int, int, int], ...] = ()
 
 
 class Took(Record, frozen=True):
     """A message of the inbox was taken."""
 
     sequence: int
-    message: StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
+    message: (
+        StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
+    )  # fmt: skip
 
 
 class Up(Record, frozen=True):
@@ -132,6 +137,14 @@ class Returned(Record, frozen=True):
     snapshot: Snapshot
 
 
+class Slept(Record, frozen=True):
+    """All of a sandbox is stored, and it stands still for good."""
+
+    group: Key
+    index: int
+    snapshot: Snapshot
+
+
 class Expired(Record, frozen=True):
     """A group's time was up."""
 
@@ -166,7 +179,7 @@ class Stored(Record, frozen=True):
 
 
 AnyRecord = (
-    Began | Knew | Took | Up | Failed | JobDone | Exited | Gone | Returned | Expired | Answered
+    Began | Knew | Took | Up | Failed | JobDone | Exited | Gone | Returned | Slept | Expired | Answered
     | Flushed | Freed | Stored
 )  # fmt: skip
 

@@ -12,7 +12,15 @@ import structlog
 
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
-from shoal.wire.messages import CommandRefused, DestroySandboxes, EndReason, Snapshot, StartSandboxes
+from shoal.wire.messages import (
+    CommandFinished,
+    CommandRefused,
+    DestroySandboxes,
+    EndReason,
+    FileWritten,
+    Snapshot,
+    StartSandboxes,
+)
 from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, Refuse, RunJob, Start
 from shoal_executor.service.answers import Answers
 from shoal_executor.service.journal import (
@@ -31,6 +39,7 @@ from shoal_executor.service.journal import (
     Journal,
     Knew,
     Returned,
+    Slept,
     Stored,
     Took,
     Up,
@@ -61,6 +70,7 @@ class Known:
         self.outgoing.on_stored = self._stored
         self.reports = Reports(self.outgoing, began.executor, began.isolation, began.cell, self._flush, self._free)
         self._origins: dict[tuple[str, int, int], Snapshot] = {}
+        self._commands: dict[tuple[str, int, int], int] = {}
         self.inbox: int | None = None
         """The last sequence of the inbox that was taken; None for an executor that begins anew."""
 
@@ -107,6 +117,7 @@ class Known:
                 self.answers.load(record.answers)
                 self.outgoing.resume(record.sent, record.unsent)
                 self._origins = {(rollout, index, attempt): each for rollout, index, attempt, each in record.origins}
+                self._commands = {(rollout, index, attempt): n for rollout, index, attempt, n in record.commands}
                 self.reports.hold(record.held, [number for number, _, _ in record.unsent])
             case Stored(number=number):
                 self.outgoing.settle(number)
@@ -126,6 +137,7 @@ class Known:
         knew = Knew(
             self.inbox or 0, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent, self.reports.held,
             tuple((*sandbox, snapshot) for sandbox, snapshot in self._origins.items()),
+            tuple((*sandbox, count) for sandbox, count in self._commands.items()),
         )  # fmt: skip
         self._journal.rewrite(self._began, knew)
         self._large = max(LARGE, 4 * self._journal.size)
@@ -170,6 +182,7 @@ class Known:
             for index in range(first, first + count):
                 self.answers.forget((rollout, index, attempt))
                 self._origins.pop((rollout, index, attempt), None)
+                self._commands.pop((rollout, index, attempt), None)
         return self.core.destroyed(record.group, record.indices)
 
     def _returned(self, record: Returned) -> Sequence[Effect]:
@@ -183,8 +196,17 @@ class Known:
             return None
         return self._origins.get((rollout, index, attempt), self.core.groups[key].order.snapshot)
 
+    def commands(self, rollout: str, index: int, attempt: int) -> int:
+        """Return how many commands and file writes a sandbox that is here has carried out."""
+        return self._commands.get((rollout, index, attempt), 0)
+
     def _answered(self, record: Answered) -> Sequence[Effect]:
-        self.answers.record(record.answer.id, record.answer)
+        answer = record.answer
+        self.answers.record(answer.id, answer)
+        if isinstance(answer, CommandFinished | FileWritten):
+            sandbox = (answer.rollout, answer.index, answer.attempt)
+            if self.core.find(*sandbox) is not None:
+                self._commands[sandbox] = self._commands.get(sandbox, 0) + 1
         self.outgoing.send(subjects.trajectory(record.cell, record.tenant, record.run), record.answer)
         return ()
 
@@ -207,7 +229,10 @@ class Known:
                 todo.append(effect)
             elif isinstance(effect, Refuse):
                 reason = effect.reason
-                self._answer(effect.asked, refusal(effect.asked, "sandbox_gone", gone_text(reason), reason))
+                answer = refusal(effect.asked, "sandbox_gone", gone_text(reason), reason)
+                if effect.asleep:
+                    answer = refusal(effect.asked, "asleep", SLEEPS, None)
+                self._answer(effect.asked, answer)
             else:
                 self.reports.add(effect)
         return todo
@@ -249,10 +274,14 @@ _FOLDS: Final[dict[type[AnyRecord], Callable[[Known, Any], Sequence[Effect]]]] =
     Exited: lambda known, r: known.core.exited(r.group, r.index, r.reason, r.detail),
     Gone: Known._gone,
     Returned: Known._returned,
+    Slept: lambda known, r: known.core.slept(r.group, r.index, r.snapshot),
     Expired: lambda known, r: known.core.expire(r.group),
     Answered: Known._answered,
 }
 """By the record's type, because this is done several times for each sandbox."""
+
+
+SLEEPS: Final = "the sandbox sleeps: wake it, then ask again"
 
 
 def gone_text(reason: EndReason | None) -> str:

@@ -18,13 +18,15 @@ from shoal.wire.messages import (
     SandboxesFinished,
     SandboxesReady,
     SandboxResult,
+    SandboxSlept,
     SlotsReleased,
+    Snapshot,
     StartSandboxes,
 )
-from shoal_executor.core import Key, ReportEnded, ReportFinished, ReportReady, ReportReleased
+from shoal_executor.core import Key, ReportEnded, ReportFinished, ReportReady, ReportReleased, ReportSlept
 from shoal_executor.service.outgoing import Outgoing
 
-Report = ReportReady | ReportFinished | ReportEnded | ReportReleased
+Report = ReportReady | ReportFinished | ReportEnded | ReportSlept | ReportReleased
 
 _IN_FLIGHT: Final = 16
 """Publications under way beyond which reports gather."""
@@ -65,6 +67,7 @@ class Reports:
         self._job_ready: dict[Key, dict[int, None]] = {}
         self._finished: dict[Key, list[SandboxResult]] = {}
         self._ended: dict[tuple[Key, EndReason, str], list[int]] = {}
+        self._slept: dict[Key, list[tuple[int, Snapshot]]] = {}
         self._released: dict[Key, list[int]] = {}
         self._flush_due = False
         self._job_flush_due = False
@@ -93,6 +96,8 @@ class Reports:
                 self._finished.setdefault(key, []).append(SandboxResult(index, result, run_us))
             case ReportEnded(indices=indices, reason=reason, detail=detail):
                 self._ended.setdefault((key, reason, detail), []).extend(ranges.indices(indices))
+            case ReportSlept(index=index, snapshot=snapshot):
+                self._slept.setdefault(key, []).append((index, snapshot))
             case ReportReleased(indices=indices):
                 self._released.setdefault(key, []).extend(ranges.indices(indices))
         self._schedule()
@@ -122,11 +127,17 @@ class Reports:
             rollout, attempt, node = key
             ended = SandboxesEnded(rollout, attempt, ranges.collect(indices), node, reason, detail)
             self._telling.setdefault(key, []).append(send(self._subject(key), ended))
+        for key, sleepers in self._slept.items():
+            rollout, attempt, node = key
+            for index, snapshot in sleepers:
+                slept = SandboxSlept(rollout, attempt, index, node, snapshot)
+                self._telling.setdefault(key, []).append(send(self._subject(key), slept))
         for key, indices in self._released.items():
             self._held.setdefault(key, []).extend(indices)
         self._ready.clear()
         self._finished.clear()
         self._ended.clear()
+        self._slept.clear()
         self._released.clear()
         self._orders = {key: order for key, order in self._orders.items() if key in self._job_ready}
         self._free_what_is_told()
@@ -172,7 +183,7 @@ class Reports:
 
     @property
     def _gathered(self) -> bool:
-        return bool(self._ready or self._finished or self._ended or self._released)
+        return bool(self._ready or self._finished or self._ended or self._slept or self._released)
 
     def _schedule(self) -> None:
         if self._going and not self._flush_due and self._outgoing.outstanding < _IN_FLIGHT:

@@ -342,5 +342,5 @@ def _start(request: m.PlaceRequested, executor: Executor, node: Node) -> m.Start
     return m.StartSandboxes(
         executor.boot, node.spec.node, request.rollout, request.tenant, request.run, request.cell, request.attempt,
         request.indices, request.snapshot, spec.resources, spec.commands, spec.files, spec.env, spec.user,
-        request.deadline_ms, spec.checkpoint_every_ms, spec.checkpoint_commands,
+        request.deadline_ms, spec.checkpoint_every_ms, spec.checkpoint_commands, spec.idle_after_ms,
     )  # fmt: skip

@@ -43,6 +43,7 @@ def _bad(spec: RolloutSpec) -> str | None:
         ("max_attempts", spec.max_attempts, 1, 255),
         ("checkpoint_every_ms", spec.checkpoint_every_ms, 0, _LONGEST_MS),
         ("checkpoint_commands", spec.checkpoint_commands, 0, 10**6),
+        ("idle_after_ms", spec.idle_after_ms, 0, _LONGEST_MS),
         ("resources.memory", r.memory, 16 * _MIB, 2**60),
         ("resources.cpu_milli", r.cpu_milli, 1, 10**7),
         ("resources.pids", r.pids, 4, 2**22),

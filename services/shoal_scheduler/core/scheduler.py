@@ -25,7 +25,7 @@ _SHARE: Final = 64  # sandboxes a rollout is given at a time while several compe
 class SchedulerCore:
     """The rollouts of one cell. `quota` is the most sandboxes a rollout may ask for."""
 
-    state_version = 2
+    state_version = 3
 
     def __init__(self, cell: int, quota: int = 100_000) -> None:
         self._cell = cell
@@ -75,13 +75,24 @@ class SchedulerCore:
                     gone, again = rollout.ledger.end(attempt, indices, reason)
                     self._landed(rollout, ranges.count(gone) + ranges.count(again))
                     if again:
+                        if reason is not m.EndReason.START_FAILED and rollout.request.spec.on_lost is m.OnLost.RESTART:
+                            for index in ranges.indices(again):
+                                rollout.saved.pop(index, None)  # that policy's sandboxes start again from the start
                         rollout.again.append((attempt + 1, again, node))
                         self._waiting[name] = None
                     self._conclude(rollout, "finished", now, effects)
             case m.SandboxSaved(rollout=name, attempt=attempt, index=index, snapshot=snapshot):
                 if (rollout := self._reported(name, attempt, ((index, 1),), now)) is not None:
-                    _save(rollout, attempt, index, snapshot)
+                    rollout.save(attempt, index, snapshot)
                 return ()
+            case m.SandboxSlept(rollout=name, attempt=attempt, index=index, snapshot=snapshot):
+                if (rollout := self._reported(name, attempt, ((index, 1),), now)) is not None and rollout.ledger.sleep(
+                    attempt, index
+                ):
+                    rollout.saved[index] = snapshot
+                    self._landed(rollout, 1)
+            case m.SandboxesWanted(rollout=name, indices=indices):
+                self._wake(name, indices, now)
             case m.RolloutReleased(rollout=name, indices=indices):
                 self._close(name, indices, m.EndReason.RELEASED, now, effects)
             case m.RolloutCancelled(rollout=name):
@@ -224,6 +235,17 @@ class SchedulerCore:
             raise LawBrokenError(f"a report of sandboxes of rollout {name} that nobody was asked to start")
         return rollout if now < rollout.deadline_ms else None
 
+    def _wake(self, name: str, indices: m.Ranges, now: int) -> None:
+        rollout = self._rollouts.get(name)
+        if not ranges.valid(indices, rollout.ledger.n if rollout else 2**31):
+            raise LawBrokenError(f"indices {indices} are not those of rollout {name}")
+        if rollout is None or now >= rollout.deadline_ms:
+            return
+        news = rollout.ledger.wake(indices)
+        for attempt, woken in rollout.ledger.by_attempt(ranges.indices(news)):
+            rollout.again.append((attempt, woken, ""))
+            self._waiting[name] = None
+
     def _landed(self, rollout: Rollout, count: int) -> None:
         tenant = rollout.request.tenant
         rollout.in_flight -= count
@@ -238,10 +260,12 @@ class SchedulerCore:
             raise LawBrokenError(f"indices {indices} are not those of rollout {name}")
         if rollout is None or (now >= rollout.deadline_ms and reason is not m.EndReason.TIMED_OUT):
             return  # as in `_reported`
-        news = rollout.ledger.close(indices or ranges.whole(rollout.ledger.n), reason)
+        indices = indices or ranges.whole(rollout.ledger.n)
+        asleep = rollout.ledger.asleep(indices)
+        news = rollout.ledger.close(indices, reason)
         if not news:
             return
-        sent = ranges.without(news, rollout.fresh)
+        sent = ranges.without(ranges.without(news, rollout.fresh), asleep)
         rollout.fresh = ranges.without(rollout.fresh, news)
         kept: list[tuple[int, m.Ranges, str]] = []
         for attempt, waiting, node in rollout.again:
@@ -293,6 +317,7 @@ class SchedulerCore:
             self._send(rollout, window if len(able) == 1 else min(window, _SHARE), effects)
             if not rollout.again and not rollout.fresh:
                 del self._waiting[rollout.request.rollout]
+                rollout.queued = ""  # who waits again is told again
         if any(self._rollouts[name].queued != self._reason(self._rollouts[name]) for name in self._waiting):
             for ahead, rollout in enumerate(sorted((self._rollouts[name] for name in self._waiting), key=self._rank)):
                 reason = self._reason(rollout)
@@ -328,7 +353,7 @@ class SchedulerCore:
             part, rollout.fresh = ranges.take(rollout.fresh, limit)
         self._landed(rollout, -ranges.count(part))
         spec = request.spec
-        for indices, snapshot in self._starts(rollout, part):
+        for indices, snapshot in rollout.starts(part):
             one = spec
             if len(spec.commands) > 1:  # each travels once, however many parts a rollout is sent in
                 one = msgspec.structs.replace(spec, commands=tuple(spec.commands[i] for i in ranges.indices(indices)))
@@ -343,15 +368,6 @@ class SchedulerCore:
         if attempt == 0 and not rollout.fresh:
             effects.append(rollout.outcome(self._cell, m.RolloutDispatched(request.rollout, rollout.snapshot)))
 
-    @staticmethod
-    def _starts(rollout: Rollout, part: m.Ranges) -> list[tuple[m.Ranges, m.Snapshot]]:
-        """Return which of these sandboxes start from what: those that were kept before from that, each by itself."""
-        assert rollout.snapshot is not None
-        kept = ranges.collect(index for index in rollout.saved if ranges.intersect(((index, 1),), part))
-        plain = ranges.without(part, kept)
-        alone: list[tuple[m.Ranges, m.Snapshot]] = [(((i, 1),), rollout.saved[i]) for i in ranges.indices(kept)]
-        return [*([(plain, rollout.snapshot)] if plain else []), *alone]
-
     def check(self) -> None:
         """Assert that every sandbox is unsent, in flight or ended, and that the sums agree."""
         for name, rollout in self._rollouts.items():
@@ -359,7 +375,7 @@ class SchedulerCore:
             assert not rollout.ledger.concluded
             unsent = rollout.unsent
             assert rollout.in_flight >= 0
-            assert rollout.in_flight + unsent == rollout.ledger.live
+            assert rollout.in_flight + unsent + rollout.ledger.asleep_count() == rollout.ledger.live
             assert (name in self._waiting) == (unsent > 0 and rollout.snapshot is not None)
             assert name not in self._past
         assert self._in_flight == sum(r.in_flight for r in self._rollouts.values())
@@ -369,13 +385,6 @@ class SchedulerCore:
 def _lasting(template: str) -> bool:
     """Return whether what a template stood for a moment ago may be believed: a name may stand for another by now."""
     return template == "host" or template.startswith(("dir:", "tar:", "snapshot:"))
-
-
-def _save(rollout: Rollout, attempt: int, index: int, snapshot: m.Snapshot) -> None:
-    """Note what a sandbox goes on from, should it be lost: where that is the policy, and in its present attempt."""
-    current = rollout.ledger.attempt(index) == attempt and rollout.ledger.reason(index) is None
-    if current and rollout.request.spec.on_lost is m.OnLost.RESUME:
-        rollout.saved[index] = snapshot
 
 
 def _tenant(name: str) -> str:

@@ -6,7 +6,7 @@ import msgspec
 
 from shoal.machine import ranges
 from shoal.machine.core import Publish
-from shoal.machine.ledger import Ledger
+from shoal.machine.ledger import Dumped, Ledger
 from shoal.wire import messages as m
 from shoal.wire import subjects
 
@@ -39,6 +39,20 @@ class Rollout:
         """Return the effect that tells the rollout's trainer."""
         return Publish(subjects.rollout_outcome(cell, self.request.tenant, self.request.run), message)  # type: ignore[arg-type]  # any of the outcomes
 
+    def save(self, attempt: int, index: int, snapshot: m.Snapshot) -> None:
+        """Note what a sandbox goes on from, should it be lost: where that is the policy, and in its present attempt."""
+        current = self.ledger.attempt(index) == attempt and self.ledger.reason(index) is None
+        if current and self.request.spec.on_lost is m.OnLost.RESUME:
+            self.saved[index] = snapshot
+
+    def starts(self, part: m.Ranges) -> list[tuple[m.Ranges, m.Snapshot]]:
+        """Return which of these sandboxes start from what: those that were kept before from that, each by itself."""
+        assert self.snapshot is not None
+        kept = ranges.collect(index for index in self.saved if ranges.intersect(((index, 1),), part))
+        plain = ranges.without(part, kept)
+        alone: list[tuple[m.Ranges, m.Snapshot]] = [(((i, 1),), self.saved[i]) for i in ranges.indices(kept)]
+        return [*([(plain, self.snapshot)] if plain else []), *alone]
+
     def dump(self) -> "DumpedRollout":
         """Return it as data."""
         return DumpedRollout(
@@ -53,7 +67,7 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     request: m.RolloutSubmitted
     order: int
     deadline_ms: int
-    ledger: tuple[bytes, bytes]
+    ledger: Dumped
     fresh: m.Ranges
     snapshot: m.Snapshot | None
     again: list[Again]
@@ -67,7 +81,7 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
             self.queued, dict(self.saved),
         )  # fmt: skip
-        rollout.in_flight = ledger.live - rollout.unsent
+        rollout.in_flight = ledger.live - rollout.unsent - ledger.asleep_count()
         return rollout
 
 

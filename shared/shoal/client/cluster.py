@@ -3,11 +3,11 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Final
 
 from shoal.bus.protocol import Bus, BusError
-from shoal.client import dead, listing, requests, tenants
+from shoal.client import dead, listing, mapping, tenants
 from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
 from shoal.client.errors import BadRequest, ShoalError, Timeout, Unreachable
 from shoal.client.fold import RolloutFold
@@ -19,17 +19,14 @@ from shoal.client.requests import (
     Resources,
     check_size,
     checked,
-    encode_command,
     new_id,
     rollout_spec,
-    split,
     token,
 )
 from shoal.client.results import Event, NodeInfo, RolloutInfo, SandboxOutcome
 from shoal.client.rollout import Rollout
 from shoal.client.snapshots import Snapshot
 from shoal.wire import streams, subjects
-from shoal.wire.codec import encode
 from shoal.wire.messages import RolloutCancelled, RolloutSpec, RolloutSubmitted
 from shoal.wire.quantities import BadValueError, parse_seconds
 
@@ -124,6 +121,7 @@ class Cluster:
         checkpoint_every: float | str | None = None,
         checkpoint_commands: int = 0,
         warm: str = "",
+        idle_after: float | str | None = None,
     ) -> Opening[Rollout]:
         """Ask for n sandboxes: `await` it, or enter it with `async with`, which releases them.
 
@@ -133,7 +131,8 @@ class Cluster:
         (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without it "restart" where
         commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a number) take
         snapshots by themselves. warm: Python that a node runs once; the interpreter behind `sandbox.python` is forked
-        from there. isolation: a driver's name, or any.
+        from there. idle_after ("10m"): let a sandbox sleep that nobody used for so long; its next command wakes it.
+        isolation: a driver's name, or any.
 
         Returns when the cluster's first word of it has come (two seconds at most: waiting is durable). Raises
         BadRequest before anything is sent, Rejected, Unreachable, StreamFull.
@@ -144,6 +143,7 @@ class Cluster:
                 template, n, timeout=timeout, resources=resources, command=command, commands=commands, files=files,
                 env=env, user=user, on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
                 checkpoint_every=checkpoint_every, checkpoint_commands=checkpoint_commands, warm=warm,
+                idle_after=idle_after,
             )  # fmt: skip
             return await self._start(spec, run, FIRST_WORD_S)
 
@@ -199,11 +199,7 @@ class Cluster:
         sandbox the platform lost for good is an outcome with `infrastructure`, whose `exit_code` raises SandboxLost.
         Raises as `rollout` does; then what was started is released.
         """
-        if isinstance(commands, str):
-            raise BadRequest("commands", "it is one str; write a list with one command for each sandbox")
-        given = [requests.command(one, timeout=command_timeout) for one in commands]
-        if not given:
-            return []
+        given = mapping.commands_of(commands, command_timeout)
 
         def spec_of(n: int, part: Sequence[CommandLike]) -> RolloutSpec:
             return rollout_spec(
@@ -211,25 +207,13 @@ class Cluster:
                 on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
             )  # fmt: skip
 
-        first = spec_of(1, given[:1])
-        base = RolloutSubmitted(new_id(), self.tenant, token(run, "run"), first)
-        parts = split(given, len(encode(base)) - len(encode_command(given[0])))
-        specs = [spec_of(count, _shared(given[start : start + count])) for start, count in parts]
-        rollouts: list[Rollout] = []
-        outcomes: list[SandboxOutcome | None] = [None] * len(given)
+        async def start(spec: RolloutSpec) -> Rollout:
+            return await self._start(spec, run, None)
 
-        async def collect(rollout: Rollout, start: int) -> None:
-            async for outcome in rollout.outcomes():
-                outcomes[start + outcome.index] = outcome
-
-        try:
-            for spec in specs:
-                rollouts.append(await self._start(spec, run, None))  # noqa: PERF401 - what has started is released
-            await _all(*(collect(rollout, start) for rollout, (start, _) in zip(rollouts, parts, strict=True)))
-        except BaseException:
-            await asyncio.gather(*(rollout.release() for rollout in rollouts), return_exceptions=True)
-            raise
-        return [outcome for outcome in outcomes if outcome is not None]
+        if not given:
+            return []
+        base = RolloutSubmitted(new_id(), self.tenant, token(run, "run"), spec_of(1, given[:1]))
+        return await mapping.each(given, spec_of, base, start)
 
     async def attach(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> Rollout:
         """Return a rollout that somebody submitted, as the log has it. Raises BadRequest when it is not there."""
@@ -381,18 +365,3 @@ class Cluster:
 
 def _ago(duration: float | str | None) -> int | None:
     return listing.since(None if duration is None else checked(parse_seconds, duration, "since"))
-
-
-def _shared(commands: "Sequence[CommandLike]") -> "Sequence[CommandLike]":
-    """One command that all run travels once."""
-    return commands[:1] if all(one == commands[0] for one in commands) else commands
-
-
-async def _all(*work: Coroutine[Any, Any, None]) -> None:
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

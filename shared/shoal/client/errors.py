@@ -56,6 +56,32 @@ class SandboxLost(InfrastructureError):
         self.restarting = restarting
 
 
+class SandboxResumed(InfrastructureError):
+    """The platform lost a sandbox and brings it back as its last snapshot has it: what was done since is undone.
+
+    Raised once for each loss that took something: by whatever was under way (`under_way` operations, which may or may
+    not have been carried out before), else by the next operation, which is then not carried out. The handle goes on:
+    do again what is still wanted. `undone` names the last of the `count` commands and file writes that were undone.
+    """
+
+    def __init__(
+        self, sandbox: str, reason: EndReason, detail: str, undone: tuple[str, ...], count: int, under_way: int
+    ) -> None:
+        what = f"{count} commands or file writes done since its last snapshot are undone"
+        last = f", the last was {undone[-1]!r}" if undone else ""
+        under = f", and what became of {under_way} under way is not known" if under_way else ""
+        super().__init__(
+            f"sandbox {sandbox} was lost ({reason}{f': {detail}' if detail else ''}) and goes on from its last"
+            f" snapshot: {what}{last}{under}; do again what is still wanted"
+        )
+        self.sandbox = sandbox
+        self.reason = reason
+        self.detail = detail
+        self.undone = undone
+        self.count = count
+        self.under_way = under_way
+
+
 class StreamFull(InfrastructureError):
     """A stream takes no new messages: what was asked was not stored and will not happen. Ask again when there is room.
 
@@ -121,7 +147,7 @@ class FileError(ShoalError):
 class SnapshotError(ShoalError):
     """A sandbox could not be kept, or brought back to what was kept: by its driver, or for want of room.
 
-    `code` is `unsupported` or `snapshot_failed`; the sandbox goes on as it was.
+    `code` is `unsupported`, `busy` or `snapshot_failed`; the sandbox goes on as it was.
     """
 
     def __init__(self, sandbox: str, code: str, detail: str) -> None:

@@ -21,6 +21,9 @@ from shoal.wire.messages import (
     SandboxesEnded,
     SandboxesFinished,
     SandboxesReady,
+    SandboxesWanted,
+    SandboxSaved,
+    SandboxSlept,
 )
 
 _CONCLUSIONS = {
@@ -41,18 +44,26 @@ class Ready:
     isolation: str
     time_ms: int
     first_command_ms: int | None = None
+    asleep: bool = False  # it runs nowhere, and has no node until it is woken
 
 
 @dataclass(slots=True)
 class News:
-    """What one message changed: sandboxes that became ready, those that ended for good, those that start again."""
+    """What one message changed: sandboxes that became ready, ended for good, start again, sleep or were kept.
+
+    Of those kept: index, attempt, and how many of its commands the snapshot has.
+    """
 
     ready: list[Ready] = field(default_factory=list)
     ended: list[SandboxOutcome] = field(default_factory=list)
     again: list[tuple[int, EndReason, str]] = field(default_factory=list)
+    slept: list[Ready] = field(default_factory=list)
+    kept: list[tuple[int, int, int]] = field(default_factory=list)
 
 
-_PASSING: Final = (SandboxesReady, SandboxesFinished, SandboxesEnded, RolloutReleased, RolloutCancelled)
+_PASSING: Final = (
+    SandboxesReady, SandboxesFinished, SandboxesEnded, SandboxSlept, SandboxesWanted, RolloutReleased, RolloutCancelled,
+)  # fmt: skip
 """What counts only before the rollout's deadline: the scheduler ends it then, whatever comes after."""
 
 
@@ -124,6 +135,17 @@ class RolloutFold:
                     self.where.pop(index, None)
                     news.again.append((index, reason, detail))
                 self._close(gone, reason, detail, news, node)
+            case SandboxSlept(attempt=attempt, index=index):
+                if 0 <= index < self.spec.n and self.ledger.sleep(attempt, index):
+                    before = self.where.get(index)
+                    isolation = before.isolation if before else ""
+                    self.where[index] = Ready(index, attempt + 1, "", "", isolation, time_ms, asleep=True)
+                    news.slept.append(self.where[index])
+            case SandboxesWanted():
+                self.ledger.wake(indices)
+                return news
+            case SandboxSaved(attempt=attempt, index=index, commands=commands):
+                news.kept.append((index, attempt, commands))
             case RolloutQueued():
                 self.queued = message
             case RolloutDispatched():
@@ -155,7 +177,7 @@ class RolloutFold:
 
     def status(self) -> RolloutStatus:
         """Return the rollout as it is now."""
-        ready = self.ledger.ready_count()
+        ready, asleep = self.ledger.ready_count(), self.ledger.asleep_count()
         ended = self.spec.n - self.ledger.live
         if self.rejected is not None:
             state = "rejected"
@@ -173,13 +195,14 @@ class RolloutFold:
             self.spec.template,
             self.spec.n,
             state,
-            self.ledger.live - ready,
+            self.ledger.live - ready - asleep,
             ready,
             ended,
             dict(self.ledger.counts()),
             waiting.waiting if waiting else 0,
             waiting.ahead if waiting else 0,
             waiting.reason if waiting else "",
+            asleep,
         )
 
     def summary(self) -> RolloutSummary:

@@ -30,6 +30,7 @@ from shoal.wire.messages import (
     CommandRefused,
     FileRead,
     FileWritten,
+    Hibernated,
     RolledBack,
     SnapshotTaken,
 )
@@ -37,7 +38,7 @@ from shoal.wire.messages import (
 ANSWER_GRACE_S: Final = 30.0
 """How long an answer may take beyond the command's own timeout."""
 
-Answer = CommandFinished | CommandRefused | FileRead | FileWritten | SnapshotTaken | RolledBack
+Answer = CommandFinished | CommandRefused | FileRead | FileWritten | SnapshotTaken | RolledBack | Hibernated
 OutputSink = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr" and a piece of output, as it comes."""
 
@@ -185,6 +186,7 @@ class Link:
                     self._pending[id].output(message)
             case (
                 CommandFinished() | CommandRefused() | FileRead() | FileWritten() | SnapshotTaken() | RolledBack()
+                | Hibernated()
             ):  # fmt: skip
                 if isinstance(message, CommandFinished) and message.rollout in self.rollouts:
                     self.rollouts[message.rollout].answered(message, delivery.time_ms)

@@ -174,6 +174,7 @@ def rollout_spec(
     checkpoint_every: float | str | None = None,
     checkpoint_commands: int = 0,
     warm: str = "",
+    idle_after: float | str | None = None,
 ) -> RolloutSpec:
     """Return the spec of a rollout. Raises BadRequest for everything that can be known to be wrong beforehand."""
     template = str(template) if template is not None else ""
@@ -210,6 +211,7 @@ def rollout_spec(
         milliseconds(checkpoint_every, "checkpoint_every"),
         whole_number(checkpoint_commands, "checkpoint_commands", 0, 10**6),
         warm,
+        milliseconds(idle_after, "idle_after"),
     )
 
 

@@ -145,8 +145,8 @@ class RolloutStatus:
     """A rollout at one moment.
 
     `state` is submitted (no word yet), queued, running, rejected, or its conclusion: finished, released, cancelled,
-    timed_out. While sandboxes wait for room, `waiting` counts them, `ahead` those before
-    them, and `waiting_reason` says why.
+    timed_out. While sandboxes wait for room, `waiting` counts them, `ahead` those before them, and `waiting_reason`
+    says why. Those that are `asleep` are kept and run nowhere; their next command wakes them.
     """
 
     rollout: str
@@ -162,6 +162,7 @@ class RolloutStatus:
     waiting: int = 0
     ahead: int = 0
     waiting_reason: str = ""
+    asleep: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from shoal.client.errors import BadRequest, Rejected, RolloutEnded, ShoalError, Timeout
 from shoal.client.feed import Feed
-from shoal.client.fold import News, RolloutFold
+from shoal.client.fold import News, Ready, RolloutFold
 from shoal.client.link import Link
 from shoal.client.results import RolloutStatus, RolloutSummary, SandboxOutcome
 from shoal.client.sandbox import Sandbox
@@ -17,9 +17,11 @@ from shoal.wire.messages import (
     AnyMessage,
     CommandFinished,
     EndReason,
+    OnLost,
     RolloutCancelled,
     RolloutReleased,
     RolloutSpec,
+    SandboxesWanted,
 )
 
 
@@ -62,7 +64,8 @@ class Rollout:
 
         A sandbox the platform lost before it was ready comes out, too, as one whose operations raise SandboxLost
         (`sandbox.lost` tells): n sandboxes go in, n come out. One that is restarted after a loss comes out anew; call
-        ready() again for those that were lost after it ended. Each comes out once, however many iterate.
+        ready() again for those that were lost after it ended. With on_lost="resume" the handle itself goes on, and no
+        other comes out. Each comes out once, however many iterate.
 
         Raises Rejected; Timeout when the rollout's time was up, and RolloutEnded when it was cancelled, before all
         were ready; BadRequest for a rollout with commands, whose sandboxes only have outcomes.
@@ -73,7 +76,8 @@ class Rollout:
         while True:
             while self._arrived:
                 yield self._arrived.popleft()
-            if self._fold.rejected is None and ledger.live == ledger.ready_count() and not self._doubtful():
+            settled = ledger.live == ledger.ready_count() + ledger.asleep_count()
+            if self._fold.rejected is None and settled and not self._doubtful():
                 break
             self._raise_failure()
             await self._change()
@@ -196,6 +200,11 @@ class Rollout:
         if self._fold.rejected is not None:
             self._raise_failure()
 
+    async def want(self, index: int, attempt: int) -> None:
+        """Ask for a sandbox that sleeps."""
+        message = SandboxesWanted(self.id, ((index, 1),))
+        await self.link.publish(self._request(), message, f"{self.id}:wanted:{index}:{attempt}")
+
     async def release_one(self, index: int) -> None:
         """Give one sandbox back."""
         if self._released or self._fold.over:
@@ -207,16 +216,31 @@ class Rollout:
         return subjects.rollout_request(self.cell, self.tenant, self.run)
 
     def _apply(self, news: News) -> None:
+        for where in news.slept:
+            if where.index in self._live:
+                self._live[where.index].presence.slept(where.attempt - 1, self.link.grace_s, logged=True)
+        for index, attempt, commands in news.kept:
+            if index in self._live:
+                self._live[index].presence.kept(attempt, commands)
         for where in news.ready:
-            sandbox = Sandbox(self, where.index, where.attempt, where.node, where.executor, where.isolation)
+            known = self._live.get(where.index)
+            if known is not None and known.presence.away:
+                known.presence.back(where)
+                continue
+            sandbox = Sandbox(self, where)
             sandbox.ready_ms = self._fold.since_submitted(where.time_ms)
             self._live[where.index] = sandbox
             self._arrived.append(sandbox)
             if self._released:
                 sandbox.ended_by(EndReason.RELEASED)
         for index, reason, detail in news.again:
-            lost = self._live.pop(index, None)
-            if lost is not None:
+            lost = self._live.get(index)
+            if lost is None:
+                continue
+            if lost.presence.away or (self.spec.on_lost is OnLost.RESUME and lost.ended is None):
+                lost.presence.lost(reason, detail)
+            else:
+                del self._live[index]
                 lost.ended_by(reason, detail, restarting=True)
         for outcome in news.ended:
             self._ended(outcome)
@@ -228,7 +252,8 @@ class Rollout:
         elif outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
             self._missing += 1
         elif outcome.reason is not EndReason.RELEASED and not self._fold.spec.commands:
-            never = Sandbox(self, outcome.index, outcome.attempt, outcome.node, "", outcome.isolation)
+            where = Ready(outcome.index, outcome.attempt, outcome.node, "", outcome.isolation, 0)
+            never = Sandbox(self, where)
             never.ended_by(outcome.reason, outcome.detail)
             self._arrived.append(never)
 

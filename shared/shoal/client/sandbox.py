@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,7 +17,9 @@ from shoal.client.errors import (
     SnapshotError,
     sandbox_error,
 )
-from shoal.client.link import Answer, OutputSink, Pending
+from shoal.client.fold import Ready
+from shoal.client.link import Answer, OutputSink
+from shoal.client.presence import Presence
 from shoal.client.requests import MOST_BYTES, PIECE, CommandLike, command, shown, whole_number
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
@@ -30,6 +32,8 @@ from shoal.wire.messages import (
     EndReason,
     FileRead,
     FileWritten,
+    Hibernate,
+    OnLost,
     ReadFile,
     RollBack,
     RunCommand,
@@ -43,34 +47,55 @@ if TYPE_CHECKING:
 FILE_TIMEOUT_S: Final = 60.0
 _MOST_ID: Final = 200
 
+Head = tuple[str, str, str, int, str, int, int]
+"""What every request begins with."""
+Request = RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
+
 
 class Sandbox:
-    """A sandbox of a rollout, in one attempt. Its `name` is `<rollout>-<index>`.
+    """A sandbox of a rollout. Its `name` is `<rollout>-<index>`.
 
     Every operation raises SandboxLost when the platform lost it, and SandboxEnded when it ended otherwise; also one
-    that was under way.
+    that was under way. Where it is resumed after a loss, the operation under way or the next one raises SandboxResumed,
+    once, if anything was undone by it. While it sleeps or is being resumed, operations wait until it is there again.
     """
 
-    def __init__(self, rollout: "Rollout", index: int, attempt: int, node: str, executor: str, isolation: str) -> None:
+    def __init__(self, rollout: "Rollout", where: Ready) -> None:
         self.rollout = rollout
-        self.index = index
-        self.attempt = attempt
-        self.node = node
-        self.executor = executor
-        self.isolation = isolation
-        self.name = f"{rollout.id}-{index}"
+        self.index = where.index
+        self.isolation = where.isolation
+        self.name = f"{rollout.id}-{where.index}"
+        self.presence = Presence(self.name, where, self._wake)
         self.ready_ms: float | None = None
         """Ms from submission to readiness, by the broker's clock."""
         self.first_command_ms: float | None = None
         """Ms from submission to the end of its first command, by the broker's clock."""
         self.files = Files(self)
-        self._end: ShoalError | None = None
         self._reason: EndReason | None = None
-        self._pending: set[Pending] = set()
         self._session = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.name} on {self.node or 'no node'}{f', {self._reason}' if self._reason else ''}>"
+
+    @property
+    def attempt(self) -> int:
+        """How often it was started before."""
+        return self.presence.attempt
+
+    @property
+    def node(self) -> str:
+        """Where it runs; empty while it runs nowhere."""
+        return self.presence.node
+
+    @property
+    def executor(self) -> str:
+        """Who takes commands for it; empty while it runs nowhere."""
+        return self.presence.executor
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it sleeps: all of it is kept, it occupies nothing, and its next command wakes it."""
+        return self.presence.asleep
 
     @property
     def ended(self) -> EndReason | None:
@@ -143,20 +168,22 @@ class Sandbox:
         return await self._run(wire, id, on_output, check)
 
     async def _run(self, wire: Command, id: str | None, on_output: OutputSink | None, check: bool) -> CommandResult:
-        head = self.head(id)
-        message = RunCommand(*head, wire, on_output is not None)
-        if len(encode(message)) > MOST_BYTES:
+        def message(head: Head) -> RunCommand:
+            return RunCommand(*head, wire, on_output is not None)
+
+        if len(encode(message(self.head(id)))) > MOST_BYTES:
             raise BadRequest(
                 "stdin" if wire.stdin else "command", "it is too long for one message; write a file and use it"
             )
         within = wire.timeout_ms / 1000 + self.rollout.link.grace_s if wire.timeout_ms else None
         if wire.session:  # the shell takes one line at a time: only then does its time run
             async with self._session:
-                answer = await self.ask(message, within, f"command {shown(wire)!r}", on_output)
+                answer = await self.ask(message, within, f"command {shown(wire)!r}", id, on_output)
         else:
-            answer = await self.ask(message, within, f"command {shown(wire)!r}", on_output)
+            answer = await self.ask(message, within, f"command {shown(wire)!r}", id, on_output)
         if not isinstance(answer, CommandFinished):
             raise self.unexpected(answer)
+        self.presence.done(shown(wire))
         result = CommandResult.of(answer.result)
         if check and not result.ok:
             raise CommandFailed(self.name, shown(wire), result)
@@ -185,6 +212,14 @@ class Sandbox:
         """
         await snapshots.roll_back(self, snapshot)
 
+    async def hibernate(self) -> None:
+        """Let it sleep: all of it is kept, its slot is free for others, and its next command wakes it, anywhere.
+
+        Raises SnapshotError, when it goes on as it was: with code `busy` while a command is under way, `unsupported`
+        where it has something in memory that its driver cannot keep. Idempotent.
+        """
+        await snapshots.hibernate(self)
+
     async def release(self) -> None:
         """Give it back. Idempotent."""
         if self._reason is None:
@@ -198,26 +233,31 @@ class Sandbox:
         if self._reason is not None:
             return
         self._reason = reason
-        self._end = sandbox_error(self.name, reason, detail, restarting=restarting)
-        for pending in list(self._pending):
-            pending.fail(sandbox_error(self.name, reason, detail, restarting=restarting))
+        self.presence.ended(lambda: sandbox_error(self.name, reason, detail, restarting=restarting))
 
     async def write_piece(self, path: str, data: bytes, offset: int, mode: int) -> None:
         """Write one piece of a file."""
-        message = WriteFile(*self.head(None), path, data, offset, mode)
-        answer = await self.ask(message, FILE_TIMEOUT_S, f"writing {path!r}", None)
+
+        def message(head: Head) -> WriteFile:
+            return WriteFile(*head, path, data, offset, mode)
+
+        answer = await self.ask(message, FILE_TIMEOUT_S, f"writing {path!r}")
         if not isinstance(answer, FileWritten):
             raise self.unexpected(answer, path)
+        self.presence.done(f"writing {path}")
 
     async def read_piece(self, path: str, offset: int) -> FileRead:
         """Read one piece of a file."""
-        message = ReadFile(*self.head(None), path, offset, PIECE)
-        answer = await self.ask(message, FILE_TIMEOUT_S, f"reading {path!r}", None)
+
+        def message(head: Head) -> ReadFile:
+            return ReadFile(*head, path, offset, PIECE)
+
+        answer = await self.ask(message, FILE_TIMEOUT_S, f"reading {path!r}")
         if not isinstance(answer, FileRead):
             raise self.unexpected(answer, path)
         return answer
 
-    def head(self, id: str | None) -> tuple[str, str, str, int, str, int, int]:
+    def head(self, id: str | None) -> Head:
         """Return what every request begins with; id makes a repetition harmless."""
         if id is not None and not 0 < len(id) <= _MOST_ID:
             raise BadRequest("id", f"write 1 to {_MOST_ID} characters")
@@ -228,17 +268,28 @@ class Sandbox:
 
     async def ask(
         self,
-        message: RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack,
+        make: Callable[[Head], Request],
         within_s: float | None,
         what: str,
-        on_output: OutputSink | None,
+        id: str | None = None,
+        on_output: OutputSink | None = None,
     ) -> Answer:
-        """Send a request to the sandbox's executor and wait for its answer."""
-        if self._reason is not None and self._end is not None:
-            raise self._end.with_traceback(None)
-        subject = subjects.executor_command(self.executor, self.rollout.tenant)
+        """Send a request to the sandbox's executor, once it is there, and wait for its answer so long."""
+        presence, link = self.presence, self.rollout.link
         what = f"{what} in sandbox {self.name}"
-        return await self.rollout.link.ask(subject, message, message.id, within_s, what, self._pending, on_output)
+        while True:
+            await presence.here()
+            message = make(self.head(id))
+            subject = subjects.executor_command(self.executor, self.rollout.tenant)
+            answer = await link.ask(subject, message, message.id, within_s, what, presence.pending, on_output)
+            if not isinstance(answer, CommandRefused) or answer.code != "asleep":
+                return answer
+            presence.slept(answer.attempt, link.grace_s)
+            if isinstance(message, Hibernate):
+                return answer
+
+    def _wake(self, attempt: int) -> "asyncio.Future[None]":
+        return asyncio.ensure_future(self.rollout.want(self.index, attempt))
 
     def unexpected(self, answer: Answer, path: str | None = None) -> ShoalError:
         """Return the error that an answer of another kind than was hoped for stands for."""
@@ -248,11 +299,13 @@ class Sandbox:
             case "sandbox_gone":
                 # An executor that knows nothing of it was restarted without it.
                 reason = self._reason or answer.reason or EndReason.NODE_LOST
+                if reason.infrastructure and self._reason is None and self.rollout.spec.on_lost is OnLost.RESUME:
+                    return self.presence.lost(reason, answer.detail, told=True)
                 self.ended_by(reason, answer.detail)
                 return sandbox_error(self.name, reason, answer.detail)
             case "file_error":
                 return FileError(self.name, path or "", answer.detail)
-            case "unsupported" | "snapshot_failed":
+            case "unsupported" | "snapshot_failed" | "busy":
                 return SnapshotError(self.name, answer.code, answer.detail)
             case "rolled_back":
                 return RolledBack(self.name)

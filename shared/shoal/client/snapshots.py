@@ -8,7 +8,15 @@ import msgspec
 from shoal.client.errors import BadRequest
 from shoal.client.requests import checked, milliseconds, whole_number
 from shoal.wire import messages, subjects
-from shoal.wire.messages import RollBack, RolledBack, SnapshotTaken, TakeSnapshot
+from shoal.wire.messages import (
+    CommandRefused,
+    Hibernate,
+    Hibernated,
+    RollBack,
+    RolledBack,
+    SnapshotTaken,
+    TakeSnapshot,
+)
 
 if TYPE_CHECKING:
     from shoal.client.sandbox import Sandbox
@@ -52,8 +60,7 @@ async def take(sandbox: "Sandbox", name: str | None, memory: bool | None) -> Sna
     """Keep a live sandbox as it is now."""
     called = "" if name is None else checked(subjects.token, name, "name")
     wanted = {None: "", True: "yes", False: "no"}[memory]
-    message = TakeSnapshot(*sandbox.head(None), called, wanted)
-    answer = await sandbox.ask(message, TIMEOUT_S, "taking a snapshot", None)
+    answer = await sandbox.ask(lambda head: TakeSnapshot(*head, called, wanted), TIMEOUT_S, "taking a snapshot")
     if not isinstance(answer, SnapshotTaken):
         raise sandbox.unexpected(answer)
     return Snapshot(answer.snapshot, answer.name, answer.took_us / 1000)
@@ -79,7 +86,17 @@ async def roll_back(sandbox: "Sandbox", snapshot: Snapshot) -> None:
     """Make a live sandbox what a snapshot holds."""
     if not isinstance(snapshot, Snapshot):
         raise BadRequest("snapshot", f"{snapshot!r} is none; give what sandbox.snapshot() returned")
-    message = RollBack(*sandbox.head(None), snapshot.wire)
-    answer = await sandbox.ask(message, TIMEOUT_S, "rolling back", None)
+    answer = await sandbox.ask(lambda head: RollBack(*head, snapshot.wire), TIMEOUT_S, "rolling back")
     if not isinstance(answer, RolledBack):
+        raise sandbox.unexpected(answer)
+
+
+async def hibernate(sandbox: "Sandbox") -> None:
+    """Let a live sandbox sleep."""
+    if sandbox.asleep and sandbox.ended is None:
+        return
+    answer = await sandbox.ask(lambda head: Hibernate(*head), TIMEOUT_S, "hibernating")
+    if isinstance(answer, Hibernated):
+        sandbox.presence.slept(answer.attempt, sandbox.rollout.link.grace_s)
+    elif not (isinstance(answer, CommandRefused) and answer.code == "asleep"):
         raise sandbox.unexpected(answer)

@@ -1,10 +1,12 @@
 """What has become of each sandbox of a rollout, folded from its reports.
 
 The scheduler and every trainer fold the same log with this same code, so they agree on every sandbox without asking
-each other: a report counts only for the sandbox's present attempt and only until the sandbox has ended. Two bytes a
-sandbox, whatever happened to it.
+each other: a report counts only for the sandbox's present attempt and only until the sandbox has ended. Six bytes a
+sandbox, whatever happened to it. A sandbox that sleeps is one that will be started again when it is wanted: its next
+attempt has begun, and asks for nothing yet.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
@@ -14,7 +16,8 @@ from shoal.wire.messages import CommandResult, EndReason, OnLost, Ranges, Rollou
 
 _PENDING: Final = 0
 _READY: Final = 1
-_ENDED: Final = 2  # and the reason's number on top
+_ASLEEP: Final = 2
+_ENDED: Final = 3  # and the reason's number on top
 _REASONS: Final = tuple(EndReason)
 _NUMBER_OF: Final = {reason: number for number, reason in enumerate(_REASONS)}
 
@@ -28,29 +31,36 @@ def reason_of(result: CommandResult) -> EndReason:
     return EndReason.OUT_OF_MEMORY if result.out_of_memory else EndReason.COMMAND_FAILED
 
 
+Dumped = tuple[bytes, list[int], bytes]
+"""Of each sandbox its state, its attempt (none at all where nobody had a second), and how often it failed."""
+
+
 class Ledger:
     """The sandboxes of one rollout: each pending, ready or ended, in its present attempt."""
 
-    __slots__ = ("_attempts", "_ended", "_limit", "_on_lost", "_states", "n")
+    __slots__ = ("_attempts", "_ended", "_failures", "_limit", "_on_lost", "_states", "n")
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.n = spec.n
         self._states = bytearray(spec.n)
-        self._attempts = bytearray(spec.n)
+        self._attempts = array("I", bytes(4 * spec.n))
+        self._failures = bytearray(spec.n)
         self._on_lost = spec.on_lost
         self._limit = min(max(spec.max_attempts, 1), 255)
         self._ended = 0
 
-    def dump(self) -> tuple[bytes, bytes]:
-        """Return the whole state beyond the spec: a byte a sandbox for what it is, and one for its attempt."""
-        return bytes(self._states), bytes(self._attempts)
+    def dump(self) -> "Dumped":
+        """Return the whole state beyond the spec: of each sandbox what it is, its attempt, and how often it failed."""
+        return bytes(self._states), list(self._attempts) if any(self._attempts) else [], bytes(self._failures)
 
     @classmethod
-    def load(cls, spec: RolloutSpec, dumped: tuple[bytes, bytes]) -> "Ledger":
+    def load(cls, spec: RolloutSpec, dumped: "Dumped") -> "Ledger":
         """Return the ledger that was dumped. Raises ValueError where it is not one of this spec."""
         ledger = cls(spec)
-        ledger._states, ledger._attempts = bytearray(dumped[0]), bytearray(dumped[1])
-        if not len(ledger._states) == len(ledger._attempts) == spec.n:
+        states, attempts, failures = dumped
+        ledger._states, ledger._failures = bytearray(states), bytearray(failures)
+        ledger._attempts = array("I", attempts or bytes(4 * spec.n))
+        if not len(ledger._states) == len(ledger._attempts) == len(ledger._failures) == spec.n:
             raise ValueError(f"a ledger of {len(ledger._states)} for a rollout of {spec.n}")
         ledger._ended = sum(state >= _ENDED for state in ledger._states)
         return ledger
@@ -82,6 +92,17 @@ class Ledger:
         """Return how many take commands now."""
         return self._states.count(_READY)
 
+    def asleep(self, among: Ranges) -> Ranges:
+        """Return those of these indices that sleep: they are kept, and run nowhere."""
+        parts = ((first, self._states[first : first + count]) for first, count in among)
+        return ranges.collect(
+            first + at for first, part in parts if _ASLEEP in part for at, state in enumerate(part) if state == _ASLEEP
+        )
+
+    def asleep_count(self) -> int:
+        """Return how many sleep."""
+        return self._states.count(_ASLEEP)
+
     def open(self, among: Ranges = ()) -> Ranges:
         """Return the indices (of those given; none given means all) that have not ended."""
         asked = ranges.indices(among) if among else range(self.n)
@@ -101,7 +122,7 @@ class Ledger:
 
     def finish(self, attempt: int, index: int, result: CommandResult) -> bool:
         """Note the result of the sandbox's one command; returns whether it counts."""
-        if self._attempts[index] != attempt or self._states[index] >= _ENDED:
+        if self._attempts[index] != attempt or self._states[index] >= _ASLEEP:
             return False
         self._end(index, reason_of(result))
         return True
@@ -116,16 +137,32 @@ class Ledger:
         again: list[int] = []
         retried = reason is EndReason.START_FAILED or (reason.infrastructure and self._on_lost is not OnLost.FAIL)
         for index in ranges.indices(indices):
-            if self._attempts[index] != attempt or self._states[index] >= _ENDED:
+            if self._attempts[index] != attempt or self._states[index] >= _ASLEEP:
                 continue
-            if retried and attempt + 1 < self._limit:
+            if retried and self._failures[index] + 1 < self._limit:
                 self._attempts[index] = attempt + 1
+                self._failures[index] += 1
                 self._states[index] = _PENDING
                 again.append(index)
             else:
                 self._end(index, reason)
                 gone.append(index)
         return ranges.collect(gone), ranges.collect(again)
+
+    def sleep(self, attempt: int, index: int) -> bool:
+        """Note that a sandbox sleeps; its next attempt begins when it is wanted. Returns whether it is news."""
+        if self._attempts[index] != attempt or self._states[index] >= _ASLEEP:
+            return False
+        self._attempts[index] = attempt + 1
+        self._states[index] = _ASLEEP
+        return True
+
+    def wake(self, indices: Ranges) -> Ranges:
+        """Note that these sandboxes are wanted; returns those that slept, which are pending now."""
+        news = [index for index in ranges.indices(indices) if self._states[index] == _ASLEEP]
+        for index in news:
+            self._states[index] = _PENDING
+        return ranges.collect(news)
 
     def close(self, indices: Ranges, reason: EndReason) -> Ranges:
         """End these sandboxes whatever their attempt (release, cancel, time out); returns those it is news for."""
@@ -148,4 +185,4 @@ class Ledger:
     def check(self) -> None:
         """Assert the ledger's invariants."""
         assert self._ended == sum(state >= _ENDED for state in self._states)
-        assert all(attempt < self._limit for attempt in self._attempts)
+        assert all(failures < self._limit for failures in self._failures)

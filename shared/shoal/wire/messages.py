@@ -159,6 +159,7 @@ class RolloutSpec(Value, frozen=True):
     checkpoint_every_ms: int = 0  # take a snapshot so often, by itself; 0: never
     checkpoint_commands: int = 0  # or after so many commands
     warm: str = ""  # Python that the sandboxes' interpreters have run already when they start
+    idle_after_ms: int = 0  # put a sandbox to sleep that has had no command for so long; 0: never
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -189,6 +190,13 @@ class RolloutCancelled(Message, frozen=True):
 
     rollout: str
     by: str = ""
+
+
+class SandboxesWanted(Message, frozen=True):
+    """A trainer has a use again for these sandboxes, which sleep: wake them."""
+
+    rollout: str
+    indices: Ranges
 
 
 # --- the rollout log: reports by executors and placement
@@ -236,13 +244,23 @@ class SandboxesEnded(Message, frozen=True):
 
 
 class SandboxSaved(Message, frozen=True):
-    """What a sandbox goes on from, should it be lost: taken after its first `commands` commands."""
+    """What a sandbox goes on from, should it be lost: taken after its first `commands` commands and file writes."""
 
     rollout: str
     attempt: int
     index: int
     snapshot: Snapshot
     commands: int = 0
+
+
+class SandboxSlept(Message, frozen=True):
+    """A sandbox was put to sleep: all of it is in the snapshot, and it occupies no slot until it is wanted."""
+
+    rollout: str
+    attempt: int
+    index: int
+    node: str
+    snapshot: Snapshot
 
 
 # --- the rollout log: what the scheduler says
@@ -418,6 +436,7 @@ class StartSandboxes(Message, frozen=True):
     deadline_ms: int
     checkpoint_every_ms: int = 0
     checkpoint_commands: int = 0
+    idle_after_ms: int = 0
 
 
 class DestroySandboxes(Message, frozen=True):
@@ -507,6 +526,18 @@ class RollBack(Message, frozen=True):
     snapshot: Snapshot
 
 
+class Hibernate(Message, frozen=True):
+    """Put a live sandbox to sleep, with all it has in memory; the next command wakes it."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+
+
 # --- the trajectory
 
 
@@ -578,11 +609,22 @@ class RolledBack(Message, frozen=True):
     digest: str
 
 
+class Hibernated(Message, frozen=True):
+    """A sandbox sleeps, and occupies nothing; the snapshot with this digest is all of it."""
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    digest: str
+
+
 class CommandRefused(Message, frozen=True):
     """A command, file operation or snapshot was not carried out.
 
     `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, `unsupported` (by
-    the sandbox's driver), `snapshot_failed`, `rolled_back` (while it ran) or `answer_gone` (it was carried out before,
+    the sandbox's driver), `snapshot_failed`, `rolled_back` (while it ran), `asleep` (wake it, and ask again: nothing
+    was carried out), `busy` (it cannot sleep while a command is under way) or `answer_gone` (it was carried out before,
     and the trajectory has its result).
     """
 
@@ -651,13 +693,14 @@ class DeadLetter(Message, frozen=True):
 
 
 AnyMessage = (
-    RolloutSubmitted | RolloutReleased | RolloutCancelled
-    | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved
+    RolloutSubmitted | RolloutReleased | RolloutCancelled | SandboxesWanted
+    | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
     | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded
     | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | Tick
     | PlaceRequested | ReleaseRequested | ExecutorJoined | ExecutorBeat | ExecutorLeft | SlotsReleased
     | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
-    | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | CommandRefused
+    | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
+    | CommandRefused
     | ResolveTemplate | TemplateInspected | SnapshotAdded
     | DeadLetter
 )  # fmt: skip

@@ -175,7 +175,9 @@ class Agent:
                 except OSError as error:
                     self.tell(frames.Failed(id, str(error.strerror)))
                 else:
-                    self.tell(frames.Frozen(id))
+                    # A warm interpreter that nobody asked anything is what its template's would be again.
+                    spared = self._python.ours if self._eager and not self._python.asked else 0
+                    self.tell(frames.Frozen(id, stillness.holding(spared)))
             case frames.Cancel(id=id):
                 for running in self._by_pid.values():
                     if running.call.id == id:

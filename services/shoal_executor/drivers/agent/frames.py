@@ -7,7 +7,7 @@ import msgspec
 
 from shoal.wire.messages import Command, CommandResult
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 _HEAD: Final = struct.Struct(">I")
@@ -113,7 +113,9 @@ class Piece(Tell, frozen=True):
 
 
 class Frozen(Tell, frozen=True):
-    """Every process stands still."""
+    """Every process stands still. `holding` says what is in memory alone, in words for people; empty for nothing."""
+
+    holding: str = ""
 
 
 class Failed(Tell, frozen=True):

@@ -48,6 +48,7 @@ class Serial:
         self._make = make
         self._fed: Session | Interpreter | None = None
         self._waiting: list[Call] = []
+        self.asked = False
 
     @property
     def deadline(self) -> float | None:
@@ -61,6 +62,7 @@ class Serial:
 
     def ask(self, call: Call) -> None:
         """Give it a call, after those that wait."""
+        self.asked = True
         self._waiting.append(call)
         self._next()
 

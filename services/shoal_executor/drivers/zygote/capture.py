@@ -30,8 +30,8 @@ _PLACES: Final = ("/mnt", "/media", "/srv", "/opt")
 """Directories that every host has and anybody may pass through; one is mounted upon, where nobody else sees it."""
 
 
-async def capture(name: str, link: Link, server: ForkServer, directory: Path) -> Captured:
-    """Write `layer` into the directory. Raises DriverError, having left nothing there."""
+async def capture(name: str, link: Link, server: ForkServer, directory: Path, *, idle: bool) -> Captured:
+    """Write `layer` into the directory; `idle`: only if that is all of it. Raises DriverError, having left nothing."""
     tools = [tool for tool in ("mkfs.erofs", "nsenter") if shutil.which(tool) is None]
     if tools:
         raise UnsupportedError(f"snapshots need {' and '.join(tools)} on the node: install erofs-utils and util-linux")
@@ -44,6 +44,9 @@ async def capture(name: str, link: Link, server: ForkServer, directory: Path) ->
     try:
         if not isinstance(frozen, frames.Frozen):
             raise DriverError(frozen.detail if isinstance(frozen, frames.Failed) else "the sandbox has ended")
+        if idle and frozen.holding:
+            what = f"isolation zygote keeps no memory, and this sandbox has {frozen.holding}"
+            raise UnsupportedError(f"{what}: end or remove them first, or use isolation gvisor")
         await _apart(lambda: _make(pid, layer, server))
     except BaseException:
         layer.unlink(missing_ok=True)

@@ -235,15 +235,15 @@ class ZygoteDriver:
         answer = await self._ask(self._get(name), frames.Piece, lambda id: frames.Read(id, path, offset, limit))
         return FileChunk(answer.data, answer.size, answer.eof)
 
-    async def capture(self, name: str, directory: Path, *, memory: bool, end: bool = False) -> Captured:
+    async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """Keep its disk; what a process has in memory stays where it is."""
         if memory:
             raise UnsupportedError("isolation zygote keeps no memory of a live sandbox: leave memory out")
         sandbox = self._get(name)
-        captured = await capture(name, sandbox.link, sandbox.zygote, directory)
-        if end:
-            await self.destroy([name])
-        return captured
+        return await capture(name, sandbox.link, sandbox.zygote, directory, idle=hold)
+
+    async def go_on(self, name: str) -> None:
+        """Nothing is to be done: one that was held has no process but its first, which does what it is asked."""
 
     async def destroy(self, names: Sequence[str]) -> None:
         """Kill each sandbox's first process, which takes the others along, and wait until nothing is left."""

@@ -1,0 +1,221 @@
+"""Sandboxes kept as snapshots: when they are asked for, by themselves, and to sleep."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from shoal.blobs.cache import Cache
+from shoal.blobs.protocol import BlobError
+from shoal.bus.protocol import Bus, BusError
+from shoal.machine.lineage import grown
+from shoal.wire import subjects
+from shoal.wire.codec import encode
+from shoal.wire.messages import EndReason, SandboxSaved, Snapshot, SnapshotAdded, StartSandboxes
+from shoal_executor.core import Asked, Key, Phase
+from shoal_executor.drivers.protocol import (
+    Driver,
+    DriverError,
+    NoSuchSandboxError,
+    StartFailed,
+    StartSpec,
+    UnsupportedError,
+)
+from shoal_executor.service.journal import AnyRecord, Returned, Slept
+from shoal_executor.service.known import Known
+from shoal_executor.service.names import name_of
+from shoal_executor.service.outgoing import Outgoing
+
+_NO_STORE: Final = "this executor has no blob store to keep snapshots in: start it with --blobs"
+
+log = structlog.get_logger()
+
+
+class BusyError(DriverError):
+    """A sandbox cannot sleep while a command is under way in it."""
+
+
+class Keeping:
+    """See the module. `exited` is told when a sandbox could not be brought back by a rollback."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        driver: Driver,
+        known: Known,
+        loose: Outgoing,
+        cache: Cache | None,
+        happened: Callable[[AnyRecord], None],
+        exited: Callable[[str, EndReason, str], None],
+    ) -> None:
+        self._bus = bus
+        self._driver = driver
+        self._known = known
+        self._loose = loose
+        self._cache = cache
+        self._happened = happened
+        self._exited = exited
+        self._closed: dict[str, asyncio.Event] = {}  # those that no command may enter now
+        self._returns: dict[str, int] = {}
+        self._busy: dict[str, int] = {}
+        self._used: dict[str, float] = {}
+
+    # --- commands and what happens to the sandbox meanwhile
+
+    @asynccontextmanager
+    async def entered(self, name: str) -> AsyncIterator[Callable[[], bool]]:
+        """Enter a sandbox with a command, once none is kept out; yields what tells whether it was rolled back since."""
+        while name in self._closed:
+            await self._closed[name].wait()
+        before = self._returns.get(name, 0)
+        self._busy[name] = self._busy.get(name, 0) + 1
+        try:
+            yield lambda: name in self._closed or self._returns.get(name, 0) != before
+        finally:
+            self._busy[name] -= 1
+            if not self._busy[name]:
+                del self._busy[name]
+            self._used[name] = asyncio.get_running_loop().time()
+
+    def forget(self, name: str) -> None:
+        """It is gone."""
+        self._returns.pop(name, None)
+        self._used.pop(name, None)
+
+    # --- snapshots
+
+    async def take(self, key: Key, index: int, memory: bool, called: str = "") -> tuple[Snapshot, int]:
+        """Take a snapshot and make it known, once its bytes are stored; returns it, and how long it stood still in us.
+
+        Raises DriverError, BlobError, BusError.
+        """
+        order = self._order(key, index)
+        commands = self._known.commands(order.rollout, index, order.attempt)  # those surely in it
+        snapshot, stood_us = await self._kept(key, index, memory, called, hold=False)
+        saved = SandboxSaved(order.rollout, order.attempt, index, snapshot, commands)
+        self._loose.send(subjects.rollout_sandbox(order.cell, order.tenant, order.run), saved)
+        return snapshot, stood_us
+
+    async def hibernate(self, key: Key, index: int, mine: int = 0) -> Snapshot:
+        """Keep all of a sandbox and let it sleep; `mine`: of the commands in it, so many are the caller's own.
+
+        Raises BusyError, DriverError, BlobError, BusError: it goes on then as it was.
+        """
+        self._order(key, index)
+        name = name_of(key, index)
+        if self._busy.get(name, 0) > mine or name in self._closed:
+            raise BusyError("a command is under way in it: wait for its end, then let it sleep")
+        async with self._apart(name):
+            snapshot, _ = await self._kept(key, index, self._driver.keeps_memory, "", hold=True)
+            self._happened(Slept(key, index, snapshot))
+        return snapshot
+
+    async def return_to(self, asked: Asked, snapshot: Snapshot) -> None:
+        """Make a live sandbox what a snapshot holds. Raises DriverError."""
+        key = self._known.core.find(asked.rollout, asked.index, asked.attempt)
+        if key is None:
+            raise NoSuchSandboxError(asked.rollout)
+        name, order = name_of(key, asked.index), self._order(key, asked.index)
+        await self._driver.prepare(snapshot)  # what cannot be started from is found out while the sandbox still lives
+        async with self._apart(name):
+            await self._driver.destroy([name])
+            spec = StartSpec(name, snapshot, order.resources, (), order.env, order.user)
+            failed = [each.detail async for each in self._driver.start([spec]) if isinstance(each, StartFailed)]
+            self._returns[name] = self._returns.get(name, 0) + 1
+            if failed:
+                self._exited(name, EndReason.NODE_LOST, f"it could not be rolled back: {failed[0]}")
+                raise NoSuchSandboxError(name, EndReason.NODE_LOST)
+            self._happened(Returned(asked.rollout, asked.index, asked.attempt, snapshot))
+
+    @asynccontextmanager
+    async def _apart(self, name: str) -> AsyncIterator[None]:
+        while name in self._closed:
+            await self._closed[name].wait()
+        done = self._closed[name] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._closed[name]
+            done.set()
+
+    async def _kept(self, key: Key, index: int, memory: bool, called: str, *, hold: bool) -> tuple[Snapshot, int]:
+        if self._cache is None:
+            raise UnsupportedError(_NO_STORE)
+        order, name = self._order(key, index), name_of(key, index)
+        origin = self._known.origin(order.rollout, index, order.attempt)
+        if origin is None:
+            raise NoSuchSandboxError(name)
+        with self._cache.scratch() as place:
+            captured = await self._driver.capture(name, Path(place), memory=memory, hold=hold)
+            try:
+                layer = await self._cache.add(captured.layer)
+                image = await self._cache.add(captured.memory) if captured.memory is not None else None
+                snapshot = grown(origin, layer, image, self._driver.isolation)
+                added = SnapshotAdded(order.tenant, snapshot, called, f"{order.rollout}-{index}")
+                # Known to the catalogue before anybody can ask it for this one.
+                told = f"snapshot:{order.tenant}:{snapshot.digest}:{called}:{name}:{order.attempt}"
+                await self._bus.publish(subjects.snapshot(order.tenant, "added"), encode(added), told)
+            except BaseException:
+                if hold:
+                    await self._driver.go_on(name)
+                raise
+        return snapshot, captured.stood_us
+
+    def _order(self, key: Key, index: int) -> StartSandboxes:
+        group = self._known.core.groups.get(key)
+        if group is None or group.phases.get(index) is not Phase.LIVE:
+            raise NoSuchSandboxError(name_of(key, index))
+        return group.order
+
+    # --- by themselves
+
+    async def after_command(self, key: Key, index: int) -> None:
+        """Take a snapshot where so many commands were asked for."""
+        group = self._known.core.groups.get(key)
+        if group is None or not group.order.checkpoint_commands:
+            return
+        if self._known.commands(key[0], index, key[1]) % group.order.checkpoint_commands == 0:
+            await self._checkpoint(key, index)
+
+    async def checkpoint_every(self, key: Key, index: int, order: StartSandboxes) -> None:
+        """Take a snapshot of a sandbox again and again, for as long as it lives."""
+        while self._lives(key, index):
+            await asyncio.sleep(order.checkpoint_every_ms / 1000)
+            await self._checkpoint(key, index)
+
+    async def hibernate_when_idle(self, key: Key, index: int, order: StartSandboxes) -> None:
+        """Let a sandbox sleep that nobody has used for a while; one that cannot is asked again after as long."""
+        loop = asyncio.get_running_loop()
+        name, idle_s = name_of(key, index), order.idle_after_ms / 1000
+        since, told = loop.time(), False
+        while self._lives(key, index):
+            since = max(since, self._used.get(name, since))
+            if self._busy.get(name):
+                since = loop.time()
+            if (left := since + idle_s - loop.time()) > 0:
+                await asyncio.sleep(left)
+                continue
+            try:
+                await self.hibernate(key, index)
+            except NoSuchSandboxError:
+                return
+            except (DriverError, BlobError, BusError) as error:
+                since = loop.time()
+                if not told and not isinstance(error, BusyError):
+                    log.warning("a sandbox cannot sleep", sandbox=name, error=str(error))
+                    told = True
+
+    def _lives(self, key: Key, index: int) -> bool:
+        group = self._known.core.groups.get(key)
+        return group is not None and group.phases.get(index) is Phase.LIVE
+
+    async def _checkpoint(self, key: Key, index: int) -> None:
+        try:
+            await self.take(key, index, self._driver.keeps_memory)
+        except NoSuchSandboxError:
+            return
+        except (DriverError, BlobError, BusError) as error:
+            log.warning("a sandbox could not be kept", sandbox=name_of(key, index), error=str(error))

@@ -1,93 +1,78 @@
-"""The snapshot service's edge: looks at templates' sources on this machine."""
+"""The snapshot service: one core over the catalogue's log, and what is done for it at the edge."""
 
-import asyncio
-import hashlib
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from shoal.machine.core import Inspect, Publish
+from shoal.blobs.protocol import BlobError, BlobStore
+from shoal.machine.core import Collect, Inspect, Make, Publish, Task
 from shoal.runtime.lease import Owner
+from shoal.runtime.performer import Perform
 from shoal.runtime.process import Context
 from shoal.runtime.shell import Shell
 from shoal.runtime.spread import Spread, run_together
+from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import streams, subjects
-from shoal.wire.messages import Snapshot, TemplateInspected
-from shoal_snapshot.core import SnapshotCore
+from shoal.wire.messages import BlobsCollected
+from shoal_snapshot.core.catalogue import GRACE_MS
+from shoal_snapshot.core.snapshot import SnapshotCore
+from shoal_snapshot.inspecting import Inspector
+from shoal_snapshot.making import Maker
 
-_CHUNK: Final = 4 * 1024**2
-_PROGRESS: Final = 1024**3  # bytes between two lines of the log
-_CACHED: Final = 256
+_AT_ONCE: Final = 1000
 
 log = structlog.get_logger()
 
 
-class Inspector:
-    """Looks at sources; remembers the digest of a tar until its size or time of change differs."""
+class Collector:
+    """Removes blobs that no snapshot needs, but none that somebody has stored within the last hour."""
 
-    def __init__(self) -> None:
-        self._digests: dict[tuple[str, int, int], str] = {}
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
 
-    async def perform(self, effect: Inspect) -> Sequence[Publish]:
-        """Return the message that says what the template stands for."""
-        found = await asyncio.to_thread(self.inspect, effect.template)
-        return [Publish(subjects.snapshot(subjects.SYSTEM, "inspected"), found)]
-
-    def inspect(self, template: str) -> TemplateInspected:
-        """Return what a template stands for; blocks while a tar is read."""
-        kind, _, path = template.partition(":")
-        try:
-            if template == "host":
-                return TemplateInspected(template, Snapshot("host", "host"))
-            if kind == "dir" and path.startswith("/"):
-                return TemplateInspected(template, Snapshot(self._directory(Path(path)), "dir", path))
-            if kind == "tar" and path.startswith("/"):
-                return TemplateInspected(template, Snapshot(self._tar(Path(path)), "tar", path))
-        except (OSError, ValueError, tarfile.TarError) as error:
-            return TemplateInspected(template, None, f"template {template!r} cannot be used: {error}")
-        return TemplateInspected(template, None, f"unknown template {template!r}: use host, dir:/path or tar:/path")
-
-    def _directory(self, path: Path) -> str:
-        # The directory's identity and the time its top level changed: a change further down is not noticed.
-        if not path.is_dir():
-            raise ValueError(f"{path} is not an existing directory")
-        stat = path.stat()
-        return hashlib.sha256(f"{path}:{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}".encode()).hexdigest()
-
-    def _tar(self, path: Path) -> str:
-        if not path.is_file():
-            raise ValueError(f"{path} is not an existing file")
-        stat = path.stat()
-        key = (str(path), stat.st_size, stat.st_mtime_ns)
-        if key not in self._digests:
-            if not tarfile.is_tarfile(path):
-                raise ValueError(f"{path} is not a tar archive")
-            digest, done = hashlib.sha256(), 0
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-                    done += len(chunk)
-                    if done // _PROGRESS != (done - len(chunk)) // _PROGRESS:
-                        log.info("reading a template", path=str(path), bytes=done, of=stat.st_size)
-            if len(self._digests) >= _CACHED:
-                del self._digests[next(iter(self._digests))]
-            self._digests[key] = digest.hexdigest()
-        return self._digests[key]
+    async def perform(self, effect: Collect) -> Sequence[Publish]:
+        """Remove them; return the messages that say that it was done. Errors of the store are tried again."""
+        for digest in effect.digests:
+            try:
+                gone = await self._store.delete(digest, unused_for_s=GRACE_MS / 1000)
+            except BlobError as error:
+                log.warning("a blob is not removed", digest=digest, error=str(error))
+                raise
+            log.info("blob removed" if gone else "blob kept: it was just stored", digest=digest)
+        parts = [effect.digests[at : at + _AT_ONCE] for at in range(0, len(effect.digests), _AT_ONCE)]
+        subject = subjects.snapshot(subjects.SYSTEM, "collected")
+        return [Publish(subject, BlobsCollected(part)) for part in parts]
 
 
-async def run(context: Context) -> None:
-    """Serve, or stand by, until told to stop."""
+def performing(inspector: Inspector, maker: Maker, collector: Collector) -> Perform:
+    """Return what carries out each kind of task."""
+
+    async def perform(task: Task) -> Sequence[Publish]:
+        match task:
+            case Inspect():
+                return await inspector.perform(task)
+            case Make():
+                return await maker.perform(task)
+            case Collect():
+                return await collector.perform(task)
+
+    return perform
+
+
+async def run(context: Context, store: BlobStore, scratch: Path) -> None:
+    """Serve, or stand by, until told to stop. Blobs go into `store`; disks are made in `scratch`."""
     owner = Owner.local()
     spread = Spread(context.bus, "snapshot", owner, 1)
+    maker = Maker(SteadyPublisher(context.bus, "snapshot"), store, context.settings.url, scratch)
     shell = Shell(
         context.bus,
         SnapshotCore(),
         name="snapshot",
         stream=streams.snapshot().name,
-        perform=Inspector().perform,
+        tick_subject=subjects.snapshot(subjects.SYSTEM, "tick"),
+        perform=performing(Inspector(), maker, Collector(store)),
         owner=owner,
         turns=spread,
     )

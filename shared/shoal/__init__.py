@@ -12,13 +12,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.client.catalogue import SnapshotInfo
     from shoal.client.cluster import Cluster, connect
     from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
     from shoal.client.errors import (
         BadRequest,
+        BuildFailed,
         CommandFailed,
         FileError,
         InfrastructureError,
+        NoSuchSnapshot,
         Rejected,
         RolledBack,
         RolloutEnded,
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadRequest",
+    "BuildFailed",
     "Cluster",
     "CommandFailed",
     "CommandResult",
@@ -59,6 +63,7 @@ __all__ = [
     "FileError",
     "Files",
     "InfrastructureError",
+    "NoSuchSnapshot",
     "NodeInfo",
     "Rejected",
     "Resources",
@@ -76,6 +81,7 @@ __all__ = [
     "ShoalError",
     "Snapshot",
     "SnapshotError",
+    "SnapshotInfo",
     "StreamFull",
     "Timeout",
     "Unreachable",
@@ -85,10 +91,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "shoal.client.catalogue": ("SnapshotInfo",),
     "shoal.client.cluster": ("Cluster", "connect"),
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
-        "BadRequest", "CommandFailed", "FileError", "InfrastructureError", "Rejected", "RolledBack", "RolloutEnded",
+        "BadRequest", "BuildFailed", "CommandFailed", "FileError", "InfrastructureError", "NoSuchSnapshot", "Rejected",
+        "RolledBack", "RolloutEnded",
         "SandboxEnded", "SandboxLost", "SandboxResumed", "ShoalError", "SnapshotError", "StreamFull", "Timeout",
         "Unreachable",
     ),

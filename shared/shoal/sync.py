@@ -196,6 +196,10 @@ class Cluster(_Wrapped):
     remove_tenant = _plain(cluster_.Cluster.remove_tenant)
     events = _iterating(cluster_.Cluster.events)
     dead_letters = _iterating(cluster_.Cluster.dead_letters)
+    build_template = _plain(cluster_.Cluster.build_template)
+    snapshots = _plain(cluster_.Cluster.snapshots)
+    pin_snapshot = _plain(cluster_.Cluster.pin_snapshot)
+    remove_snapshot = _plain(cluster_.Cluster.remove_snapshot)
     dead_letter = _plain(cluster_.Cluster.dead_letter)
     retry_dead = _plain(cluster_.Cluster.retry_dead)
 

@@ -16,6 +16,8 @@ RUFF = [str(Path(sys.executable).with_name("ruff")), "check", "--no-cache", "--o
 SERVICES = "services stand on the library and never on each other"
 LAYERS = "main > service > core"
 EXECUTOR = "executor: main > service > drivers > core"
+SNAPSHOT = "snapshot: main > service > what it does at the edge > images > core"
+OF_ROLE = {"shoal_executor": EXECUTOR, "shoal_snapshot": SNAPSHOT}
 LIBRARY = next(contract["name"] for contract in CONTRACTS if contract["name"].startswith("library: "))
 STAND_INS = next(contract for contract in CONTRACTS if contract["name"].startswith("production never imports"))
 
@@ -39,11 +41,12 @@ PLANTS = [
     ),
     *(Plant(SERVICES, "shoal.client", f"import {role}") for role in ROLES),
     *(
-        Plant(EXECUTOR if role == "shoal_executor" else LAYERS, f"{role}.{module}", line.format(role=role))
+        Plant(OF_ROLE.get(role, LAYERS), f"{role}.{module}", line.format(role=role))
         for role in ROLES
         for module, line in (("service", "import {role}.__main__"), ("helpers", "import math"))
     ),
     Plant(EXECUTOR, "shoal_executor.drivers", "import shoal_executor.service"),
+    Plant(SNAPSHOT, "shoal_snapshot.images", "import shoal_snapshot.making"),
     Plant(LIBRARY, "shoal.wire", "import shoal.machine"),
     Plant(LIBRARY, "shoal.bus", "import shoal.runtime"),
     Plant(LIBRARY, "shoal.client", "import shoal.cli"),

@@ -41,6 +41,22 @@ class BlobStoreConformance:
         assert await asyncio.gather(*(store.put(tmp_path / "source") for _ in range(8))) == [blob] * 8
         await store.fetch(blob, tmp_path / "target")
 
+    async def test_what_was_just_put_is_not_deleted_and_the_rest_is(self, store: BlobStore, tmp_path: Path) -> None:
+        blob = written(tmp_path / "source", 1000)
+        assert await store.delete(blob.digest)
+        await store.put(tmp_path / "source")
+        assert not await store.delete(blob.digest, unused_for_s=3600)
+        await store.fetch(blob, tmp_path / "target")
+        puts = asyncio.gather(*(store.put(tmp_path / "source") for _ in range(10)))
+        kept = await asyncio.gather(*(store.delete(blob.digest, unused_for_s=3600) for _ in range(10)))
+        await puts
+        assert not any(kept)
+        assert await store.has(blob)
+        assert await store.delete(blob.digest)
+        assert not await store.has(blob)
+        with pytest.raises(BlobError):
+            await store.delete("../../etc/passwd")
+
     async def test_what_is_not_there_is_missing(self, store: BlobStore, tmp_path: Path) -> None:
         with pytest.raises(BlobMissingError):
             await store.fetch(Blob("0" * 64, 3), tmp_path / "target")

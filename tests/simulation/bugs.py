@@ -104,8 +104,8 @@ class ReusesTheAttempt(Watched):
 class ConcludesTwice(Watched):
     """A rollout that is over is remembered for a moment only, so its repeated request runs it again."""
 
-    def _drop(self, name: str, now: int) -> None:
-        super()._drop(name, now)
+    def _drop(self, name: str, now: int, effects: list[Effect]) -> None:
+        super()._drop(name, now, effects)
         self._past.pop(name)
 
 

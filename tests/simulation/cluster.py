@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from shoal.machine import ranges
-from shoal.machine.core import Cause, Core, Effect, Inspect, Publish
+from shoal.machine.core import Cause, Core, Effect, Inspect, Publish, Task
 from shoal.machine.ledger import Ledger
 from shoal.testing.faults import Faults
 from shoal.testing.log import Broker
@@ -20,7 +20,7 @@ from shoal.wire import messages as m
 from shoal.wire import subjects
 from shoal_placement.core.placement import PlacementCore
 from shoal_scheduler.core.scheduler import SchedulerCore
-from shoal_snapshot.core import SnapshotCore
+from shoal_snapshot.core.snapshot import SnapshotCore
 from simulation.fleet import SimExecutor, Truth
 
 HOST = m.Snapshot("host", "host")
@@ -282,7 +282,8 @@ class Cluster:
         )  # fmt: skip
         self.partitions.append(partition)
 
-    def _look_at(self, effect: Inspect) -> Sequence[Publish]:
+    def _look_at(self, effect: Task) -> Sequence[Publish]:
+        assert isinstance(effect, Inspect)  # nothing is built here, and nothing is to be collected
         found = HOST if effect.template == "host" else None
         told = m.TemplateInspected(effect.template, found, "" if found else "there is no such directory")
         return [Publish(subjects.snapshot(subjects.SYSTEM, "inspected"), told)]

@@ -12,7 +12,7 @@ import pytest
 import shoal
 from shoal.bus.memory import MemoryBroker
 from shoal.bus.protocol import BusError
-from shoal.machine.core import Cause, Core
+from shoal.machine.core import Cause, Core, Inspect, Publish, Task
 from shoal.runtime.cluster import ensure_cluster
 from shoal.runtime.lease import Owner
 from shoal.runtime.shell import Shell
@@ -26,8 +26,8 @@ from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_placement.core.placement import PlacementCore
 from shoal_scheduler.core.scheduler import SchedulerCore
-from shoal_snapshot.core import SnapshotCore
-from shoal_snapshot.service import Inspector
+from shoal_snapshot.core.snapshot import SnapshotCore
+from shoal_snapshot.inspecting import Inspector
 
 SEEDS = 24
 BEGAN_MS = 4_000_000_000_000  # later than any clock of the real world, by which executors know deadlines
@@ -45,6 +45,11 @@ PARTITIONS: dict[str, tuple[str, str | None, Callable[[], Core]]] = {
 """Each with its stream, where its Ticks go, and its core."""
 
 Life = Callable[[FaultyBus, int], Awaitable[None]]
+
+
+async def look_at(task: Task) -> Sequence[Publish]:
+    assert isinstance(task, Inspect)
+    return await Inspector().perform(task)
 
 
 class Process:
@@ -127,7 +132,7 @@ class System:
     async def _serve(self, partition: str, number: int, bus: FaultyBus, life: int) -> None:
         stream, tick, make = PARTITIONS[partition]
         shell = Shell(
-            bus, make(), name=partition, stream=stream, tick_subject=tick, perform=Inspector().perform,
+            bus, make(), name=partition, stream=stream, tick_subject=tick, perform=look_at,
             now_ms=self._now_ms, owner=Owner(f"{partition}-{number}-{life}"), checkpoint_every=self.checkpoint_every,
         )  # fmt: skip
         self.shells[partition, number] = shell

@@ -1,23 +1,36 @@
 """The snapshot service: its core's effects, and what it finds when it looks at real sources."""
 
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from shoal.machine.core import Cause, Inspect, LawBrokenError, Publish
+from shoal.machine.core import Cause, Collect, Inspect, LawBrokenError, Make, Publish
 from shoal.wire import subjects
 from shoal.wire.messages import (
     Blob,
+    BlobsCollected,
+    BuildBegun,
+    BuildTemplate,
     ExecutorLeft,
+    Recipe,
+    RemoveSnapshot,
     ResolveTemplate,
     Snapshot,
     SnapshotAdded,
+    SnapshotChanged,
+    SnapshotHeld,
+    SnapshotLetGo,
+    TemplateBuilt,
     TemplateInspected,
+    TemplateMade,
     TemplateResolved,
+    Tick,
 )
-from shoal_snapshot.core import SnapshotCore
-from shoal_snapshot.service import Inspector
+from shoal_snapshot.core.catalogue import GRACE_MS
+from shoal_snapshot.core.snapshot import SnapshotCore
+from shoal_snapshot.inspecting import Inspector
 
 HOST = Snapshot("host", "host")
 
@@ -28,9 +41,9 @@ def cause(sequence: int) -> Cause:
 
 def test_a_template_is_looked_at_once_and_every_asker_is_answered() -> None:
     core = SnapshotCore()
-    assert core.handle(ResolveTemplate(0, "acme", "host"), cause(1)) == (Inspect("host"),)
-    assert core.handle(ResolveTemplate(1, "zeta", "host"), cause(2)) == ()
-    assert core.handle(ResolveTemplate(0, "acme", "host"), cause(3)) == ()
+    assert core.handle(ResolveTemplate(0, "acme", "host"), cause(1)) == [Inspect("host")]
+    assert core.handle(ResolveTemplate(1, "zeta", "host"), cause(2)) == []
+    assert core.handle(ResolveTemplate(0, "acme", "host"), cause(3)) == []
     assert core.outstanding() == [Inspect("host")]
     assert core.handle(TemplateInspected("host", HOST), cause(4)) == [
         Publish(subjects.rollout_system(0), TemplateResolved("acme", "host", HOST)),
@@ -56,7 +69,7 @@ def test_a_snapshot_is_its_tenants_by_name_and_digest() -> None:
     first, second = (Snapshot(letter * 64, "host", layers=(Blob(letter * 64, 9),)) for letter in "ab")
     near = Snapshot("a" * 63 + "b", "host")
     for number, (snapshot, name) in enumerate(((first, "mine"), (first, "mine"), (second, "mine"), (near, ""))):
-        assert core.handle(SnapshotAdded("acme", snapshot, name, "r-0"), cause(number)) == ()
+        assert core.handle(SnapshotAdded("acme", snapshot, name, "r-0"), cause(number)) == []
         core.check()
     copy = SnapshotCore()
     copy.load(core.dump())
@@ -67,11 +80,85 @@ def test_a_snapshot_is_its_tenants_by_name_and_digest() -> None:
         assert answer(each, "acme", "snapshot:bbbbbbbb") == (second.digest, "")
         assert "several" in answer(each, "acme", "snapshot:aaaaaaaa")[1]
         assert "no snapshot" in answer(each, "acme", "snapshot:cccccccc")[1]
-        assert "unknown template 'yours'" in answer(each, "acme", "yours")[1]
-        assert "unknown template 'mine'" in answer(each, "zeta", "mine")[1]
+        assert "is called 'yours'" in answer(each, "acme", "yours")[1]
+        assert "is called 'mine'" in answer(each, "zeta", "mine")[1]
         assert "no snapshot" in answer(each, "zeta", f"snapshot:{first.digest}")[1]
     with pytest.raises(LawBrokenError):
         core.handle(SnapshotAdded("acme", Snapshot("", "host")), cause(9))
+
+
+def told(effects: object) -> list[object]:
+    """Return the messages of effects that publish one, and the other effects."""
+    assert isinstance(effects, Sequence)
+    return [effect.message if isinstance(effect, Publish) else effect for effect in effects]
+
+
+def test_a_template_is_made_once_and_again_only_for_another_recipe() -> None:
+    core = SnapshotCore()
+    recipe = Recipe("tar:/a", ("make",))
+    made = Snapshot("c" * 64, "disk", disks=(Blob("c" * 64, 9),))
+    assert core.handle(BuildTemplate("q1", "acme", "one", recipe), cause(1)) == [Inspect("tar:/a")]
+    assert core.handle(BuildTemplate("q2", "acme", "two", recipe), cause(2)) == []
+    base = Snapshot("a" * 64, "tar", "/a")
+    begun, make, joined = told(core.handle(TemplateInspected("tar:/a", base), cause(3)))
+    assert isinstance(make, Make)
+    assert (make.tenant, make.recipe, make.base) == ("acme", recipe, base)
+    assert [begun, joined] == [BuildBegun("q1", make.key), BuildBegun("q2", make.key)]
+    assert core.outstanding() == [make]
+    copy = SnapshotCore()
+    copy.load(core.dump())
+    for each in (core, copy):
+        assert told(each.handle(TemplateMade(make.key, made), cause(4))) == [
+            TemplateBuilt("q1", "one", made), TemplateBuilt("q2", "two", made),
+        ]  # fmt: skip
+        assert each.handle(TemplateMade(make.key, made), cause(5)) == []  # a second service made it, too
+        assert answer(each, "acme", "one") == answer(each, "acme", "two") == (made.digest, "")
+        each.handle(BuildTemplate("q3", "acme", "three", recipe), cause(6))
+        assert told(each.handle(TemplateInspected("tar:/a", base), cause(7))) == [
+            TemplateBuilt("q3", "three", made, cached=True)
+        ]
+        for number, other in enumerate((Recipe("tar:/a"), Recipe("tar:/a", ("make", "make")))):
+            each.handle(BuildTemplate(f"o{number}", "acme", "other", other), cause(8))
+            assert isinstance(told(each.handle(TemplateInspected("tar:/a", base), cause(9)))[1], Make)
+        each.handle(BuildTemplate("q4", "acme", "changed", recipe), cause(10))
+        changed = told(each.handle(TemplateInspected("tar:/a", Snapshot("b" * 64, "tar", "/a")), cause(11)))
+        assert isinstance(changed[1], Make)
+        failed = told(each.handle(TemplateMade(changed[1].key, None, "make failed"), cause(12)))
+        assert failed == [TemplateBuilt("q4", "changed", None, "make failed")]
+        each.handle(BuildTemplate("q5", "acme", "absent", recipe), cause(13))
+        absent = told(each.handle(TemplateInspected("tar:/a", None, "no such file"), cause(14)))
+        assert absent == [TemplateBuilt("q5", "absent", None, "source: no such file")]
+        unknown = told(each.handle(BuildTemplate("q6", "acme", "x", Recipe("template:nope")), cause(15)))
+        assert isinstance(unknown[0], TemplateBuilt)
+        assert "is called 'nope'" in unknown[0].error
+        each.check()
+    with pytest.raises(LawBrokenError):
+        core.handle(BuildTemplate("q7", "acme", "no name", recipe), cause(16))
+
+
+def test_what_nothing_needs_goes_after_an_hour_and_its_blobs_with_it() -> None:
+    core = SnapshotCore()
+    old = Snapshot("a" * 64, "host", layers=(Blob("a" * 64, 9),))
+    grown = Snapshot("b" * 64, "host", layers=(*old.layers, Blob("b" * 64, 9)), parent=old.digest)
+    core.handle(SnapshotAdded("acme", old), Cause("S", 1, 0))
+    core.handle(SnapshotAdded("acme", grown, "mine"), Cause("S", 2, 0))
+    core.handle(SnapshotHeld("acme", grown.digest, "r1", 9 * GRACE_MS), Cause("S", 3, 0))
+    assert core.wake_at_ms() is not None
+    assert core.handle(Tick(0), Cause("S", 4, 2 * GRACE_MS)) == []  # a name needs the one, and that the other
+    (kept,) = told(core.handle(RemoveSnapshot("q", "acme", "mine"), Cause("S", 5, 3 * GRACE_MS)))
+    assert kept == SnapshotChanged("q", grown.digest, needed="a rollout runs from it")
+    core.handle(SnapshotLetGo("acme", "r1"), Cause("S", 6, 4 * GRACE_MS))
+    assert core.handle(Tick(0), Cause("S", 7, 4 * GRACE_MS + 60_000)) == []  # it was used just now
+    (collect,) = core.handle(Tick(0), Cause("S", 8, 6 * GRACE_MS))
+    assert isinstance(collect, Collect)
+    assert sorted(collect.digests) == ["a" * 64, "b" * 64]
+    assert core.outstanding() == [collect]
+    core.handle(SnapshotAdded("acme", old), Cause("S", 9, 6 * GRACE_MS))  # somebody has put it there anew
+    (left,) = core.outstanding()
+    assert left == Collect(("b" * 64,))
+    assert core.handle(BlobsCollected(collect.digests), Cause("S", 10, 6 * GRACE_MS)) == []
+    assert core.outstanding() == []
+    core.check()
 
 
 def test_what_is_nothing_to_it_changes_nothing() -> None:
@@ -89,10 +176,14 @@ def test_sources_that_are_there(tmp_path: Path) -> None:
     found = inspector.inspect(f"dir:{tmp_path}").snapshot
     assert found is not None
     assert (found.kind, found.path) == ("dir", str(tmp_path))
-    (tmp_path / "new").write_text("a change at the top is another snapshot")
-    changed = inspector.inspect(f"dir:{tmp_path}").snapshot
-    assert changed is not None
-    assert changed.digest != found.digest
+    digests = {found.digest}
+    (tmp_path / "deep").mkdir()
+    for change in ("new", "deep/new"):
+        (tmp_path / change).write_text("a change anywhere is another snapshot")
+        changed = inspector.inspect(f"dir:{tmp_path}").snapshot
+        assert changed is not None
+        digests.add(changed.digest)
+    assert len(digests) == 3
 
     one, same = tmp_path / "one.tar", tmp_path / "same.tar"
     with tarfile.open(one, "w") as tar:
@@ -105,8 +196,8 @@ def test_sources_that_are_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("nope", "use host, dir:/path or tar:/path"),
-        ("dir:relative", "use host, dir:/path or tar:/path"),
+        ("nope", "use host, dir:/path, tar:/path"),
+        ("dir:relative", "use host, dir:/path, tar:/path"),
         ("dir:/no/such/place", "/no/such/place is not an existing directory"),
         ("tar:/no/such/file", "/no/such/file is not an existing file"),
         ("tar:/etc/hostname", "/etc/hostname is not a tar archive"),

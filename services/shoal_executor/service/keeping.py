@@ -87,14 +87,16 @@ class Keeping:
 
     # --- snapshots
 
-    async def take(self, key: Key, index: int, memory: bool, called: str = "") -> tuple[Snapshot, int]:
+    async def take(
+        self, key: Key, index: int, memory: bool, called: str = "", *, automatic: bool = False
+    ) -> tuple[Snapshot, int]:
         """Take a snapshot and make it known, once its bytes are stored; returns it, and how long it stood still in us.
 
         Raises DriverError, BlobError, BusError.
         """
         order = self._order(key, index)
         commands = self._known.commands(order.rollout, index, order.attempt)  # those surely in it
-        snapshot, stood_us = await self._kept(key, index, memory, called, hold=False)
+        snapshot, stood_us = await self._kept(key, index, memory, called, hold=False, automatic=automatic)
         saved = SandboxSaved(order.rollout, order.attempt, index, snapshot, commands)
         self._loose.send(subjects.rollout_sandbox(order.cell, order.tenant, order.run), saved)
         return snapshot, stood_us
@@ -109,7 +111,7 @@ class Keeping:
         if self._busy.get(name, 0) > mine or name in self._closed:
             raise BusyError("a command is under way in it: wait for its end, then let it sleep")
         async with self._apart(name):
-            snapshot, _ = await self._kept(key, index, self._driver.keeps_memory, "", hold=True)
+            snapshot, _ = await self._kept(key, index, self._driver.keeps_memory, "", hold=True, automatic=True)
             self._happened(Slept(key, index, snapshot))
         return snapshot
 
@@ -141,7 +143,9 @@ class Keeping:
             del self._closed[name]
             done.set()
 
-    async def _kept(self, key: Key, index: int, memory: bool, called: str, *, hold: bool) -> tuple[Snapshot, int]:
+    async def _kept(
+        self, key: Key, index: int, memory: bool, called: str, *, hold: bool, automatic: bool
+    ) -> tuple[Snapshot, int]:
         if self._cache is None:
             raise UnsupportedError(_NO_STORE)
         order, name = self._order(key, index), name_of(key, index)
@@ -154,7 +158,8 @@ class Keeping:
                 layer = await self._cache.add(captured.layer)
                 image = await self._cache.add(captured.memory) if captured.memory is not None else None
                 snapshot = grown(origin, layer, image, self._driver.isolation)
-                added = SnapshotAdded(order.tenant, snapshot, called, f"{order.rollout}-{index}")
+                origin_name = f"{order.rollout}-{index}"
+                added = SnapshotAdded(order.tenant, snapshot, called, origin_name, order.deadline_ms, automatic)
                 # Known to the catalogue before anybody can ask it for this one.
                 told = f"snapshot:{order.tenant}:{snapshot.digest}:{called}:{name}:{order.attempt}"
                 await self._bus.publish(subjects.snapshot(order.tenant, "added"), encode(added), told)
@@ -214,7 +219,7 @@ class Keeping:
 
     async def _checkpoint(self, key: Key, index: int) -> None:
         try:
-            await self.take(key, index, self._driver.keeps_memory)
+            await self.take(key, index, self._driver.keeps_memory, automatic=True)
         except NoSuchSandboxError:
             return
         except (DriverError, BlobError, BusError) as error:

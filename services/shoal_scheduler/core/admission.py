@@ -35,6 +35,11 @@ def unfit(spec: RolloutSpec, snapshot: Snapshot) -> tuple[str, str] | None:
     return "unsupported_isolation", sentence
 
 
+def lasting(template: str) -> bool:
+    """Return whether what a template stood for a moment ago may be believed: a name may stand for another by now."""
+    return template == "host" or template.startswith(("dir:", "tar:", "snapshot:"))
+
+
 def _bad(spec: RolloutSpec) -> str | None:
     r = spec.resources
     numbers = (

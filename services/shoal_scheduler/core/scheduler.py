@@ -13,7 +13,7 @@ from shoal.machine.lineage import warmed
 from shoal.wire import messages as m
 from shoal.wire import subjects
 from shoal.wire.quantities import BadValueError
-from shoal_scheduler.core.admission import problem, unfit, wants
+from shoal_scheduler.core.admission import lasting, problem, unfit, wants
 from shoal_scheduler.core.state import Rollout, State
 
 _REMEMBERED_MS: Final = 86_400_000
@@ -183,14 +183,13 @@ class SchedulerCore:
         self._rollouts[name] = rollout
         heapq.heappush(self._deadlines, (rollout.deadline_ms, name))
         key = (request.tenant, spec.template)
-        known = self._templates.get(key) if _lasting(spec.template) else None
+        known = self._templates.get(key) if lasting(spec.template) else None
         if (
             known is not None
             and (spec.template == "host" or now - known[1] <= _FRESH_MS)
             and not unfit(spec, warmed(known[0], spec.warm))
         ):
-            rollout.snapshot = warmed(known[0], spec.warm)
-            self._waiting[name] = None
+            self._start_from(rollout, known[0], effects)
             return
         if key not in self._unresolved:
             ask = m.ResolveTemplate(self._cell, request.tenant, spec.template)
@@ -200,7 +199,7 @@ class SchedulerCore:
     def _resolved(self, message: m.TemplateResolved, now: int, effects: list[Effect]) -> None:
         key = (message.tenant, message.template)
         askers = self._unresolved.pop(key, {})
-        if message.snapshot is not None and askers and _lasting(message.template):
+        if message.snapshot is not None and askers and lasting(message.template):
             fresh = {k: v for k, v in self._templates.items() if k[1] == "host" or now - v[1] <= _FRESH_MS}
             self._templates = {**fresh, key: (message.snapshot, now)}
         for name in askers:
@@ -209,13 +208,21 @@ class SchedulerCore:
                 continue
             if message.snapshot is None:
                 effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, "unknown_template", message.error)))
-                self._drop(name, now)
+                self._drop(name, now, effects)
             elif refused := unfit(rollout.request.spec, warmed(message.snapshot, rollout.request.spec.warm)):
                 effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, *refused)))
-                self._drop(name, now)
+                self._drop(name, now, effects)
             else:
-                rollout.snapshot = warmed(message.snapshot, rollout.request.spec.warm)
-                self._waiting[name] = None
+                self._start_from(rollout, message.snapshot, effects)
+
+    def _start_from(self, rollout: Rollout, snapshot: m.Snapshot, effects: list[Effect]) -> None:
+        request = rollout.request
+        rollout.snapshot = warmed(snapshot, request.spec.warm)
+        self._waiting[request.rollout] = None
+        if snapshot.blobs:
+            rollout.held = True
+            held = m.SnapshotHeld(request.tenant, snapshot.digest, request.rollout, rollout.deadline_ms)
+            effects.append(Publish(subjects.snapshot(request.tenant, "held"), held))
 
     # --- what becomes of sandboxes
 
@@ -287,10 +294,13 @@ class SchedulerCore:
             name = rollout.request.rollout
             told = m.RolloutConcluded(name, rollout.ledger.counts(), reason)
             effects.append(rollout.outcome(self._cell, told))
-            self._drop(name, now)
+            self._drop(name, now, effects)
 
-    def _drop(self, name: str, now: int) -> None:
+    def _drop(self, name: str, now: int, effects: list[Effect]) -> None:
         rollout = self._rollouts.pop(name)
+        if rollout.held:
+            tenant = rollout.request.tenant
+            effects.append(Publish(subjects.snapshot(tenant, "held"), m.SnapshotLetGo(tenant, name)))
         self._waiting.pop(name, None)
         key = (rollout.request.tenant, rollout.request.spec.template)
         self._unresolved.get(key, {}).pop(name, None)  # the question stays asked for whoever comes next
@@ -380,11 +390,6 @@ class SchedulerCore:
             assert name not in self._past
         assert self._in_flight == sum(r.in_flight for r in self._rollouts.values())
         assert self._in_flight == sum(self._tenants.values())
-
-
-def _lasting(template: str) -> bool:
-    """Return whether what a template stood for a moment ago may be believed: a name may stand for another by now."""
-    return template == "host" or template.startswith(("dir:", "tar:", "snapshot:"))
 
 
 def _tenant(name: str) -> str:

@@ -29,6 +29,7 @@ class Rollout:
     queued: str = ""
     saved: dict[int, m.Snapshot] = field(default_factory=dict)
     """What sandboxes go on from when they are started again, where that is not the rollout's own snapshot."""
+    held: bool = False  # whether the catalogue was told that it is needed
 
     @property
     def unsent(self) -> int:
@@ -57,7 +58,7 @@ class Rollout:
         """Return it as data."""
         return DumpedRollout(
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
-            self.queued, list(self.saved.items()),
+            self.queued, list(self.saved.items()), self.held,
         )  # fmt: skip
 
 
@@ -73,13 +74,14 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     again: list[Again]
     queued: str
     saved: list[tuple[int, m.Snapshot]]
+    held: bool
 
     def load(self) -> Rollout:
         """Return the rollout. Raises ValueError."""
         ledger = Ledger.load(self.request.spec, self.ledger)
         rollout = Rollout(
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
-            self.queued, dict(self.saved),
+            self.queued, dict(self.saved), self.held,
         )  # fmt: skip
         rollout.in_flight = ledger.live - rollout.unsent - ledger.asleep_count()
         return rollout

@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +46,10 @@ class FileStore:
             return self._place(blob.digest).stat().st_size == blob.size
         return False
 
+    async def delete(self, digest: str, *, unused_for_s: float = 0.0) -> bool:
+        """Unlink the file, by its time of change; who has it open keeps it."""
+        return await asyncio.to_thread(self._delete, digest, unused_for_s)
+
     async def close(self) -> None:
         """Nothing is held."""
 
@@ -67,11 +74,31 @@ class FileStore:
                 os.fsync(file.fileno())
                 place = self._place(blob.digest)
                 place.parent.mkdir(exist_ok=True)
-                os.rename(file.name, place)
+                with self._locked(fcntl.LOCK_SH):
+                    os.rename(file.name, place)
             except BaseException:
                 os.unlink(file.name)
                 raise
         return blob
+
+    def _delete(self, digest: str, unused_for_s: float) -> bool:
+        place = self._place(digest)
+        try:
+            with self._locked(fcntl.LOCK_EX):  # nobody puts it there between the look and the end
+                if time.time() - place.stat().st_mtime < unused_for_s:
+                    return False
+                place.unlink()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise explained(error, self._directory) from error
+        return True
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        with (self._directory / ".lock").open("ab") as lock:
+            fcntl.flock(lock, how)
+            yield
 
     def _fetch(self, blob: Blob, target: Path, progress: Progress | None) -> None:
         try:

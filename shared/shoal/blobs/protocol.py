@@ -35,7 +35,7 @@ class BlobStore(Protocol):
     """Bytes by the SHA-256 of their content. All methods may be called concurrently."""
 
     async def put(self, source: Path, progress: Progress | None = None) -> Blob:
-        """Keep a file's content, unless it is kept already. Nothing half-stored is ever visible.
+        """Keep a file's content, as if it were new where it is kept already. Nothing half-stored is ever visible.
 
         Raises BlobSpaceError, BlobError.
         """
@@ -50,6 +50,15 @@ class BlobStore(Protocol):
 
     async def has(self, blob: Blob) -> bool:
         """Return whether it is kept, with this size."""
+        ...
+
+    async def delete(self, digest: str, *, unused_for_s: float = 0.0) -> bool:
+        """Remove a blob unless it was put within that time, by anybody; returns whether it is gone. Idempotent.
+
+        Whoever has just put something counts on it: that is safe whatever is deleted at the same time.
+
+        Raises BlobError.
+        """
         ...
 
     async def close(self) -> None:

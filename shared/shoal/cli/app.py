@@ -18,6 +18,8 @@ _HOMES: Final = {
     "ls": "rollouts",
     "cancel": "rollouts",
     "nodes": "nodes",
+    "template": "template",
+    "snapshot": "snapshot",
     "tenant": "tenant",
     "events": "events",
     "dead": "dead",

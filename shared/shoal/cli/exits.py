@@ -24,6 +24,7 @@ class Exit(IntEnum):
     REJECTED = 15  # the cluster did not admit the rollout
     CANCELLED = 16  # the rollout was cancelled, by somebody else
     DEAD_LETTER = 17  # there is no such dead letter, or it was not kept whole
+    BUILD_FAILED = 19  # a template could not be made
     STREAM_FULL = 18  # a stream takes no new messages until somebody makes room
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command
@@ -71,6 +72,10 @@ def explain(error: BaseException) -> tuple[Exit, str]:
             return Exit.TIMEOUT, str(error)
         case errors.StreamFull() | StreamFullError():
             return Exit.STREAM_FULL, str(error)
+        case errors.BuildFailed():
+            return Exit.BUILD_FAILED, str(error)
+        case errors.NoSuchSnapshot():
+            return Exit.UNKNOWN_TEMPLATE, str(error)
         case errors.ShoalError() | BusError():
             return Exit.INFRASTRUCTURE, str(error)
     return (

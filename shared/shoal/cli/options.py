@@ -9,6 +9,7 @@ import click
 
 from shoal.cli.exits import Exit, Failure
 
+_PATHS = ("dir", "tar", "docker-archive", "oci")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -122,7 +123,7 @@ def rollout_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def absolute(template: str) -> str:
     """Return a template with its path made absolute: services do not share this directory."""
     kind, colon, path = template.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path and kind in ("dir", "tar") else template
+    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path and kind in _PATHS else template
 
 
 def variables(given: tuple[str, ...]) -> dict[str, str]:

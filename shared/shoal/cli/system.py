@@ -102,10 +102,13 @@ class LocalSystem:
         await self._start_broker()
         checkpoint()
         self._tell("starting the services")
-        for name in ("scheduler", "placement", "snapshot"):
+        blobs = ["--blobs", (self._state / "blobs").as_uri()]
+        kept = [*blobs, "--state", str(self._state / "snapshot")]
+        for name, options in (("scheduler", []), ("placement", []), ("snapshot", kept)):
             for number in range(1, self._replicas + 1):
-                self._add(name if number == 1 else f"{name}-{number}", f"shoal_{name}")
+                self._add(name if number == 1 else f"{name}-{number}", f"shoal_{name}", *options)
         executor = ["--executor", "local", "--driver", self._driver, "--state", str(self._state / "executor")]
+        executor += blobs
         if self._slots is not None:
             executor += ["--slots", str(self._slots)]
         if self._nodes != 1:

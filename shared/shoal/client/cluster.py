@@ -8,6 +8,7 @@ from typing import Final
 
 from shoal.bus.protocol import Bus, BusError
 from shoal.client import dead, listing, mapping, tenants
+from shoal.client.catalogue import Catalogued
 from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
 from shoal.client.errors import BadRequest, ShoalError, Timeout, Unreachable
 from shoal.client.fold import RolloutFold
@@ -84,11 +85,11 @@ def connect(
     return Opening(open, Cluster.close)
 
 
-class Cluster:
+class Cluster(Catalogued):
     """What a trainer asks of a cluster. Made by `connect`."""
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        super().__init__(link)
         self._closed = False
 
     @property

@@ -157,6 +157,19 @@ class SnapshotError(ShoalError):
         self.detail = detail
 
 
+class BuildFailed(ShoalError):
+    """A template could not be made. The text has the failing command's output."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(f"template {name} could not be made: {detail}")
+        self.name = name
+        self.detail = detail
+
+
+class NoSuchSnapshot(ShoalError):
+    """This tenant has no such template or snapshot."""
+
+
 class RolledBack(ShoalError):
     """A command was cut off, for its sandbox was rolled back while it ran."""
 

@@ -1,5 +1,6 @@
 """From what people write to what is published, checked: nothing is sent that cannot be right."""
 
+import re
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,9 @@ import msgspec
 from shoal.client.errors import BadRequest
 from shoal.wire import messages, subjects
 from shoal.wire.codec import encode
-from shoal.wire.messages import Command, InputFile, OnLost, RolloutSpec, RolloutSubmitted
+from shoal.wire.messages import Command, InputFile, OnLost, Recipe, RolloutSpec, RolloutSubmitted
 from shoal.wire.quantities import BadValueError, parse_bytes, parse_seconds
+from shoal.wire.values import SOURCES
 
 MOST_SANDBOXES: Final = 100_000
 MOST_BYTES: Final = 700_000
@@ -22,6 +24,7 @@ MOST_OUTPUT: Final = 256 * 1024
 PIECE: Final = 256 * 1024
 """Bytes of a file in one message."""
 
+_SOURCE: Final = r"host|(dir|tar|docker-archive|oci):/[^\0]*|docker://[^\0\s]+|template:[^\0\s]+"
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 
 CommandLike = str | Sequence[str] | Command
@@ -216,6 +219,25 @@ def rollout_spec(
 
 
 _command = command  # `rollout_spec` has a parameter of this name
+
+
+def recipe(
+    source: str,
+    setup: Sequence[str],
+    warm: str,
+    env: Mapping[str, str] | None,
+    resources: Resources | None,
+    timeout: float | str,
+) -> Recipe:
+    """Return how a template is made. Raises BadRequest for everything that can be known to be wrong beforehand."""
+    if not isinstance(source, str) or not re.fullmatch(_SOURCE, source):
+        raise BadRequest("source", f"{source!r} is no source; write {SOURCES}")
+    if isinstance(setup, str) or not all(isinstance(line, str) and line.strip() for line in setup):
+        raise BadRequest("setup", "give a list of lines for a shell, none of them empty")
+    if not isinstance(warm, str):
+        raise BadRequest("warm", f"{warm!r} is no Python code; write it as a str, such as 'import numpy'")
+    limits = resources or Resources(memory="2GiB", disk="1GiB", pids=1024)
+    return Recipe(source, tuple(setup), warm, pairs(env), limits.wire, milliseconds(timeout, "timeout"))
 
 
 def check_size(message: RolloutSubmitted) -> bytes:

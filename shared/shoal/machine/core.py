@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shoal.wire.messages import AnyMessage
+from shoal.wire.messages import AnyMessage, Recipe, Snapshot
 
 
 class LawBrokenError(Exception):
@@ -49,7 +49,30 @@ class Inspect:
     template: str
 
 
-Effect = Publish | Inspect
+@dataclass(frozen=True, slots=True)
+class Make:
+    """An effect at the snapshot service's edge: make this template; the answer returns through the log.
+
+    `base` is what was found at the recipe's source, for `tenant`.
+    """
+
+    key: str
+    tenant: str
+    recipe: Recipe
+    base: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """An effect at the snapshot service's edge: these blobs are nobody's any more; the answer comes through the log."""
+
+    digests: tuple[str, ...]
+
+
+Task = Inspect | Make | Collect
+"""What is performed, and not only published."""
+
+Effect = Publish | Task
 
 
 class Core(Protocol):

@@ -8,14 +8,14 @@ import structlog
 
 from shoal.bus.ending import end
 from shoal.bus.protocol import Bus
-from shoal.machine.core import Inspect, Publish
+from shoal.machine.core import Publish, Task
 from shoal.runtime.dead import FIRST_PAUSE_S, LONGEST_PAUSE_S, store
 from shoal.wire.codec import encode
 
 log = structlog.get_logger()
 
-Perform = Callable[[Inspect], Awaitable[Sequence[Publish]]]
-"""Does what an Inspect effect asks and returns what to publish about it. Its errors are tried again."""
+Perform = Callable[[Task], Awaitable[Sequence[Publish]]]
+"""Does what a task asks and returns what to publish about it. Its errors are tried again."""
 
 
 class Performer:
@@ -28,7 +28,7 @@ class Performer:
         self._nonce = uuid4().hex
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, effect: Inspect, id: str) -> None:
+    def start(self, effect: Task, id: str) -> None:
         """Begin. Raises TypeError for a core that asks for what its shell was not given."""
         if self._perform is None:
             raise TypeError(f"{self._name} cannot perform {effect}: it was given nothing to perform it with")
@@ -36,7 +36,7 @@ class Performer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _performed(self, perform: Perform, effect: Inspect, id: str) -> None:
+    async def _performed(self, perform: Perform, effect: Task, id: str) -> None:
         pause = FIRST_PAUSE_S
         while True:
             try:

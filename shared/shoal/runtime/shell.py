@@ -16,7 +16,7 @@ import structlog
 from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, BusError, Delivery, Reader
 from shoal.machine.checkpoint import Checkpoint
-from shoal.machine.core import Cause, Core, Effect, Inspect, LawBrokenError, Publish, effect_id
+from shoal.machine.core import Cause, Core, Effect, LawBrokenError, Publish, Task, effect_id
 from shoal.runtime.checkpoints import Checkpoints
 from shoal.runtime.dead import dead_letter_of
 from shoal.runtime.lease import TTL_S, Lease, LeaseLostError, Owner
@@ -311,7 +311,7 @@ class Shell:
         self._stored_to(record.position)
         self._outlet.done = record.position
         for number, effect in enumerate(self._core.outstanding()):
-            if isinstance(effect, Inspect):
+            if isinstance(effect, Task):
                 self._performer.start(effect, f"{self._stream}:outstanding:{number}")
         repeated = len(self._held)
         self._let_out()

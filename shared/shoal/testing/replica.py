@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from shoal.machine.core import Cause, Core, Effect, Inspect, LawBrokenError, Publish, effect_id
+from shoal.machine.core import Cause, Core, Effect, LawBrokenError, Publish, Task, effect_id
 from shoal.testing.log import Broker, Log
 from shoal.testing.world import LawViolatedError, World
 from shoal.wire.messages import DeadLetter, Tick
@@ -19,13 +19,13 @@ from shoal.wire.streams import stream_of
 LEASE_MS: Final = 2000
 _READ: Final = 16
 
-Answer = Callable[[Inspect], Sequence[Publish]]
+Answer = Callable[[Task], Sequence[Publish]]
 
 
 class Partition:
     """A log with its replicas, and what is stored about it: who leads, how far it is done, its checkpoints.
 
-    `make` returns a fresh core, `answer` what comes of an Inspect. `watch` is called after each fold by the leader.
+    `make` returns a fresh core, `answer` what comes of a task. `watch` is called after each fold by the leader.
     """
 
     def __init__(

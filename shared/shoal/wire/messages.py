@@ -5,161 +5,52 @@ open at the end (a new field is appended with a default). Times are milliseconds
 durations say their unit in their name. Groups of sandboxes travel as index ranges, never one message each.
 """
 
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
-Ranges = tuple[tuple[int, int], ...]
-"""Indices of one rollout as sorted, disjoint `(first, count)` pairs."""
-
-
-class EndReason(StrEnum):
-    """Why a sandbox ended. `infrastructure` separates Shoal's failures from the sandbox's own."""
-
-    SUCCEEDED = "succeeded"  # its command exited 0
-    COMMAND_FAILED = "command_failed"  # its command exited otherwise, or could not be found
-    TIMED_OUT = "timed_out"  # its command's or its rollout's time was up
-    OUT_OF_MEMORY = "out_of_memory"  # the whole sandbox exceeded its memory limit and was ended
-    RELEASED = "released"  # its trainer had no more use for it
-    CANCELLED = "cancelled"  # its rollout was cancelled
-    DIED = "died"  # its first process ended though nobody asked: the agent inside was killed
-    NODE_LOST = "node_lost"  # its node went silent, or its executor restarted without it
-    START_FAILED = "start_failed"  # its node could not start it
-
-    @property
-    def infrastructure(self) -> bool:
-        """True where the platform failed: never a verdict on what ran inside."""
-        return self in (EndReason.NODE_LOST, EndReason.START_FAILED, EndReason.DIED)
-
-
-class Isolation(StrEnum):
-    """How a sandbox is kept apart from its host: the driver that runs it."""
-
-    ZYGOTE = "zygote"
-    SIMULATED = "simulated"
-
-
-class OnLost(StrEnum):
-    """What becomes of a sandbox that the platform lost."""
-
-    RESTART = "restart"  # start it again elsewhere, empty, with its command
-    FAIL = "fail"  # conclude it with its reason
-    RESUME = "resume"  # go on elsewhere from its last snapshot; from its start where it has none
-
-
-class Value(msgspec.Struct, frozen=True, array_like=True):
-    """A part of a message."""
-
-
-class Resources(Value, frozen=True):
-    """Limits of one sandbox. memory and disk in bytes, cpu in thousandths of a core, pids as a count."""
-
-    memory: int = 256 * 1024**2
-    cpu_milli: int = 1000
-    pids: int = 256
-    disk: int = 128 * 1024**2
-
-
-class Command(Value, frozen=True):
-    """One command: `argv`, or else `line` for a shell, or `python` for the sandbox's interpreter, whose state stays.
-
-    Timeouts in ms (0: none); output limits in bytes per stream.
-    """
-
-    argv: tuple[str, ...] = ()
-    line: str = ""
-    cwd: str = ""
-    env: tuple[tuple[str, str], ...] = ()
-    stdin: bytes = b""
-    timeout_ms: int = 0
-    output_limit: int = 64 * 1024
-    user: str = ""
-    session: bool = False  # run `line` in the sandbox's one persistent shell, whose directory and variables stay
-    python: str = ""
-
-
-class CommandResult(Value, frozen=True):
-    """What a command did. A death by signal N is exit code 128 + N; what could not be started is 126 or 127.
-
-    `dropped` counts the bytes of each stream beyond the output limit.
-    """
-
-    exit_code: int
-    stdout: bytes = b""
-    stderr: bytes = b""
-    duration_us: int = 0
-    timed_out: bool = False
-    stdout_dropped: int = 0
-    stderr_dropped: int = 0
-    out_of_memory: bool = False
-
-
-class InputFile(Value, frozen=True):
-    """A file put into each sandbox before its command."""
-
-    path: str
-    data: bytes
-    mode: int = 0o644
-
-
-class Blob(Value, frozen=True):
-    """Content-addressed bytes: the SHA-256 of the content in hexadecimal, and how many bytes it has."""
-
-    digest: str
-    size: int
-
-
-class Snapshot(Value, frozen=True):
-    """What sandboxes start from. `digest` names its content.
-
-    Its template: `kind` is host, dir, tar (`path` is the source, on the node) or disk, with `disks`, EROFS files, the
-    lowest first; `warm` is what its interpreter ran before anything was forked from it. What a live sandbox had written
-    is in `layers`, EROFS files on top, the lowest first, and what it had in memory, for the isolation it ran in, in
-    `memory`; `parent` is what that sandbox started from, `template` what all of it grew from: digests.
-    """
-
-    digest: str
-    kind: str
-    path: str = ""
-    disks: tuple[Blob, ...] = ()
-    warm: str = ""
-    layers: tuple[Blob, ...] = ()
-    memory: Blob | None = None
-    isolation: str = ""
-    parent: str = ""
-    env: tuple[tuple[str, str], ...] = ()  # of the image: every command's default
-    template: str = ""
-
-    @property
-    def blobs(self) -> tuple[Blob, ...]:
-        """All bytes it needs."""
-        return (*self.disks, *self.layers, *((self.memory,) if self.memory else ()))
-
-
-class RolloutSpec(Value, frozen=True):
-    """What a rollout asks for.
-
-    `commands` is empty (sandboxes wait for their trainer), has one entry (all run it) or `n` entries (one each).
-    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout.
-    """
-
-    template: str
-    n: int
-    commands: tuple[Command, ...] = ()
-    resources: Resources = Resources()
-    files: tuple[InputFile, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
-    user: str = ""
-    timeout_ms: int = 3_600_000
-    on_lost: OnLost = OnLost.FAIL
-    max_attempts: int = 3
-    priority: int = 0
-    isolation: str = ""  # empty: whatever the nodes have
-    checkpoint_every_ms: int = 0  # take a snapshot so often, by itself; 0: never
-    checkpoint_commands: int = 0  # or after so many commands
-    warm: str = ""  # Python that the sandboxes' interpreters have run already when they start
-    idle_after_ms: int = 0  # put a sandbox to sleep that has had no command for so long; 0: never
+from shoal.wire.values import (
+    Blob as Blob,
+)
+from shoal.wire.values import (
+    Command as Command,
+)
+from shoal.wire.values import (
+    CommandResult as CommandResult,
+)
+from shoal.wire.values import (
+    EndReason as EndReason,
+)
+from shoal.wire.values import (
+    InputFile as InputFile,
+)
+from shoal.wire.values import (
+    Isolation as Isolation,
+)
+from shoal.wire.values import (
+    OnLost as OnLost,
+)
+from shoal.wire.values import (
+    Ranges as Ranges,
+)
+from shoal.wire.values import (
+    Recipe as Recipe,
+)
+from shoal.wire.values import (
+    Resources as Resources,
+)
+from shoal.wire.values import (
+    RolloutSpec as RolloutSpec,
+)
+from shoal.wire.values import (
+    Snapshot as Snapshot,
+)
+from shoal.wire.values import (
+    SnapshotEntry as SnapshotEntry,
+)
+from shoal.wire.values import (
+    Value as Value,
+)
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -657,12 +548,123 @@ class TemplateInspected(Message, frozen=True):
 
 
 class SnapshotAdded(Message, frozen=True):
-    """A snapshot was taken and all its bytes are stored. `origin` is the sandbox's name; `name` may be empty."""
+    """A snapshot was taken and all its bytes are stored. `origin` is the sandbox's name; `name` may be empty.
+
+    Its own rollout may need it until `until_ms`. One that is `automatic` takes the place of the one before it of the
+    same sandbox.
+    """
 
     tenant: str
     snapshot: Snapshot
     name: str = ""
     origin: str = ""
+    until_ms: int = 0
+    automatic: bool = False
+
+
+class SnapshotHeld(Message, frozen=True):
+    """A rollout starts sandboxes from this snapshot, until that moment at the latest."""
+
+    tenant: str
+    digest: str
+    rollout: str
+    until_ms: int
+
+
+class SnapshotLetGo(Message, frozen=True):
+    """A rollout is over."""
+
+    tenant: str
+    rollout: str
+
+
+class BuildTemplate(Message, frozen=True):
+    """A client wants a template made and called so."""
+
+    id: str
+    tenant: str
+    name: str
+    recipe: Recipe
+
+
+class BuildBegun(Message, frozen=True):
+    """A template is being made for whoever asked under this id; others may wait for the same build."""
+
+    id: str
+    key: str
+
+
+class BuildProgress(Message, frozen=True):
+    """How far a build is. `step` is what it does, `line` the last it had to say."""
+
+    key: str
+    step: str
+    line: str = ""
+
+
+class TemplateMade(Message, frozen=True):
+    """The snapshot service made a template, or could not: `error` then has the failing command's output."""
+
+    key: str
+    snapshot: Snapshot | None
+    error: str = ""
+
+
+class TemplateBuilt(Message, frozen=True):
+    """What came of a wish for a template. `cached`: it was there already."""
+
+    id: str
+    name: str
+    snapshot: Snapshot | None
+    error: str = ""
+    cached: bool = False
+
+
+class ListSnapshots(Message, frozen=True):
+    """A client wants to see its tenant's snapshots."""
+
+    id: str
+    tenant: str
+
+
+class SnapshotsListed(Message, frozen=True):
+    """A part of a tenant's snapshots; `more` follow."""
+
+    id: str
+    entries: tuple[SnapshotEntry, ...]
+    more: bool = False
+
+
+class PinSnapshot(Message, frozen=True):
+    """Keep a snapshot, named by its name or digest, for good; or no longer."""
+
+    id: str
+    tenant: str
+    snapshot: str
+    pinned: bool = True
+
+
+class RemoveSnapshot(Message, frozen=True):
+    """A snapshot, named by its name or digest, is of no use any more: its names go, and it when nothing needs it."""
+
+    id: str
+    tenant: str
+    snapshot: str
+
+
+class SnapshotChanged(Message, frozen=True):
+    """A wish about a snapshot was fulfilled, or `error` says why not. `needed`: why it is kept nevertheless."""
+
+    id: str
+    digest: str
+    error: str = ""
+    needed: str = ""
+
+
+class BlobsCollected(Message, frozen=True):
+    """These blobs are in the store no longer, or somebody has put them there anew."""
+
+    digests: tuple[str, ...]
 
 
 # --- dead letters
@@ -701,6 +703,8 @@ AnyMessage = (
     | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
     | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
     | CommandRefused
-    | ResolveTemplate | TemplateInspected | SnapshotAdded
+    | ResolveTemplate | TemplateInspected | SnapshotAdded | SnapshotHeld | SnapshotLetGo
+    | BuildTemplate | BuildBegun | BuildProgress | TemplateMade | TemplateBuilt
+    | ListSnapshots | SnapshotsListed | PinSnapshot | RemoveSnapshot | SnapshotChanged | BlobsCollected
     | DeadLetter
 )  # fmt: skip

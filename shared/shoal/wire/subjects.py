@@ -102,7 +102,7 @@ def trajectory(cell: int, tenant: str, run: str) -> str:
 
 
 def snapshot(tenant: str, kind: str) -> str:
-    """Return the subject for the snapshot catalogue; kind is request or inspected."""
+    """Return the subject for the snapshot catalogue; kind is request, answer, progress, added, held or such."""
     return f"shoal.snapshot.{_owner(tenant, 'tenant')}.{token(kind, 'kind')}"
 
 

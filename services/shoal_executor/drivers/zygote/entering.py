@@ -140,7 +140,7 @@ def _hostname_and_loopback() -> None:
 def enter_template(image: str, usr: str, scratch: str, base: int, disks: list[int]) -> list[str]:
     """Leave the host for the template: its own mounts, and root that is nobody outside.
 
-    Returns what sandboxes are stacked on, the highest first: the image, or else the disks.
+    Returns what sandboxes are stacked on, the highest first: the disks, on top of the image where there is one.
     """
     root = base >= 0
     namespace: int | None = None
@@ -155,15 +155,16 @@ def enter_template(image: str, usr: str, scratch: str, base: int, disks: list[in
                 file.write(text)
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("tmpfs", scratch, "tmpfs", kernel.MS_NOSUID, "size=1m,mode=755")
-    lowers = [f"image{number}" for number in range(len(disks))] or ["image"]
+    stack = [f"disk{number}" for number in range(len(disks))]
+    lowers = [*(["image"] if image else []), *stack]
     for name in (*lowers, "box", "proc", "dev", *(("usr",) if usr else ())):
         os.mkdir(f"{scratch}/{name}", 0o755)
-    for name, disk in zip(lowers, disks, strict=False):
+    for name, disk in zip(stack, disks, strict=True):
         kernel.map_mount(disk, namespace)
         kernel.attach_mount(disk, f"{scratch}/{name}")
         os.close(disk)
     if root:
-        if not disks:
+        if image:
             kernel.bind_mapped(image, f"{scratch}/image", namespace)
         if usr:
             kernel.bind_mapped(usr, f"{scratch}/usr", namespace)

@@ -114,7 +114,7 @@ class Templates:
 
     async def _start(self, snapshot: Snapshot) -> ForkServer:
         digest = template_of(snapshot)
-        if snapshot.disks:
+        if snapshot.kind == "disk":
             root, usr = "", ""
         else:
             path, usr = await asyncio.to_thread(

@@ -1,0 +1,1 @@
+"""The snapshot catalogue's state machine."""

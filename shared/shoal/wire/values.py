@@ -1,0 +1,190 @@
+"""What messages are made of: values without a tag of their own."""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+Ranges = tuple[tuple[int, int], ...]
+"""Indices of one rollout as sorted, disjoint `(first, count)` pairs."""
+
+
+class EndReason(StrEnum):
+    """Why a sandbox ended. `infrastructure` separates Shoal's failures from the sandbox's own."""
+
+    SUCCEEDED = "succeeded"  # its command exited 0
+    COMMAND_FAILED = "command_failed"  # its command exited otherwise, or could not be found
+    TIMED_OUT = "timed_out"  # its command's or its rollout's time was up
+    OUT_OF_MEMORY = "out_of_memory"  # the whole sandbox exceeded its memory limit and was ended
+    RELEASED = "released"  # its trainer had no more use for it
+    CANCELLED = "cancelled"  # its rollout was cancelled
+    DIED = "died"  # its first process ended though nobody asked: the agent inside was killed
+    NODE_LOST = "node_lost"  # its node went silent, or its executor restarted without it
+    START_FAILED = "start_failed"  # its node could not start it
+
+    @property
+    def infrastructure(self) -> bool:
+        """True where the platform failed: never a verdict on what ran inside."""
+        return self in (EndReason.NODE_LOST, EndReason.START_FAILED, EndReason.DIED)
+
+
+class Isolation(StrEnum):
+    """How a sandbox is kept apart from its host: the driver that runs it."""
+
+    ZYGOTE = "zygote"
+    SIMULATED = "simulated"
+
+
+class OnLost(StrEnum):
+    """What becomes of a sandbox that the platform lost."""
+
+    RESTART = "restart"  # start it again elsewhere, empty, with its command
+    FAIL = "fail"  # conclude it with its reason
+    RESUME = "resume"  # go on elsewhere from its last snapshot; from its start where it has none
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a message."""
+
+
+class Resources(Value, frozen=True):
+    """Limits of one sandbox. memory and disk in bytes, cpu in thousandths of a core, pids as a count."""
+
+    memory: int = 256 * 1024**2
+    cpu_milli: int = 1000
+    pids: int = 256
+    disk: int = 128 * 1024**2
+
+
+class Command(Value, frozen=True):
+    """One command: `argv`, or else `line` for a shell, or `python` for the sandbox's interpreter, whose state stays.
+
+    Timeouts in ms (0: none); output limits in bytes per stream.
+    """
+
+    argv: tuple[str, ...] = ()
+    line: str = ""
+    cwd: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    stdin: bytes = b""
+    timeout_ms: int = 0
+    output_limit: int = 64 * 1024
+    user: str = ""
+    session: bool = False  # run `line` in the sandbox's one persistent shell, whose directory and variables stay
+    python: str = ""
+
+
+class CommandResult(Value, frozen=True):
+    """What a command did. A death by signal N is exit code 128 + N; what could not be started is 126 or 127.
+
+    `dropped` counts the bytes of each stream beyond the output limit.
+    """
+
+    exit_code: int
+    stdout: bytes = b""
+    stderr: bytes = b""
+    duration_us: int = 0
+    timed_out: bool = False
+    stdout_dropped: int = 0
+    stderr_dropped: int = 0
+    out_of_memory: bool = False
+
+
+class InputFile(Value, frozen=True):
+    """A file put into each sandbox before its command."""
+
+    path: str
+    data: bytes
+    mode: int = 0o644
+
+
+class Blob(Value, frozen=True):
+    """Content-addressed bytes: the SHA-256 of the content in hexadecimal, and how many bytes it has."""
+
+    digest: str
+    size: int
+
+
+class Snapshot(Value, frozen=True):
+    """What sandboxes start from. `digest` names its content.
+
+    Its template: `kind` is host, dir, tar (`path` is the source, on the node) or disk, with `disks`, EROFS files, the
+    lowest first; `warm` is what its interpreter ran before anything was forked from it. What a live sandbox had written
+    is in `layers`, EROFS files on top, the lowest first, and what it had in memory, for the isolation it ran in, in
+    `memory`; `parent` is what that sandbox started from, `template` what all of it grew from: digests.
+    """
+
+    digest: str
+    kind: str
+    path: str = ""
+    disks: tuple[Blob, ...] = ()
+    warm: str = ""
+    layers: tuple[Blob, ...] = ()
+    memory: Blob | None = None
+    isolation: str = ""
+    parent: str = ""
+    env: tuple[tuple[str, str], ...] = ()  # of the image: every command's default
+    template: str = ""
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """All bytes it needs."""
+        return (*self.disks, *self.layers, *((self.memory,) if self.memory else ()))
+
+
+class RolloutSpec(Value, frozen=True):
+    """What a rollout asks for.
+
+    `commands` is empty (sandboxes wait for their trainer), has one entry (all run it) or `n` entries (one each).
+    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout.
+    """
+
+    template: str
+    n: int
+    commands: tuple[Command, ...] = ()
+    resources: Resources = Resources()
+    files: tuple[InputFile, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    user: str = ""
+    timeout_ms: int = 3_600_000
+    on_lost: OnLost = OnLost.FAIL
+    max_attempts: int = 3
+    priority: int = 0
+    isolation: str = ""  # empty: whatever the nodes have
+    checkpoint_every_ms: int = 0  # take a snapshot so often, by itself; 0: never
+    checkpoint_commands: int = 0  # or after so many commands
+    warm: str = ""  # Python that the sandboxes' interpreters have run already when they start
+    idle_after_ms: int = 0  # put a sandbox to sleep that has had no command for so long; 0: never
+
+
+SOURCES: Final = "host, dir:/path, tar:/path, docker-archive:/path, oci:/path[:TAG], docker://NAME or template:NAME"
+"""What a template can be made of, for people."""
+
+
+class Recipe(Value, frozen=True):
+    """How a template is made: a source, commands that are run in it one after the other, and what is kept warm.
+
+    `source`: see SOURCES. `resources` are of the sandbox that the commands run in, each for at most `timeout_ms`.
+    """
+
+    source: str
+    setup: tuple[str, ...] = ()
+    warm: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    resources: Resources = Resources()
+    timeout_ms: int = 1_800_000
+
+
+class SnapshotEntry(Value, frozen=True):
+    """A snapshot as the catalogue lists it. `origin`: the sandbox it was taken of; times in ms since the epoch.
+
+    `held`: how many rollouts run from it. What is neither named, pinned nor held goes some time after `used_ms`.
+    """
+
+    snapshot: Snapshot
+    names: tuple[str, ...]
+    pinned: bool
+    origin: str
+    added_ms: int
+    used_ms: int
+    held: int

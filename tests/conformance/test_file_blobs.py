@@ -59,6 +59,6 @@ async def test_a_full_disk_is_said_and_nothing_half_written_stays(small: Path, t
 
 def test_an_address_is_checked_before_anything_is_done(tmp_path: Path) -> None:
     assert isinstance(open_store((tmp_path / "a b").as_uri()), FileStore)
-    for address in ("/srv/blobs", "file:relative", "file://host/srv", "s3:/x", ""):
-        with pytest.raises(BadValueError, match=r"blobs: .*file:///directory"):
+    for address in ("/srv/blobs", "file:relative", "file://host/srv", ""):
+        with pytest.raises(BadValueError, match=r"blobs: "):
             open_store(address)

@@ -1,16 +1,49 @@
 """Blob stores by their address."""
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from shoal.blobs.files import FileStore
 from shoal.blobs.protocol import BlobStore
 from shoal.wire.quantities import BadValueError
 
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+_KNOWN: Final = "write file:///directory or s3://bucket/prefix (with ?endpoint=URL&region=NAME where it needs them)"
+
 
 def open_store(url: str) -> BlobStore:
-    """Return the store at `file:///directory`. Raises BadValueError for any other address."""
+    """Return the store at an address; nothing is asked of it yet. Raises BadValueError for what is no such address."""
     parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
-        raise BadValueError("blobs", f"{url!r} is no blob store that is known; write file:///directory")
-    return FileStore(Path(unquote(parts.path)))
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return FileStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        return _bucket(parts)
+    raise BadValueError("blobs", f"{url!r} is no blob store that is known; {_KNOWN}")
+
+
+def _bucket(parts: SplitResult) -> BlobStore:
+    try:
+        from obstore.store import S3Store as Bucket
+    except ImportError:
+        raise BadValueError("blobs", "s3:// needs obstore: pip install 'shoal[s3]'") from None
+    from shoal.blobs.s3 import S3Store
+
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    endpoint, region = options.pop("endpoint", ""), options.pop("region", "us-east-1")
+    if options:
+        raise BadValueError("blobs", f"{next(iter(options))!r} is nothing that is known of s3://; {_KNOWN}")
+    if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
+        raise BadValueError("blobs", f"endpoint {endpoint!r} is no http:// or https:// address")
+    config: S3Config = {"region": region}
+    if endpoint:
+        config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    bucket = Bucket(
+        parts.netloc,
+        prefix=unquote(parts.path).strip("/") or None,
+        config=config,
+        client_options={"allow_http": endpoint.startswith("http://")},
+    )
+    return S3Store(bucket, f"s3://{parts.netloc}{parts.path}")

@@ -1,5 +1,6 @@
 """Blob stores by their address."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -11,7 +12,10 @@ from shoal.wire.quantities import BadValueError
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
-_KNOWN: Final = "write file:///directory or s3://bucket/prefix (with ?endpoint=URL&region=NAME where it needs them)"
+_KNOWN: Final = (
+    "write file:///directory, s3://bucket/prefix (with ?endpoint=URL&region=NAME where it needs them)"
+    " or nats://broker:4222/bucket"
+)
 
 
 def open_store(url: str) -> BlobStore:
@@ -21,6 +25,11 @@ def open_store(url: str) -> BlobStore:
         return FileStore(Path(unquote(parts.path)))
     if parts.scheme == "s3" and parts.netloc:
         return _bucket(parts)
+    if parts.scheme in ("nats", "tls") and parts.netloc and re.fullmatch(r"/[A-Za-z0-9_-]+", parts.path):
+        from shoal.blobs.nats import NatsStore
+        from shoal.bus.tls import tls_from_environment
+
+        return NatsStore(f"{parts.scheme}://{parts.netloc}", parts.path[1:], tls_from_environment())
     raise BadValueError("blobs", f"{url!r} is no blob store that is known; {_KNOWN}")
 
 

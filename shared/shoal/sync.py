@@ -199,6 +199,7 @@ class Cluster(_Wrapped):
     build_template = _plain(cluster_.Cluster.build_template)
     snapshots = _plain(cluster_.Cluster.snapshots)
     pin_snapshot = _plain(cluster_.Cluster.pin_snapshot)
+    prefetch = _plain(cluster_.Cluster.prefetch)
     remove_snapshot = _plain(cluster_.Cluster.remove_snapshot)
     dead_letter = _plain(cluster_.Cluster.dead_letter)
     retry_dead = _plain(cluster_.Cluster.retry_dead)

@@ -63,7 +63,7 @@ async def test_warm_code_runs_once_and_every_sandbox_goes_on_from_there(cluster:
         assert len(set(said)) == 1
         assert said[0].startswith("(42, ")
         (fork,) = await sandboxes[0].fork()
-        assert (await fork.python("count, seed")).stdout == said[0].replace("42", "41")  # its disk is the parent's
+        assert (await fork.python("count, seed")).stdout == said[0].replace("(42,", "(41,")  # its disk is the parent's
         async with cluster.rollout("host") as plain:  # which has a root of its own
             assert (await (await one(plain)).run("cat /etc/hosts")).ok
         assert (await sandboxes[1].run("cat /etc/hosts")).ok
@@ -106,7 +106,7 @@ async def test_a_snapshot_is_started_from_by_itself_by_name_and_by_digest(cluste
     for start in (snapshot, "of-a-test", f"snapshot:{snapshot.digest}", f"snapshot:{snapshot.digest[:12]}"):
         results = await cluster.map(start, ["cat note"] * 2)
         assert [result.stdout for result in results] == ["kept\n"] * 2
-    with pytest.raises(shoal.Rejected, match="one of your snapshots"):
+    with pytest.raises(shoal.Rejected, match="of-another-test"):
         await cluster.rollout("of-another-test")
     async with shoal.connect(cluster.url, tenant="stranger") as stranger:
         with pytest.raises(shoal.Rejected, match="snapshot"):

@@ -181,7 +181,7 @@ async def test_directories_and_archives_are_templates(cluster: shoal.Cluster, tm
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("nope", "use host, dir:/path, tar:/path, snapshot:DIGEST"),
+        ("nope", "is called 'nope'; `shoal template ls`"),
         ("dir:/no/such/place", "/no/such/place"),
         ("tar:/no/such/file.tar", "/no/such/file.tar"),
         ("tar:/etc/passwd", "/etc/passwd"),

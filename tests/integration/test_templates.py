@@ -14,7 +14,7 @@ import pytest_asyncio
 
 import shoal
 from shoal.cli.system import LocalSystem
-from shoal.wire.messages import BuildProgress
+from shoal.wire.messages import BuildProgress, PrefetchSnapshot
 
 pytestmark = [
     pytest.mark.broker,
@@ -104,6 +104,12 @@ async def test_snapshots_are_listed_with_their_lineage_kept_and_removed(cluster:
     assert not infos[first.digest].template
     await cluster.pin_snapshot(second)
     assert next(info for info in await cluster.snapshots() if info.digest == second.digest).pinned
+    await cluster.prefetch("base")
+    async with asyncio.timeout(30):
+        while not any(isinstance(e.message, PrefetchSnapshot) for e in [e async for e in cluster.events(since="1m")]):
+            await asyncio.sleep(0.1)
+    with pytest.raises(shoal.NoSuchSnapshot, match="nope"):
+        await cluster.prefetch("nope")
     assert "grew from it" in await cluster.remove_snapshot("base")
     with pytest.raises(shoal.NoSuchSnapshot, match="base"):
         await cluster.remove_snapshot("base")
@@ -140,6 +146,7 @@ def command_line(url: str, tmp_path: Path) -> None:
     assert "is pinned" in run("snapshot", "pin", shown["digest"][:12])
     assert "pinned" in run("snapshot", "ls")
     assert "no longer pinned" in run("snapshot", "pin", "--off", "small")
+    assert "is being fetched by every node" in run("snapshot", "prefetch", "next")
     assert "small is removed" in run("snapshot", "rm", "small")
     assert "is none of this tenant's" in run("template", "rm", "small", status=4)
     assert "exited with 7" in run("template", "build", "bad", "--from", "host", "--setup", "exit 7", status=19)

@@ -25,7 +25,7 @@ class Placement(RuleBasedStateMachine):
 
     @rule(rollout=names, attempt=st.integers(0, 1), indices=parts)
     def request(self, rollout: str, attempt: int, indices: m.Ranges) -> None:
-        spec, host = m.RolloutSpec("host", 4), m.Snapshot("host", "host")
+        spec, host = m.RolloutSpec("host", 4), m.Snapshot("host", "disk", disks=(m.Blob(rollout, 10_000_000),))
         message = m.PlaceRequested(rollout, "t", "u", 0, attempt, indices, spec, host, 100_000)
         self.fold(message)
         assert not self.core.handle(message, Cause("S", self.now, self.now))
@@ -42,6 +42,10 @@ class Placement(RuleBasedStateMachine):
     @rule(executor=names, boot=names, rollout=names, attempt=st.integers(0, 1), indices=parts)
     def free(self, executor: str, boot: str, rollout: str, attempt: int, indices: m.Ranges) -> None:
         self.fold(m.SlotsReleased(executor, boot, "n" + executor, rollout, attempt, indices))
+
+    @rule(executor=names, boot=names, blobs=st.sampled_from([(), ("a",), ("a", "b")]))
+    def holds(self, executor: str, boot: str, blobs: tuple[str, ...]) -> None:
+        self.fold(m.ExecutorHolds(executor, boot, blobs))
 
     @rule(silence=st.sampled_from([1, 20_000]))
     def tick(self, silence: int) -> None:

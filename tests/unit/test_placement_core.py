@@ -2,21 +2,25 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from shoal.machine import ranges
 from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.wire.messages import (
     AnyMessage,
+    Blob,
     CellCapacity,
     Command,
     DestroySandboxes,
     EndReason,
     ExecutorBeat,
+    ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
     NodeSpec,
     PlaceRequested,
+    PrefetchSnapshot,
     Ranges,
     ReleaseRequested,
     Resources,
@@ -95,6 +99,39 @@ def test_executors_share_a_group_by_how_fast_they_start() -> None:
     drive(joined("fast", rate=40, slots=100))
     shares = {start.node: ranges.count(start.indices) for start in drive.starts(place(n=50))}
     assert shares == {"slow-n0": 10, "fast-n0": 40}
+
+
+def test_sandboxes_go_where_their_bytes_are_until_that_queue_is_longer_than_fetching_them() -> None:
+    drive = Driven()
+    for name in ("a", "b"):
+        drive(joined(name, slots=100))  # each starts 100 a second
+    large = Blob("c0ffee", 20_000_000)  # 200 ms to fetch: as long as 20 starts take
+    image = Snapshot("d", "disk", disks=(large,))
+    drive(ExecutorHolds("b", "b1", (large.digest,)))
+    drive(ExecutorHolds("a", "of another boot", (large.digest,)))
+    copy = PlacementCore(0)
+    copy.load(drive.core.dump())
+    drive.core = copy
+    few = drive.starts(msgspec.structs.replace(place("few", 10), snapshot=image))
+    assert {start.node for start in few} == {"b-n0"}
+    drive.now += 10_000
+    many = drive.starts(msgspec.structs.replace(place("many", 40), snapshot=image))
+    assert {start.node: ranges.count(start.indices) for start in many} == {"a-n0": 10, "b-n0": 30}
+    drive.now += 10_000
+    again = drive.starts(msgspec.structs.replace(place("again", 40), snapshot=image))  # by now it has fetched them
+    assert {start.node: ranges.count(start.indices) for start in again} == {"a-n0": 20, "b-n0": 20}
+
+
+def test_what_is_to_be_prefetched_every_executor_hears_that_can_use_it() -> None:
+    drive = Driven()
+    drive(joined("a"))
+    drive(joined("b"))
+    blob = Blob("c0ffee", 10**9)
+    wish = PrefetchSnapshot(Snapshot("d", "disk", disks=(blob,), isolation="zygote"))
+    assert drive(wish) == [wish, wish]
+    assert drive(PrefetchSnapshot(Snapshot("d", "disk", disks=(blob,), isolation="gvisor"))) == []
+    drive(ExecutorLeft("a", "b1"))
+    assert drive(wish) == [wish]
 
 
 def test_nodes_of_one_executor_are_filled_by_chunks_most_room_first() -> None:

@@ -23,10 +23,12 @@ from shoal.wire.messages import (
     DestroySandboxes,
     EndReason,
     ExecutorBeat,
+    ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
     Hibernate,
     NodeSpec,
+    PrefetchSnapshot,
     ReadFile,
     RollBack,
     RunCommand,
@@ -71,6 +73,8 @@ from shoal_executor.service.outgoing import Outgoing
 
 BEAT_S: Final = 1.0
 JOIN_EVERY_BEATS: Final = 5
+_HOLDS: Final = 128
+"""Blobs that placement is told of, when they change."""
 DEADLINE_GRACE_S: Final = 2.0
 """The scheduler ends a rollout whose time is up; the executor does it only if no word comes."""
 
@@ -106,6 +110,7 @@ class ExecutorService:
         self._known = Known(publisher, began, journal)
         self._core = self._known.core
         self._loose = Outgoing(publisher, "")  # beats and the like: nothing that another process would repeat
+        self._cache = cache
         self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._happened)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -231,12 +236,24 @@ class ExecutorService:
     async def _beat(self, joined: ExecutorJoined) -> None:
         nodes = subjects.placement_node(self._offer.cell)
         beats = number = 0
+        held: tuple[str, ...] = ()
         while True:
             await asyncio.sleep(BEAT_S)
             beats += 1
+            holds = self._cache.holds()[:_HOLDS] if self._cache is not None else ()
+            if holds != held:
+                held = holds
+                self._loose.send(nodes, ExecutorHolds(joined.executor, joined.boot, holds))
             if self._loose.is_stored(number):  # else one word of life is enough, when there is room for it
                 beat = ExecutorBeat(joined.executor, joined.boot, self._core.live, self._core.starting)
                 number = self._loose.send(nodes, joined if beats % JOIN_EVERY_BEATS == 0 else beat)
+
+    async def _prefetch(self, snapshot: Snapshot) -> None:
+        try:
+            await self._driver.prepare(snapshot)
+            log.info("prefetched", snapshot=snapshot.digest[:12], bytes=sum(blob.size for blob in snapshot.blobs))
+        except DriverError as error:
+            log.warning("a snapshot cannot be prefetched", snapshot=snapshot.digest[:12], error=str(error))
 
     async def _follow(self, reader: Reader, stream: str) -> None:
         while True:
@@ -255,6 +272,8 @@ class ExecutorService:
                 | RollBack() | Hibernate()
             ):  # fmt: skip
                 self._happened(Took(delivery.sequence, message))
+            case PrefetchSnapshot(snapshot=snapshot):
+                self._spawn(self._prefetch(snapshot))
             case _:
                 await self._bury(delivery, stream, f"{type(message).__name__} is nothing an executor is told")
 

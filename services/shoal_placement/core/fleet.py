@@ -17,6 +17,9 @@ from shoal.wire import messages as m
 CHUNK: Final = 32
 """Sandboxes in a start order, where there is room for as many."""
 
+FETCHED_PER_MS: Final = 100_000.0
+"""Bytes that an executor is taken to fetch from the blob store in a millisecond."""
+
 Group = tuple[str, int]
 """rollout and attempt"""
 
@@ -77,6 +80,7 @@ class Executor:
     held: dict[str, int] = field(default_factory=dict)  # sandboxes by rollout
     by_number: list[Node] = field(default_factory=list)
     roomiest: list[tuple[int, int]] = field(default_factory=list)
+    blobs: dict[str, None] = field(default_factory=dict)  # those it has at hand
 
     def __post_init__(self) -> None:
         self.by_number = list(self.nodes.values())
@@ -88,6 +92,15 @@ class Executor:
         """Note that it lives."""
         self.heard_ms = max(self.heard_ms, now_ms)
         self.excused = False
+
+    def fetch_ms(self, snapshot: m.Snapshot) -> float:
+        """Return how long it would take to have all bytes of a snapshot at hand."""
+        return sum(blob.size for blob in snapshot.blobs if blob.digest not in self.blobs) / FETCHED_PER_MS
+
+    def will_have(self, snapshot: m.Snapshot) -> None:
+        """Note that it fetches what it lacks of a snapshot."""
+        for blob in snapshot.blobs:
+            self.blobs[blob.digest] = None
 
     def take(self, count: int, memory: int, avoid: tuple[str, ...]) -> list[tuple[Node, int]]:
         """Choose nodes for up to `count` sandboxes, most room first; returns how many for each. Reserves nothing."""
@@ -135,7 +148,7 @@ class Executor:
         nodes = [(node.spec, [(*group, *held) for group, held in node.held.items()]) for node in self.by_number]
         return DumpedExecutor(
             self.name, self.boot, self.isolation, self.start_ms, self.heard_ms, nodes, self.alive, self.busy_until_ms,
-            sorted(self.roomiest), self.excused,
+            sorted(self.roomiest), self.excused, list(self.blobs),
         )  # fmt: skip
 
     def check(self) -> None:
@@ -167,7 +180,8 @@ class DumpedExecutor(msgspec.Struct, frozen=True, array_like=True):
     alive: bool
     busy_until_ms: float
     roomiest: list[tuple[int, int]]
-    excused: bool = False
+    excused: bool
+    blobs: list[str]
 
     def load(self) -> Executor:
         """Return the executor."""
@@ -178,18 +192,23 @@ class DumpedExecutor(msgspec.Struct, frozen=True, array_like=True):
                 executor.reserve(node, (rollout, attempt), indices, memory)
         executor.alive = self.alive
         executor.excused = self.excused
+        executor.blobs = dict.fromkeys(self.blobs)
         executor.busy_until_ms = self.busy_until_ms
         executor.roomiest = list(self.roomiest)  # sorted, and so a heap
         return executor
 
 
-def shares(executors: list[Executor], count: int, now_ms: int) -> list[tuple[Executor, int]]:
+def shares(
+    executors: list[Executor], count: int, now_ms: int, snapshot: m.Snapshot | None = None
+) -> list[tuple[Executor, int]]:
     """Divide sandboxes over executors with room so that the last is started soonest; advances their start queues.
 
-    Cost: count times the logarithm of how many executors there are. Ties go to the one with most room, then by order.
+    Who lacks bytes of the snapshot can begin only when they are fetched, which holds up nobody else there. Cost: count
+    times the logarithm of how many executors there are. Ties go to the one with most room, then by order.
     """
+    fetch = [executor.fetch_ms(snapshot) if snapshot is not None else 0.0 for executor in executors]
     heap = [
-        (max(executor.busy_until_ms, now_ms) + executor.start_ms, -executor.free, number)
+        (max(executor.busy_until_ms, now_ms) + executor.start_ms + fetch[number], -executor.free, number)
         for number, executor in enumerate(executors)
         if executor.free > 0
     ]
@@ -202,9 +221,10 @@ def shares(executors: list[Executor], count: int, now_ms: int) -> list[tuple[Exe
         part = min(part, executor.free - given.get(number, 0))
         given[number] = given.get(number, 0) + part
         count -= part
-        executor.busy_until_ms = start + (part - 1) * executor.start_ms
+        last = start + (part - 1) * executor.start_ms
+        executor.busy_until_ms = last - fetch[number]
         if executor.free > given[number]:
-            heapq.heapreplace(heap, (executor.busy_until_ms + executor.start_ms, room + part, number))
+            heapq.heapreplace(heap, (last + executor.start_ms, room + part, number))
         else:
             heapq.heappop(heap)
     return [(executors[number], part) for number, part in given.items()]

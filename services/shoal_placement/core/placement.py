@@ -48,7 +48,7 @@ class _State(msgspec.Struct, frozen=True, array_like=True):
 class PlacementCore:
     """Places groups on the nodes of one cell. Raises LawBrokenError for messages that make no sense."""
 
-    state_version = 1
+    state_version = 2
 
     def __init__(self, cell: int) -> None:
         self._cell = cell
@@ -75,6 +75,15 @@ class PlacementCore:
                 executor = self._executors.get(name)
                 if executor is not None and executor.boot == boot and executor.alive:
                     executor.heard(now)
+            case m.ExecutorHolds(executor=name, boot=boot, blobs=blobs):
+                executor = self._executors.get(name)
+                if executor is not None and executor.boot == boot:
+                    executor.blobs = dict.fromkeys(blobs)
+            case m.PrefetchSnapshot(snapshot=snapshot):
+                for executor in self._executors.values():
+                    if executor.alive and snapshot.isolation in ("", executor.isolation):
+                        executor.will_have(snapshot)
+                        effects.append(Publish(subjects.executor_control(executor.name), message))
             case m.ExecutorLeft(executor=name, boot=boot):
                 executor = self._executors.get(name)
                 if executor is not None and executor.boot == boot:
@@ -271,14 +280,16 @@ class PlacementCore:
             candidates = offered
             while rest and candidates:
                 full: list[Executor] = []
-                for executor, share in shares(candidates, ranges.count(rest), now):
+                for executor, share in shares(candidates, ranges.count(rest), now, request.snapshot):
                     chosen = executor.take(share, memory, avoid)
                     for node, count in chosen:
                         part, rest = ranges.take(rest, count)
                         executor.reserve(node, (request.rollout, request.attempt), part, memory)
                         start = _start(_narrowed(request, part), executor, node)
                         effects.append(Publish(subjects.executor_control(executor.name), start))
-                    if not chosen:
+                    if chosen:
+                        executor.will_have(request.snapshot)
+                    else:
                         full.append(executor)  # what slots it has are too small, or are to be avoided
                 candidates = [e for e in candidates if e.free and not any(e is other for other in full)]
         if rest:

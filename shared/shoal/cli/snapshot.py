@@ -129,6 +129,31 @@ def pin(references: tuple[str, ...], off: bool, tenant: str, url: str | None, as
     return run_interruptibly(work())
 
 
+@snapshot.command(short_help="Have all nodes fetch snapshots.")
+@click.argument("references", nargs=-1, required=True)
+@tenant_option
+@url_option
+@json_option
+def prefetch(references: tuple[str, ...], tenant: str, url: str | None, as_json: bool) -> int:
+    """Have all nodes fetch these templates or snapshots, mount them and warm their interpreters, ahead of the first."""
+
+    async def work() -> int:
+        from shoal.client.cluster import connect
+
+        async with connect(url, tenant=tenant) as cluster:
+            found = await cluster.snapshots()
+            for reference in references:
+                info = pick(found, reference)
+                await cluster.prefetch(info.snapshot)
+                if as_json:
+                    emit({"digest": info.digest, "bytes": info.size})
+                else:
+                    say(f"{info.digest[:12]} ({size(info.size)}) is being fetched by every node")
+        return 0
+
+    return run_interruptibly(work())
+
+
 @snapshot.command(short_help="Remove snapshots.")
 @click.argument("references", nargs=-1, required=True)
 @tenant_option

@@ -191,6 +191,23 @@ class Catalogued:
         """Keep a snapshot, given by itself, its name or digest, for good; or no longer. Raises NoSuchSnapshot."""
         await changed(self._link, lambda id: m.PinSnapshot(id, self._link.tenant, str(snapshot), pinned))
 
+    async def prefetch(self, snapshot: str | Snapshot) -> None:
+        """Have all nodes fetch a template or snapshot, mount it and warm its interpreter, ahead of the first start.
+
+        Returns when it is asked for; nodes do it when they hear of it. Raises NoSuchSnapshot.
+        """
+        wire = snapshot.wire if isinstance(snapshot, Snapshot) else await self._found(snapshot)
+        for cell in range(self._link.cells):
+            id = f"prefetch:{secrets.token_hex(8)}"
+            await self._link.publish(subjects.placement_request(cell), m.PrefetchSnapshot(wire), id)
+
+    async def _found(self, reference: str) -> m.Snapshot:
+        digest = reference.removeprefix("snapshot:")
+        found = [i for i in await self.snapshots() if reference in i.names or i.digest.startswith(digest)]
+        if len(found) != 1:
+            raise NoSuchSnapshot(f"{reference!r} is no template or snapshot of this tenant's, or could be several")
+        return found[0].snapshot.wire
+
     async def remove_snapshot(self, snapshot: str | Snapshot) -> str:
         """Take a snapshot's names; it goes when nothing needs it. Returns why it is kept meanwhile, or "".
 

@@ -286,6 +286,20 @@ class ExecutorBeat(Message, frozen=True):
     starting: int = 0
 
 
+class ExecutorHolds(Message, frozen=True):
+    """An executor has these blobs at hand, the most recently used first; those it does not name, it would fetch."""
+
+    executor: str
+    boot: str
+    blobs: tuple[str, ...]
+
+
+class PrefetchSnapshot(Message, frozen=True):
+    """Make starts from this snapshot fast before anybody asks for one: said to placement, and by it to executors."""
+
+    snapshot: Snapshot
+
+
 class ExecutorLeft(Message, frozen=True):
     """An executor stops on purpose; what it held is gone."""
 
@@ -699,7 +713,8 @@ AnyMessage = (
     | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
     | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded
     | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | Tick
-    | PlaceRequested | ReleaseRequested | ExecutorJoined | ExecutorBeat | ExecutorLeft | SlotsReleased
+    | PlaceRequested | ReleaseRequested | ExecutorJoined | ExecutorBeat | ExecutorHolds
+    | ExecutorLeft | SlotsReleased | PrefetchSnapshot
     | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
     | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
     | CommandRefused

@@ -5,7 +5,7 @@ goes STARTING > LIVE > ENDING > gone; in job mode it goes from LIVE to ENDING by
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -146,18 +146,27 @@ Effect = (
 
 @dataclass(slots=True)
 class Group:
-    """The sandboxes of one start order that are not gone yet."""
+    """The sandboxes of one start order that are not gone yet, and of later ones that differ in what they start from.
+
+    `snapshots`: what those start from, where that is not the first order's.
+    """
 
     order: StartSandboxes
     commands: dict[int, Command]
     phases: dict[int, Phase]
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+
+    def order_of(self, index: int) -> StartSandboxes:
+        """Return the order as it is for one sandbox."""
+        snapshot = self.snapshots.get(index)
+        return self.order if snapshot is None else msgspec.structs.replace(self.order, snapshot=snapshot)
 
 
 class _State(msgspec.Struct, frozen=True, array_like=True):
     """The whole state. Orders are kept, so that equal states are equal bytes."""
 
     boot: str
-    groups: list[tuple[StartSandboxes, list[tuple[int, Command]], list[tuple[int, int]]]]
+    groups: list[tuple[StartSandboxes, list[tuple[int, Command]], list[tuple[int, int]], list[tuple[int, Snapshot]]]]
     ended: list[tuple[str, int, int, EndReason | None]]
 
 
@@ -199,6 +208,8 @@ class ExecutorCore:
         else:  # placement found room for more of the same rollout on the same node
             known.commands.update(commands)
             known.phases.update(dict.fromkeys(wanted, Phase.STARTING))
+            if order.snapshot != known.order.snapshot:
+                known.snapshots.update(dict.fromkeys(wanted, order.snapshot))
         self.starting += len(wanted)
         return [Start(key, order, ranges.collect(wanted))]
 
@@ -336,6 +347,7 @@ class ExecutorCore:
         for index in ranges.indices(indices):
             phase = group.phases.pop(index)
             group.commands.pop(index, None)
+            group.snapshots.pop(index, None)
             if phase is Phase.STARTING:
                 self.starting -= 1
             elif phase is Phase.LIVE:
@@ -350,7 +362,12 @@ class ExecutorCore:
     def dump(self) -> bytes:
         """Return the whole state; equal states give equal bytes."""
         groups = [
-            (group.order, list(group.commands.items()), [(index, int(phase)) for index, phase in group.phases.items()])
+            (
+                group.order,
+                list(group.commands.items()),
+                [(index, int(phase)) for index, phase in group.phases.items()],
+                list(group.snapshots.items()),
+            )
             for group in self.groups.values()
         ]
         ended = [(*sandbox, reason) for sandbox, reason in self._ended.items()]
@@ -360,9 +377,10 @@ class ExecutorCore:
         """Take over a dumped state. Raises ValueError."""
         found = msgspec.msgpack.decode(state, type=_State)
         self.boot = found.boot
-        for order, commands, phases in found.groups:
+        for order, commands, phases, snapshots in found.groups:
             key = (order.rollout, order.attempt, order.node)
-            self.groups[key] = Group(order, dict(commands), {index: Phase(phase) for index, phase in phases})
+            moved = {index: Phase(phase) for index, phase in phases}
+            self.groups[key] = Group(order, dict(commands), moved, dict(snapshots))
             self._by_rollout.setdefault(order.rollout, []).append(key)
             self.starting += sum(phase == Phase.STARTING for _, phase in phases)
             self.live += sum(phase == Phase.LIVE for _, phase in phases)

@@ -227,6 +227,11 @@ async def test_sandboxes_of_a_lost_node_resume_from_their_last_snapshot(
             with pytest.raises(shoal.SandboxResumed, match="echo lost"):
                 await sandbox.run("cat note")
         said = {sandbox.index: (await sandbox.run("cat note")).stdout for sandbox in first}
+        # Each goes on from its own, and what is kept of it next is that and what follows.
+        await asyncio.gather(*(sandbox.run("echo more >> note") for sandbox in first[:3]))
+        later = [await sandbox.snapshot() for sandbox in first[:3]]
+        results = [(await cluster.map(snapshot, ["cat note"]))[0].stdout for snapshot in later]
+    assert results == [f"{sandbox.index}\nsaved\nmore\n" for sandbox in first[:3]]
     assert said == {index: f"{index}\nsaved\n" for index in range(32)}
     assert {sandbox.attempt for sandbox in first} == {1}
     await rollout.release()

@@ -196,6 +196,14 @@ class Trainer:
                         self._check_result(each.index, attempt, each.result.exit_code)
             case m.SandboxesEnded(attempt=attempt, indices=indices, reason=reason):
                 ledger.end(attempt, indices, reason)
+            case m.SandboxSlept(attempt=attempt, index=index, snapshot=snapshot):
+                if ledger.sleep(attempt, index):
+                    self.cluster.truth.kept[self.name, index, attempt + 1] = snapshot.digest
+                    if random_.random() < 0.7:
+                        wish = m.SandboxesWanted(self.name, ((index, 1),))
+                        self.cluster.world.after(random_.randint(1, 3000), self._say, wish)
+            case m.SandboxesWanted(indices=indices):
+                ledger.wake(indices)
             case m.RolloutReleased(indices=indices):
                 ledger.close(indices or ranges.whole(ledger.n), m.EndReason.RELEASED)
             case m.RolloutCancelled():
@@ -225,6 +233,7 @@ class Cluster:
     def __init__(
         self, seed: int, cores: Cores | None = None, shape: Shape | None = None, faults: Faults | None = None
     ) -> None:
+        self.seed = seed
         self.cores = cores or Cores()
         source = random.Random(zlib.crc32(b"%d" % seed) ^ 0x5104)
         drawn_shape, drawn_faults = Shape.draw(source), Faults.draw(source)
@@ -232,7 +241,7 @@ class Cluster:
         self.faults = faults or drawn_faults
         self.world = World(seed)
         self.broker = Broker(self.world, self.faults, self.shape.window_ms)
-        self.truth = Truth({}, Counter(), {})
+        self.truth = Truth({}, Counter(), {}, {})
         self.trainers: list[Trainer] = []
         self.executors: list[SimExecutor] = []
         self.partitions: list[Partition] = []
@@ -302,6 +311,7 @@ class Cluster:
             resources=m.Resources(memory=draw.choice((2**24, 2**28, 2**28))),
             timeout_ms=draw.choice((5_000, 30_000, 60_000)), on_lost=draw.choice(list(m.OnLost)),
             max_attempts=draw.randint(1, 4), priority=draw.choice((0, 0, 1)),
+            idle_after_ms=(0, 300, 3_000)[zlib.crc32(f"{self.seed}{name}".encode()) % 3] if kind == "none" else 0,
         )  # fmt: skip
         cell = subjects.cell_of(name, self.shape.cells)
         tenant = f"t{draw.randrange(self.shape.tenants)}"

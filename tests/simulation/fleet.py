@@ -25,6 +25,8 @@ class Truth:
     started: Counter[Sandbox]
     results: dict[Sandbox, int]
     """exit codes"""
+    kept: dict[Sandbox, str]
+    """digests of what sandboxes that slept must wake from"""
 
 
 class SimExecutor:
@@ -178,6 +180,12 @@ class SimExecutor:
         core = self.core
         if what == "up":
             self._apply(core.started(key, index))
+            idle_ms = core.groups[key].order.idle_after_ms if key in core.groups else 0
+            if idle_ms:
+                self.world.after(idle_ms, self._later, core.boot, "idle", key, index)
+        elif what == "idle":
+            kept = m.Snapshot(f"kept-{key[0]}-{index}-{key[1]}", "host")
+            self._apply(core.slept(key, index, kept))
         elif what == "failed":
             self._apply(core.start_failed(key, index, "it would not"))
         elif what == "done":
@@ -198,6 +206,9 @@ class SimExecutor:
                 case x.Start(group=key, order=order, indices=indices):
                     for index in ranges.indices(indices):
                         delay = world.random.randint(1, 50) * (100 if world.chance(faults.slow_start) else 1)
+                        kept = self.truth.kept.get((key[0], index, key[1]), order.snapshot.digest)
+                        if order.snapshot.digest != kept:
+                            raise LawViolatedError(f"{key}:{index} wakes from {order.snapshot.digest} and not {kept}")
                         world.after(delay, self._start, self.core.boot, key, index, order.resources.memory)
                 case x.RunJob(group=key, index=index, command=command):
                     sandbox = (key[0], index, key[1])
@@ -270,6 +281,9 @@ class SimExecutor:
             case x.ReportEnded(group=(rollout, attempt, node), order=order, indices=indices, reason=reason):
                 ended = m.SandboxesEnded(rollout, attempt, indices, node, reason)
                 self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), ended, tells=True)
+            case x.ReportSlept(group=(rollout, attempt, node), order=order, index=index, snapshot=snapshot):
+                slept = m.SandboxSlept(rollout, attempt, index, node, snapshot)
+                self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), slept, tells=True)
             case x.ReportReleased(group=(rollout, attempt, node), indices=indices):
                 released = m.SlotsReleased(self.name, self.core.boot, node, rollout, attempt, indices)
                 self._release(released)

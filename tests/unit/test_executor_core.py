@@ -1,5 +1,6 @@
 """The executor's roster: every event in, exactly these effects out."""
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -80,6 +81,33 @@ def test_job_life_reports_the_result_and_ends_itself() -> None:
     assert core.destroyed(KEY, ((5, 1),)) == [c.ReportReleased(KEY, start, ((5, 1),))]
     assert core.start(start) == []  # 4 still starts, 5 is done: a repeat starts neither again
     core.check()
+
+
+def test_sandboxes_of_one_group_may_start_from_different_snapshots() -> None:
+    core = c.ExecutorCore(BOOT)
+    first, *others = (
+        msgspec.structs.replace(order(((index, 1),), attempt=1), snapshot=Snapshot(f"kept-{index}", "host"))
+        for index in range(3)
+    )
+    key = ("r1", 1, "n1")
+    for each in (first, *others):
+        (start,) = core.start(each)
+        assert isinstance(start, c.Start)
+        assert start.order.snapshot == each.snapshot
+    copy = c.ExecutorCore(BOOT)
+    copy.load(core.dump())
+    assert copy.dump() == core.dump()
+    for index in range(3):
+        assert copy.groups[key].order_of(index).snapshot.digest == f"kept-{index}"
+        copy.started(key, index)
+    slept = copy.slept(key, 2, Snapshot("asleep", "host"))
+    assert slept == [c.ReportSlept(key, first, 2, Snapshot("asleep", "host")), c.Destroy(key, ((2, 1),))]
+    asked = ask(2, attempt=1)
+    assert copy.command(asked) == [c.Refuse(asked, None, asleep=True)]
+    assert copy.slept(key, 2, Snapshot("again", "host")) == []
+    copy.destroyed(key, ((2, 1),))
+    assert copy.command(asked) == [c.Refuse(asked, None, asleep=True)]
+    copy.check()
 
 
 def test_a_start_for_another_life_is_nothing() -> None:

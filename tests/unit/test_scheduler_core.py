@@ -101,10 +101,13 @@ def test_a_lost_sandbox_resumes_from_what_was_kept_of_it_and_the_others_from_the
     assert [each.snapshot.digest for each in said] == ["kept-1"]
 
 
+FILES = (m.InputFile("task", b"given"),)
+
+
 def test_a_sleeping_sandbox_occupies_nothing_and_wakes_from_what_was_kept_of_it() -> None:
     core = SchedulerCore(0)
     fold(core, m.CellCapacity(2, 1, ("zygote",)))
-    fold(core, m.RolloutSubmitted("r", "t", "run", m.RolloutSpec("host", 3, on_lost=m.OnLost.RESTART)))
+    fold(core, m.RolloutSubmitted("r", "t", "run", m.RolloutSpec("host", 3, files=FILES, on_lost=m.OnLost.RESTART)))
     fold(core, m.TemplateResolved("t", "host", HOST))
     fold(core, m.SandboxesReady("r", 0, ((0, 2),), "n1", "e", "zygote"))
     kept = m.Snapshot("kept", "host")
@@ -119,9 +122,10 @@ def test_a_sleeping_sandbox_occupies_nothing_and_wakes_from_what_was_kept_of_it(
     assert fold(copy, m.SandboxesWanted("r", ((1, 1),))) == []
     (place,) = fold(copy, m.RolloutReleased("r", ((2, 1),)))[1:]
     assert (place.attempt, place.indices, place.snapshot) == (1, ((1, 1),), kept)
+    assert place.spec.files == ()  # they are in it, as the agent left them
     fold(copy, m.SandboxesReady("r", 1, ((1, 1),), "n1", "e", "zygote"))
     (place,) = fold(copy, m.SandboxesEnded("r", 1, ((1, 1),), "n1", m.EndReason.NODE_LOST))
-    assert (place.attempt, place.snapshot) == (2, HOST)  # as its policy says
+    assert (place.attempt, place.snapshot, place.spec.files) == (2, HOST, FILES)  # as its policy says
     fold(core, m.RolloutReleased("r", ((0, 1), (2, 1))))
     (over,) = fold(core, m.RolloutReleased("r", ((1, 1),)))  # nothing of it is anywhere to be released
     assert isinstance(over, m.RolloutConcluded)

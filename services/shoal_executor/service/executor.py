@@ -224,8 +224,8 @@ class ExecutorService:
                     self._keep_saving(key, index, group.order)
                 else:
                     self._carry_on(RunJob(key, index, group.commands[index]))
-            if again:
-                self._carry_on(Start(key, group.order, ranges.collect(again)))
+            for index in again:
+                self._carry_on(Start(key, group.order_of(index), ((index, 1),)))
             if ending:
                 self._carry_on(Destroy(key, ranges.collect(ending)))
         for asked in self._known.answers.under_way():

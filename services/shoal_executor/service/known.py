@@ -194,7 +194,7 @@ class Known:
         key = self.core.find(rollout, index, attempt)
         if key is None:
             return None
-        return self._origins.get((rollout, index, attempt), self.core.groups[key].order.snapshot)
+        return self._origins.get((rollout, index, attempt), self.core.groups[key].order_of(index).snapshot)
 
     def commands(self, rollout: str, index: int, attempt: int) -> int:
         """Return how many commands and file writes a sandbox that is here has carried out."""

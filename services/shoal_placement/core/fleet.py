@@ -36,7 +36,7 @@ class Node:
 
     def fits(self, memory: int) -> int:
         """Return how many sandboxes of this much memory there is room for."""
-        return min(self.slots, self.memory // memory) if memory else self.slots
+        return max(min(self.slots, self.memory // memory), 0) if memory else self.slots
 
     def reserve(self, group: Group, indices: m.Ranges, memory: int) -> None:
         """Take room for these sandboxes."""

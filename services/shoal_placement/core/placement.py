@@ -291,7 +291,7 @@ class PlacementCore:
                         executor.will_have(request.snapshot)
                     else:
                         full.append(executor)  # what slots it has are too small, or are to be avoided
-                candidates = [e for e in candidates if e.free and not any(e is other for other in full)]
+                candidates = [e for e in candidates if e.free > 0 and not any(e is other for other in full)]
         if rest:
             largest = max((n.spec.memory for e in offered for n in e.by_number if n.spec.slots), default=None)
             if largest is not None and largest < memory:

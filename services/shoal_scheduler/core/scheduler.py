@@ -367,9 +367,8 @@ class SchedulerCore:
             one = spec
             if len(spec.commands) > 1:  # each travels once, however many parts a rollout is sent in
                 one = msgspec.structs.replace(spec, commands=tuple(spec.commands[i] for i in ranges.indices(indices)))
-            isolation = wants(one, snapshot)
-            if isolation != one.isolation:
-                one = msgspec.structs.replace(one, isolation=isolation)
+            files = one.files if snapshot is rollout.snapshot else ()  # they are in it, as they were left
+            one = msgspec.structs.replace(one, files=files, isolation=wants(one, snapshot))
             place = m.PlaceRequested(
                 request.rollout, request.tenant, request.run, self._cell, attempt, indices, one, snapshot,
                 rollout.deadline_ms, (node,) if node else (),

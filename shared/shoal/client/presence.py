@@ -32,6 +32,7 @@ class Presence:
         self._logged = asyncio.Event()
         self._error: Callable[[], ShoalError] | None = None
         self._told: SandboxResumed | None = None
+        self._loss: SandboxResumed | None = None
         self._since: list[str] = []
         self._forgotten = 0  # how many of `_since` were let go
         self._kept = 0  # how many of them its last snapshot has
@@ -88,17 +89,21 @@ class Presence:
         if waiting:
             asyncio.get_running_loop().call_later(within_s, self._give_up, waiting)
 
-    def lost(self, reason: EndReason, detail: str, *, told: bool = False) -> SandboxResumed:
+    def lost(self, reason: EndReason, detail: str, *, told: bool = False, attempt: int | None = None) -> SandboxResumed:
         """Note that it was lost, and comes back as its last snapshot has it; returns what its trainer is to be told.
 
-        `told`: the caller tells, for an operation of its own that was cut off.
+        `told`: the caller tells, for an operation of its own that was cut off, in that attempt. The log may have told
+        of the same loss before.
         """
+        if self._loss is not None and (self.away or attempt not in (None, self.attempt)):
+            return self._loss  # or it could not be started there, and is tried elsewhere
         under_way = len(self.pending) + told
         since = self._since[max(self._kept - self._forgotten, 0) :]
         count = max(len(self._since) + self._forgotten - self._kept, 0)
         error = SandboxResumed(self.name, reason, detail, tuple(since), count, under_way)
         if self.away:
-            return error  # told of before; or it could not be started there, and is tried elsewhere
+            return error  # it was asleep, and could not be woken there: nothing was undone
+        self._loss = error
         for pending in list(self.pending):
             pending.fail(error)
         if count and not under_way:

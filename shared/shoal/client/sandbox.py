@@ -300,7 +300,7 @@ class Sandbox:
                 # An executor that knows nothing of it was restarted without it.
                 reason = self._reason or answer.reason or EndReason.NODE_LOST
                 if reason.infrastructure and self._reason is None and self.rollout.spec.on_lost is OnLost.RESUME:
-                    return self.presence.lost(reason, answer.detail, told=True)
+                    return self.presence.lost(reason, answer.detail, told=True, attempt=answer.attempt)
                 self.ended_by(reason, answer.detail)
                 return sandbox_error(self.name, reason, answer.detail)
             case "file_error":

@@ -46,7 +46,7 @@ async def capture(name: str, link: Link, server: ForkServer, directory: Path, *,
             raise DriverError(frozen.detail if isinstance(frozen, frames.Failed) else "the sandbox has ended")
         if idle and frozen.holding:
             what = f"isolation zygote keeps no memory, and this sandbox has {frozen.holding}"
-            raise UnsupportedError(f"{what}: end or remove them first, or use isolation gvisor")
+            raise UnsupportedError(f"{what}: end or remove them first")
         await _apart(lambda: _make(pid, layer, server))
     except BaseException:
         layer.unlink(missing_ok=True)

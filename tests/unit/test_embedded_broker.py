@@ -29,7 +29,10 @@ def listens_on(pid: int) -> list[str]:
     """Return the addresses a process listens on, as the kernel writes them."""
     inodes = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(link)
+        try:
+            target = os.readlink(link)
+        except FileNotFoundError:
+            continue  # closed meanwhile
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
     return [

@@ -181,6 +181,7 @@ class Catalogue:
                 self._need(key, needed)
         for key in [key for key in self._entries if key not in needed]:
             self._drop(key)
+        self._latest = {key: digest for key, digest in self._latest.items() if (key[0], digest) in self._entries}
         self.due_ms = None
         for entry in self._entries.values():
             if not (entry.names or entry.pinned) and self._expires(entry) > now:
@@ -199,9 +200,6 @@ class Catalogue:
 
     def _drop(self, key: Owned) -> None:
         entry = self._entries.pop(key)
-        tenant, digest = key
-        if self._latest.get((tenant, entry.origin)) == digest:
-            del self._latest[tenant, entry.origin]
         for blob in _blobs(entry.snapshot):
             self._references[blob] -= 1
             if not self._references[blob]:

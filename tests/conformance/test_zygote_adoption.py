@@ -190,7 +190,7 @@ async def test_when_nobody_comes_it_ends_by_itself(tmp_path: Path) -> None:
 
 
 async def test_two_drivers_do_not_share_a_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal_executor.drivers.zygote.forkserver._LOCK_S", 0.1)
+    monkeypatch.setattr("shoal_executor.drivers.lock._LOCK_S", 0.1)
     first = ZygoteDriver(tmp_path / "state")
     await first.open(lambda *_: None)
     with pytest.raises(DriverError, match="another executor uses"):

@@ -1,6 +1,7 @@
 """The kernel calls that Python has no name for: namespaces, mounts, idmapped mounts, capabilities."""
 
 import ctypes
+import errno
 import os
 import platform
 import signal
@@ -127,9 +128,17 @@ class _Program(ctypes.Structure):
 
 
 def open_plainly(path: str, flags: int, mode: int = 0) -> int:
-    """Open as os.open does, but through none of /proc's links to what a process has open (OSError ELOOP)."""
+    """Open as os.open does, but through none of /proc's links to what a process has open (OSError ELOOP).
+
+    gVisor has no such call; there those links lead to nothing of the host.
+    """
     how = struct.pack("QQQ", flags, mode & 0o7777 if flags & os.O_CREAT else 0, _RESOLVE_NO_MAGICLINKS)
-    return _check(_libc.syscall(_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how)), f"open {path}")
+    try:
+        return _check(_libc.syscall(_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how)), f"open {path}")
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return os.open(path, flags, mode)
 
 
 def load_filter(program: bytes) -> None:

@@ -1,7 +1,7 @@
 """The first process of a sandbox: carries out what the driver asks, reaps, and ends with its fork server.
 
-One thread, one selector. It was forked from the fork server with everything imported, so it needs nothing of the image.
-Its driver may be killed: then its link ends, what runs goes on, and the fork server hands it a link to the next one.
+One thread, one selector, everything imported, so it needs nothing of the image. Its driver may be killed: then its link
+ends. Where a fork server is, what runs goes on, and the fork server hands it a link to the next one; else it ends.
 """
 
 import contextlib
@@ -9,16 +9,14 @@ import os
 import selectors
 import signal
 import socket
-import stat
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from shoal.wire.messages import Command, CommandResult
-from shoal_executor.drivers import kernel
-from shoal_executor.drivers.agent import frames, stillness
+from shoal_executor.drivers.agent import files, frames, stillness
 from shoal_executor.drivers.agent.commands import Call, Running, account, spawn
 from shoal_executor.drivers.agent.interpreter import Interpreter
 from shoal_executor.drivers.agent.recall import Recall
@@ -28,22 +26,38 @@ from shoal_executor.drivers.agent.session import Session
 _READ: Final = 65_536
 
 
-class Agent:
-    """Serves one link after the other, until the fork server at the end of its lifeline is gone."""
+class Line(Protocol):
+    """A link to a driver: a socket, or what does as one."""
 
-    def __init__(
-        self, link: socket.socket, lifeline: socket.socket, env: dict[str, str], user: str, inputs: int
-    ) -> None:
-        self._link: socket.socket | None = link
+    def fileno(self) -> int:
+        """Return what is readable when there is something to receive."""
+        ...
+
+    def recv(self, size: int, /) -> bytes:
+        """Receive something, nothing at the end."""
+        ...
+
+    def send(self, data: bytearray, /) -> int:
+        """Send some of it."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class Agent:
+    """Serves one link after the other, until the fork server at the end of its lifeline is gone.
+
+    Without a lifeline it serves one link until its end, and begins when it is told to.
+    """
+
+    def __init__(self, link: Line, lifeline: socket.socket | None, env: dict[str, str], user: str, inputs: int) -> None:
+        self._link: Line | None = link
         self._lifeline = lifeline
-        self._env = env
-        self._user = user
-        self._missing = inputs
-        try:
-            self._home = env.get("HOME") or account(user or "root")[2]
-        except OSError:
-            self._home = "/"
-        self._selector = selectors.DefaultSelector()
+        self._settings(env, user, inputs)
+        # Not epoll: what it watches outside the sandbox is forgotten where a checkpoint is restored.
+        self._selector = selectors.PollSelector()
         self._unpacker = frames.Unpacker()
         self._out = bytearray()
         self._by_pid: dict[int, Running] = {}
@@ -51,9 +65,18 @@ class Agent:
         self._heard: deque[frames.Ask] = deque()
         self._stopped: list[int] | None = None
         self._eager = False
-        self._session = Serial(self, lambda: Session(env, user))
-        self._python = Serial(self, lambda: Interpreter.cold(env, user))
+        self._session = Serial(self, lambda: Session(self._env, self._user))
+        self._python = Serial(self, lambda: Interpreter.cold(self._env, self._user))
         self._serials = (self._session, self._python)
+
+    def _settings(self, env: dict[str, str], user: str, inputs: int) -> None:
+        self._env = env
+        self._user = user
+        self._missing = inputs
+        try:
+            self._home = env.get("HOME") or account(user or "root")[2]
+        except OSError:
+            self._home = "/"
 
     def warmed(self, requests: socket.socket, cgroups: list[int], capabilities: frozenset[int]) -> None:
         """Take the interpreter as a copy of the template's warm one, which takes requests on this socket."""
@@ -63,17 +86,17 @@ class Agent:
         self._eager = True
 
     def serve(self) -> None:
-        """Run for ever; the process ends with the lifeline."""
+        """Run for ever; the process ends with the lifeline, or with the link where there is none."""
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # commands must not inherit Python's
         assert self._link is not None
-        self._link.setblocking(False)
         self.watch(self._link.fileno(), selectors.EVENT_READ, self._from_driver)
-        self.watch(self._lifeline.fileno(), selectors.EVENT_READ, self._from_server)
         self.watch(wake_r, selectors.EVENT_READ, lambda: self._reap(wake_r))
-        self.tell(frames.Up(0, missing=self._missing))
+        if self._lifeline is not None:
+            self.watch(self._lifeline.fileno(), selectors.EVENT_READ, partial(self._from_server, self._lifeline))
+            self.tell(frames.Up(0, missing=self._missing))
         if self._eager:
             with contextlib.suppress(OSError):  # whoever asks for it will be told
                 self._python.open()
@@ -108,23 +131,28 @@ class Agent:
             self._unlink()
             return
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
-        if self._selector.get_key(self._link).events != events:
-            self._selector.modify(self._link, events, self._from_driver)
+        if self._selector.get_key(self._link.fileno()).events != events:
+            self._selector.modify(self._link.fileno(), events, self._from_driver)
 
     def _unlink(self) -> None:
         """The driver is gone. What runs goes on, and nobody waits for it."""
+        if self._lifeline is None:
+            os._exit(0)
         if self._link is not None:
-            self._selector.unregister(self._link)
+            self._selector.unregister(self._link.fileno())
             self._link.close()
             self._link = None
+        self._forget_driver()
+
+    def _forget_driver(self) -> None:
         self._out.clear()
         self._unpacker = frames.Unpacker()
         self._thaw()
         for call in self._recall.under_way:
             call.detach()
 
-    def _from_server(self) -> None:
-        data, fds, _, _ = socket.recv_fds(self._lifeline, 16, 1)
+    def _from_server(self, lifeline: socket.socket) -> None:
+        data, fds, _, _ = socket.recv_fds(lifeline, 16, 1)
         if not data:
             os._exit(0)
         self._unlink()  # what was half said on the old link is said anew on the new one
@@ -150,7 +178,7 @@ class Agent:
             self._work()
             return
         self._heard.extend(map(frames.asks.decode, self._unpacker.feed(data)))
-        if self._stopped is not None and any(isinstance(asked, frames.Thaw) for asked in self._heard):
+        if self._stopped is not None and any(isinstance(asked, frames.Thaw | frames.Begin) for asked in self._heard):
             self._thaw()
         self._work()
 
@@ -163,27 +191,43 @@ class Agent:
         match asked:
             case frames.Run():
                 self._asked(asked)
+            case frames.Begin(id=id, env=env, user=user, inputs=inputs):
+                self._forget_driver()
+                self._settings(dict(env), user, inputs)
+                self.tell(frames.Up(id, missing=inputs))
             case frames.Settle(keys=keys):
                 self._recall.settle(keys)
             case frames.Write():
-                self._write(asked)
+                told = files.write(asked, self._home)
+                if isinstance(told, frames.Wrote):
+                    self._missing = max(self._missing - 1, 0)  # they come before any other
+                self.tell(told)
             case frames.Read():
-                self._read(asked)
-            case frames.Freeze(id=id) if self._link is not None:
-                try:
-                    self._stopped = stillness.stop()
-                except OSError as error:
-                    self.tell(frames.Failed(id, str(error.strerror)))
-                else:
-                    # A warm interpreter that nobody asked anything is what its template's would be again.
-                    spared = self._python.ours if self._eager and not self._python.asked else 0
-                    self.tell(frames.Frozen(id, stillness.holding(spared)))
+                self.tell(files.read(asked, self._home))
+            case frames.Freeze() if self._link is not None:
+                self._freeze(asked)
             case frames.Cancel(id=id):
                 for running in self._by_pid.values():
                     if running.call.id == id:
                         running.kill()
                 for serial in self._serials:
                     serial.cancel(id)
+
+    def _freeze(self, asked: frames.Freeze) -> None:
+        try:
+            self._stopped = stillness.stop()
+            if asked.sync:
+                os.sync()
+        except OSError as error:
+            self.tell(frames.Failed(asked.id, str(error.strerror)))
+            return
+        if asked.whole and (why := stillness.unkeepable()):
+            self._thaw()
+            self.tell(frames.Failed(asked.id, f"its memory cannot be kept: {why}"))
+            return
+        # A warm interpreter that nobody asked anything is what its template's would be again.
+        spared = self._python.ours if self._eager and not self._python.asked else 0
+        self.tell(frames.Frozen(asked.id, stillness.holding(spared)))
 
     def _thaw(self) -> None:
         if self._stopped is not None:
@@ -317,50 +361,6 @@ class Agent:
             if serial.deadline is not None and now >= serial.deadline:
                 serial.expire()
 
-    # --- files
-
-    def _write(self, asked: frames.Write) -> None:
-        path = self._path(asked.path)
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_CREAT | (os.O_TRUNC if asked.offset == 0 else 0)
-            fd = _open(path, flags, asked.mode)
-            try:
-                _must_be_regular(fd, path)
-                if asked.offset == 0:
-                    os.fchmod(fd, asked.mode)
-                view = memoryview(asked.data)
-                offset = asked.offset
-                while view:
-                    written = os.pwrite(fd, view, offset)
-                    view, offset = view[written:], offset + written
-                size = os.fstat(fd).st_size
-            finally:
-                os.close(fd)
-        except OSError as error:
-            self.tell(frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}"))
-        else:
-            self._missing = max(self._missing - 1, 0)  # they come before any other
-            self.tell(frames.Wrote(asked.id, size))
-
-    def _read(self, asked: frames.Read) -> None:
-        path = self._path(asked.path)
-        try:
-            fd = _open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                _must_be_regular(fd, path)
-                data = os.pread(fd, asked.limit, asked.offset)
-                size = os.fstat(fd).st_size
-            finally:
-                os.close(fd)
-        except OSError as error:
-            self.tell(frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}"))
-        else:
-            self.tell(frames.Piece(asked.id, data, size, len(data) < asked.limit or asked.offset + len(data) >= size))
-
-    def _path(self, path: str) -> str:
-        return os.path.normpath(os.path.join(self._home, path))
-
     # ---
 
     def watch(self, fd: int, events: int, react: Callable[[], None]) -> None:
@@ -374,22 +374,6 @@ class Agent:
     def _forget(self, fd: int) -> None:
         self._selector.unregister(fd)
         os.close(fd)
-
-
-def _open(path: str, flags: int, mode: int = 0) -> int:
-    # Not by way of /proc/self/fd: the agent's own descriptors are not the tenant's, and one is a file of the host.
-    try:
-        return kernel.open_plainly(path, flags, mode)
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
-
-
-def _must_be_regular(fd: int, path: str) -> None:
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        raise OSError(0, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file", path)
-    if os.readlink(f"/proc/self/fd/{fd}").startswith("/proc/1/"):  # its memory map names files of the host
-        raise OSError(0, "is the agent's own", path)
 
 
 def _not_started(command: Command, error: OSError) -> CommandResult:

@@ -7,7 +7,7 @@ import msgspec
 
 from shoal.wire.messages import Command, CommandResult
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 _HEAD: Final = struct.Struct(">I")
@@ -53,8 +53,26 @@ class Read(Ask, frozen=True):
     limit: int
 
 
+class Begin(Ask, frozen=True):
+    """Serve a driver that knows nothing of what went before; the answer is `Up`, with this id.
+
+    `inputs`: how many files it writes before the sandbox counts as started.
+    """
+
+    env: tuple[tuple[str, str], ...]
+    user: str
+    inputs: int
+
+
 class Freeze(Ask, frozen=True):
-    """Stop every process of the sandbox, and do nothing yourself, until `Thaw`."""
+    """Stop every process of the sandbox, and do nothing yourself, until `Thaw` or `Begin`.
+
+    `sync`: have everything written to the disk first. `whole`: all its memory is about to be kept; `Failed` if that
+    cannot be.
+    """
+
+    sync: bool = False
+    whole: bool = False
 
 
 class Thaw(Ask, frozen=True):
@@ -177,7 +195,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-asks: Final = msgspec.msgpack.Decoder(Run | Settle | Write | Read | Freeze | Thaw | Cancel)
+asks: Final = msgspec.msgpack.Decoder(Begin | Run | Settle | Write | Read | Freeze | Thaw | Cancel)
 tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Settled | Wrote | Piece | Frozen | Failed)
 orders: Final = msgspec.msgpack.Decoder(Order)
 templates: Final = msgspec.msgpack.Decoder(Template)

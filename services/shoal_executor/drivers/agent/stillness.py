@@ -49,6 +49,28 @@ def holding(spared: int) -> str:
     return " and ".join(found)
 
 
+def unkeepable() -> str:
+    """Return what a checkpoint of all memory has no place for, in words for people: files of the disk that are open
+
+    and deleted. Those in memory (memfd, /dev/shm) are kept.
+    """
+    disk = os.stat("/").st_dev
+    for pid in ("1", *map(str, _states())):
+        try:
+            with open(f"/proc/{pid}/comm") as file:
+                name = file.read().strip()
+            places = [f"/proc/{pid}/cwd", *(f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))]
+        except OSError:
+            continue  # it has just ended
+        for place in places:
+            with contextlib.suppress(OSError):
+                found = os.stat(place)
+                if found.st_nlink == 0 and found.st_dev == disk:
+                    path = os.readlink(place).removesuffix(" (deleted)")
+                    return f"{name} (process {pid}) has {path} open, which was deleted"
+    return ""
+
+
 def _states() -> dict[int, str]:
     states: dict[int, str] = {}
     for entry in os.listdir("/proc"):

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -20,12 +19,11 @@ from typing import Final
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
+from shoal_executor.drivers.layers import make_layer
 from shoal_executor.drivers.protocol import Captured, DriverError, UnsupportedError
 from shoal_executor.drivers.zygote.entering import UPPER
 from shoal_executor.drivers.zygote.forkserver import ForkServer
 
-_MAKE_S: Final = 300.0
-_NOBODY: Final = "00000000-0000-0000-0000-000000000000"  # a disk's UUID: equal content, equal bytes
 _PLACES: Final = ("/mnt", "/media", "/srv", "/opt")
 """Directories that every host has and anybody may pass through; one is mounted upon, where nobody else sees it."""
 
@@ -101,23 +99,7 @@ def _make(pid: int, layer: Path, server: ForkServer) -> None:
             kernel.setns(ours, kernel.NEWNS)
         opened.append(copy)
         kernel.attach_mount(copy, place)
-        target = os.open(layer, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        opened.append(target)
-        os.fchown(target, server.base, server.base)
-        command = ["nsenter", f"--user=/proc/{server.pid}/ns/user", "--"]
-        command += ["mkfs.erofs", "-d1", "-zlz4", f"-U{_NOBODY}", f"/proc/self/fd/{target}", place]
-        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-        done = subprocess.run(
-            command, pass_fds=(target,), env=env, cwd="/", capture_output=True, timeout=_MAKE_S, check=False
-        )
-        os.fchown(target, 0, 0)
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            room = os.fstatvfs(target)
-            why = "there is no room left on the node" if room.f_bavail * room.f_frsize < 1 << 20 else ""
-            raise DriverError(f"the disk could not be kept: {why or (lines[-1] if lines else 'mkfs.erofs failed')}")
-    except subprocess.TimeoutExpired:
-        raise DriverError(f"the disk was not kept within {_MAKE_S:g} s") from None
+        make_layer(place, layer, within=["nsenter", f"--user=/proc/{server.pid}/ns/user", "--"], owner=server.base)
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise UnsupportedError(f"snapshots of live sandboxes need Linux 6.15 or later ({error})") from error

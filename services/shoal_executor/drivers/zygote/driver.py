@@ -5,51 +5,42 @@ import contextlib
 import hashlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Collection
 from pathlib import Path
-from typing import IO, Final, TypeVar
+from typing import IO, Final
 
-import msgspec
 import structlog
 
-from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
+from shoal.wire.messages import Isolation, Snapshot
+from shoal_executor.drivers import roots
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
+from shoal_executor.drivers.cgroups import Groups
 from shoal_executor.drivers.disks import Mounted
+from shoal_executor.drivers.inhabited import UP_S, AgentDriver, put, sizes, starts_at_once
+from shoal_executor.drivers.lock import hold
 from shoal_executor.drivers.protocol import (
     Captured,
     Disks,
     DriverError,
     DriverReport,
     ExitSink,
-    FileChunk,
     IsolationFailedError,
-    NoSuchSandboxError,
-    OutputSink,
-    SandboxFileError,
-    Started,
-    StartFailed,
     StartSpec,
     UnsupportedError,
 )
-from shoal_executor.drivers.zygote import images
+from shoal_executor.drivers.walls import try_walls
 from shoal_executor.drivers.zygote.capture import capture
-from shoal_executor.drivers.zygote.cgroups import Groups
-from shoal_executor.drivers.zygote.forkserver import PATIENCE_S, ForkServer, hold
-from shoal_executor.drivers.zygote.sandbox import UP_S, Sandbox, put, sizes, why
+from shoal_executor.drivers.zygote.forkserver import PATIENCE_S, ForkServer
+from shoal_executor.drivers.zygote.sandbox import Sandbox, why
 from shoal_executor.drivers.zygote.templates import Templates
-from shoal_executor.drivers.zygote.walls import try_walls
 
-_PIECE: Final = 1024**2
 _ENDED: Final = "its first process ended while its executor was away"
-
-_Answer = TypeVar("_Answer", bound=frames.Tell)
 
 log = structlog.get_logger()
 
 
-class ZygoteDriver:
+class ZygoteDriver(AgentDriver[Sandbox]):
     """See the package. `parallel` bounds the starts under way; `tune_host` allows `Groups.favour_moves`;
 
     `keep` is how many templates' fork servers stay when no sandbox of theirs is left; `patience_s` how long those of a
@@ -73,9 +64,8 @@ class ZygoteDriver:
         self._lock: IO[bytes] | None = None
         self._tune_host = tune_host
         self._marker = state / "favordynmods"
-        self._parallel = asyncio.Semaphore(parallel or 4 * (os.cpu_count() or 1))
         name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
-        self._groups = Groups(name, state / "cgroups")
+        super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel))
         self._mounted = Mounted(disks)
         own = self._mounted, self._groups
         self._templates = Templates(
@@ -84,18 +74,13 @@ class ZygoteDriver:
         self._here: dict[str, tuple[ForkServer, socket.socket]] = {}
         self._ended: dict[str, ForkServer] = {}
         self._opened = False
-        self._live: dict[str, Sandbox] = {}
-        self._starting: dict[str, Sandbox] = {}
-        self._ending: dict[str, Sandbox] = {}
-        self._on_exit: ExitSink = lambda *_: None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         """Find what an earlier process left, start the host template if need be, and try its walls from inside."""
         self._on_exit = on_exit
         self._state.mkdir(parents=True, exist_ok=True)
         self._lock = await asyncio.to_thread(hold, self._state / "driver.lock")
-        await asyncio.to_thread(images.clear, self._state)
+        await asyncio.to_thread(roots.clear, self._state)
         try:
             await self._adopt(dict.fromkeys(keep))
             if self._tune_host:
@@ -115,7 +100,7 @@ class ZygoteDriver:
         kept: list[tuple[Sandbox, socket.socket]] = []
         for name, (zygote, ours) in here.items():
             group = self._groups.find(name)
-            sandbox = Sandbox(name, Link(), group, zygote, oom_kills=self._groups.told_oom_kills(group))
+            sandbox = Sandbox(name, Link(), group, zygote=zygote, oom_kills=self._groups.told_oom_kills(group))
             if name in keep:
                 self._starting[name] = sandbox
                 kept.append((sandbox, ours))
@@ -165,76 +150,6 @@ class ZygoteDriver:
         """Start the template's fork server, once."""
         await self._templates.server_of(snapshot)
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
-        """Fork all of them, so many at a time; yields each as it is up."""
-        outcomes: asyncio.Queue[Started | StartFailed] = asyncio.Queue()
-
-        async def one(spec: StartSpec) -> None:
-            try:
-                async with self._parallel:
-                    await self._start(spec)
-            except (DriverError, OSError, TimeoutError) as error:
-                outcomes.put_nowait(StartFailed(spec.name, str(error) or type(error).__name__))
-            else:
-                outcomes.put_nowait(Started(spec.name))
-
-        tasks = [asyncio.create_task(one(spec)) for spec in specs]
-        try:
-            for _ in specs:
-                yield await outcomes.get()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
-            await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
-
-    async def run(
-        self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
-    ) -> CommandResult:
-        """Have the agent run a command."""
-        sandbox = self._get(name)
-        if not id:
-            return await self._run(sandbox, command, output, id)
-        return await sandbox.once(id, lambda: self._run(sandbox, command, output, id))
-
-    def settle(self, name: str, ids: Sequence[str]) -> None:
-        """Tell the agent that it need not keep these results."""
-        if name in self._live:
-            self._live[name].link.say(frames.Settle(0, tuple(ids)))
-
-    async def _run(self, sandbox: Sandbox, command: Command, output: OutputSink | None, id: str) -> CommandResult:
-        limit = command.output_limit
-        answer = await self._ask(
-            sandbox, frames.Done, lambda number: frames.Run(number, command, output is not None, id), output, limit
-        )
-        result = answer.result
-        if max(len(result.stdout), len(result.stderr)) > limit:  # only a tampered agent sends more
-            await sandbox.killed()
-            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
-        if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
-            sandbox.oom_kills = kills
-            self._groups.tell_oom_kills(sandbox.group, kills)
-            result = msgspec.structs.replace(result, out_of_memory=True)
-        return result
-
-    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
-        """Have the agent write a piece of a file, in smaller pieces where it is large."""
-        sandbox = self._get(name)
-        size = 0
-        for start in range(0, max(len(data), 1), _PIECE):
-            piece = partial(
-                frames.Write, path=path, data=data[start : start + _PIECE], offset=offset + start, mode=mode
-            )  # fmt: skip
-            answer = await self._ask(sandbox, frames.Wrote, piece)
-            size = answer.size
-        return size
-
-    async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
-        """Have the agent read a piece of a file."""
-        answer = await self._ask(self._get(name), frames.Piece, lambda id: frames.Read(id, path, offset, limit))
-        return FileChunk(answer.data, answer.size, answer.eof)
-
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """Keep its disk; what a process has in memory stays where it is."""
         if memory:
@@ -244,25 +159,6 @@ class ZygoteDriver:
 
     async def go_on(self, name: str) -> None:
         """Nothing is to be done: one that was held has no process but its first, which does what it is asked."""
-
-    async def destroy(self, names: Sequence[str]) -> None:
-        """Kill each sandbox's first process, which takes the others along, and wait until nothing is left."""
-        sandboxes = [sandbox for name in names if (sandbox := self._live.pop(name, None)) is not None]
-        for sandbox in sandboxes:
-            sandbox.wanted = EndReason.RELEASED
-            self._ending[sandbox.name] = sandbox
-        # Tasks of their own: a caller who loses patience, or one that cannot end, must not leave the others behind.
-        ends = [asyncio.create_task(self._end(sandbox)) for sandbox in sandboxes]
-        self._tasks.update(ends)
-        for task in ends:
-            task.add_done_callback(self._tasks.discard)
-        for error in await asyncio.shield(asyncio.gather(*ends, return_exceptions=True)):
-            if error is not None:
-                raise DriverError(f"a sandbox could not be ended: {error}") from error
-
-    async def list(self) -> list[str]:
-        """Names of the live sandboxes."""
-        return list(self._live)
 
     async def close(self) -> None:
         """End everything. What cannot be ended in an orderly way ends with its fork server."""
@@ -282,12 +178,6 @@ class ZygoteDriver:
 
     # ---
 
-    def _get(self, name: str) -> Sandbox:
-        try:
-            return self._live[name]
-        except KeyError:
-            raise NoSuchSandboxError(name) from None
-
     async def _end(self, sandbox: Sandbox) -> None:
         try:
             await sandbox.killed()
@@ -296,34 +186,13 @@ class ZygoteDriver:
         finally:
             del self._ending[sandbox.name]
 
-    async def _ask(
-        self,
-        sandbox: Sandbox,
-        expected: type[_Answer],
-        make: Callable[[int], frames.Ask],
-        output: OutputSink | None = None,
-        limit: int = 0,
-    ) -> _Answer:
-        answer = await sandbox.link.ask(make, output, limit)
-        if answer is None:  # it ended, or broke the rules of its link: then it ends now
-            await sandbox.killed()
-            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
-        if isinstance(answer, frames.Failed):
-            raise SandboxFileError(answer.detail)
-        if isinstance(answer, frames.Settled):
-            raise DriverError("it was run before, and its answer is gone: it was settled")
-        if not isinstance(answer, expected):  # only a tampered agent answers something else
-            await sandbox.killed()
-            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
-        return answer
-
     async def _start(self, spec: StartSpec) -> None:
         zygote = await self._templates.server_of(spec.snapshot)
         layers = await zygote.borrow(self._mounted, spec.snapshot.layers)
         ours, theirs = socket.socketpair()
         link = Link()
         group = self._groups.make(spec.name, spec.resources)
-        sandbox = Sandbox(spec.name, link, group, zygote)
+        sandbox = Sandbox(spec.name, link, group, zygote=zygote)
         self._starting[spec.name] = sandbox
         entrances: list[int] = []
         ordered = False
@@ -377,15 +246,6 @@ class ZygoteDriver:
         sandbox.link.close()
         sandbox.ended.set()
         self._gone(sandbox)
-
-    def _gone(self, sandbox: Sandbox) -> None:
-        """Tell the executor of an end nobody asked for."""
-        if sandbox.name not in self._live or sandbox.wanted is not None:
-            return
-        killed = self._groups.oom_kills(sandbox.group) > sandbox.oom_kills
-        sandbox.wanted = EndReason.OUT_OF_MEMORY if killed else EndReason.DIED
-        detail = "its first process was killed" if killed else "its first process ended"
-        self._on_exit(sandbox.name, sandbox.wanted, detail)
 
     def _zygote_gone(self, zygote: ForkServer) -> None:
         for sandbox in (*self._live.values(), *self._starting.values(), *self._ending.values()):

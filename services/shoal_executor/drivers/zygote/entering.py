@@ -47,6 +47,7 @@ def enter(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     confine(KEPT, program)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    link.setblocking(False)
     agent = Agent(link, lifeline, dict(order.env), order.user, order.inputs)
     if copying:
         agent.warmed(socket.socket(fileno=copying[0]), copying[1:], KEPT)

@@ -2,29 +2,26 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import msgspec
 
 from shoal.runtime.lease import start_time
 from shoal.wire.messages import Blob
 from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.protocol import DriverError
-from shoal_executor.drivers.zygote.cgroups import Group
 
 _UP_S: Final = 30.0
 _WARM_S: Final = 600.0
 """How long a template's code may take."""
-_LOCK_S: Final = 10.0
 PATIENCE_S: Final = 60.0
 """How long a fork server waits for the next driver when its own is gone."""
 
@@ -263,23 +260,6 @@ def sweep(directory: Path) -> None:
     for path in directory.iterdir():
         if path not in whole:
             path.unlink(missing_ok=True)
-
-
-def hold(path: Path) -> IO[bytes]:
-    """Take the lock of a state directory; it is held until the file is closed. Raises DriverError after ten seconds."""
-    lock = path.open("ab")
-    until = time.monotonic() + _LOCK_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                lock.close()
-                raise DriverError(
-                    f"another executor uses {path.parent}; stop it, or choose another directory"
-                ) from None
-            time.sleep(0.05)
 
 
 def _entry_of(place: Path) -> Path:

@@ -13,11 +13,11 @@ import msgspec
 import structlog
 
 from shoal.wire.messages import Resources, Snapshot
+from shoal_executor.drivers import roots
 from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.cgroups import Group, Groups
 from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.protocol import DriverError
-from shoal_executor.drivers.zygote import images
-from shoal_executor.drivers.zygote.cgroups import Group, Groups
 from shoal_executor.drivers.zygote.forkserver import ForkServer, entries, sweep
 
 _FIRST_UID: Final = 1_879_048_192
@@ -118,7 +118,7 @@ class Templates:
             root, usr = "", ""
         else:
             path, usr = await asyncio.to_thread(
-                images.root_of, msgspec.structs.replace(snapshot, digest=digest), self._state
+                roots.root_of, msgspec.structs.replace(snapshot, digest=digest), self._state
             )
             root = str(path)
         scratch = self._state / "scratch"

@@ -79,7 +79,7 @@ def unpack(archive: Path, target: Path) -> None:
     if not archive.is_file():
         raise DriverError(f"template tar:{archive}: no such file on this node")
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=target.parent))
-    command = [sys.executable, "-I", "-m", "shoal_executor.drivers.zygote.unpack", str(archive), str(staging)]
+    command = [sys.executable, "-I", "-m", "shoal_executor.drivers.unpack", str(archive), str(staging)]
     try:
         done = subprocess.run(
             command, capture_output=True, timeout=_UNPACK_S, check=False, env={"LANG": "C.UTF-8"}, cwd="/"

@@ -1,0 +1,63 @@
+"""Files of the sandbox, read and written by its first process."""
+
+import os
+import stat
+
+from shoal_executor.drivers import kernel
+from shoal_executor.drivers.agent import frames
+
+
+def write(asked: frames.Write, home: str) -> frames.Wrote | frames.Failed:
+    """Write a piece; paths are relative to home."""
+    path = os.path.normpath(os.path.join(home, asked.path))
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_CREAT | (os.O_TRUNC if asked.offset == 0 else 0)
+        fd = _open(path, flags, asked.mode)
+        try:
+            _must_be_regular(fd, path)
+            if asked.offset == 0:
+                os.fchmod(fd, asked.mode)
+            view = memoryview(asked.data)
+            offset = asked.offset
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view, offset = view[written:], offset + written
+            size = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}")
+    return frames.Wrote(asked.id, size)
+
+
+def read(asked: frames.Read, home: str) -> frames.Piece | frames.Failed:
+    """Read a piece; paths are relative to home."""
+    path = os.path.normpath(os.path.join(home, asked.path))
+    try:
+        fd = _open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _must_be_regular(fd, path)
+            data = os.pread(fd, asked.limit, asked.offset)
+            size = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}")
+    return frames.Piece(asked.id, data, size, len(data) < asked.limit or asked.offset + len(data) >= size)
+
+
+def _open(path: str, flags: int, mode: int = 0) -> int:
+    # Not by way of /proc/self/fd: the agent's own descriptors are not the tenant's, and one is a file of the host.
+    try:
+        return kernel.open_plainly(path, flags, mode)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+
+
+def _must_be_regular(fd: int, path: str) -> None:
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(0, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file", path)
+    if os.readlink(f"/proc/self/fd/{fd}").startswith("/proc/1/"):  # its memory map names files of the host
+        raise OSError(0, "is the agent's own", path)

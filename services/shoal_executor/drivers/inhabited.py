@@ -1,0 +1,252 @@
+"""What the drivers have in common that run real commands: sandboxes whose first process is an agent."""
+
+import asyncio
+import os
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Resources
+from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent.link import Link
+from shoal_executor.drivers.cgroups import Group, Groups
+from shoal_executor.drivers.protocol import (
+    DriverError,
+    ExitSink,
+    FileChunk,
+    NoSuchSandboxError,
+    OutputSink,
+    SandboxFileError,
+    Started,
+    StartFailed,
+    StartSpec,
+)
+
+UP_S: Final = 30.0
+"""How long a sandbox may take to come up, or to end."""
+_SHM: Final = 64 * 1024**2
+_PIECE: Final = 1024**2
+
+
+@dataclass(slots=True)
+class Inhabited(ABC):
+    """One sandbox, seen from its driver: its link, its limits, and who waits for what.
+
+    `oom_kills`: how many of the kills that its group counts have been told of.
+    """
+
+    name: str
+    link: Link
+    group: Group
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    wanted: EndReason | None = None
+    oom_kills: int = 0
+    _runs: "dict[str, asyncio.Future[CommandResult]]" = field(default_factory=dict)
+
+    async def once(self, id: str, run: Callable[[], Awaitable[CommandResult]]) -> CommandResult:
+        """Run, or wait with whoever asked under this id before: what becomes of theirs is the answer to both.
+
+        When their waiting is cancelled it is asked again, which runs nothing twice: the agent knows the id.
+        """
+        while (known := self._runs.get(id)) is not None:
+            await asyncio.wait([known])
+            if not known.cancelled():
+                return known.result()
+        coming: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
+        self._runs[id] = coming
+        try:
+            result = await run()
+        except asyncio.CancelledError:
+            coming.cancel()
+            raise
+        except Exception as error:
+            coming.set_exception(error)
+            coming.exception()  # perhaps nobody else waits
+            raise
+        else:
+            coming.set_result(result)
+            return result
+        finally:
+            del self._runs[id]
+
+    @abstractmethod
+    async def killed(self) -> None:
+        """End it, and wait until it has: then `ended` is set. Raises TimeoutError after `UP_S`."""
+
+
+_Answer = TypeVar("_Answer", bound=frames.Tell)
+_Kind = TypeVar("_Kind", bound=Inhabited)
+
+
+class AgentDriver(ABC, Generic[_Kind]):
+    """Starts many at a time, and has their agents do what is asked. `parallel` bounds the starts under way."""
+
+    def __init__(self, groups: Groups, parallel: int) -> None:
+        self._groups = groups
+        self._parallel = asyncio.Semaphore(parallel)
+        self._live: dict[str, _Kind] = {}
+        self._starting: dict[str, _Kind] = {}
+        self._ending: dict[str, _Kind] = {}
+        self._on_exit: ExitSink = lambda *_: None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    async def _start(self, spec: StartSpec) -> None:
+        """Start one, and have it in `_live`. Raises DriverError, OSError, TimeoutError, having left nothing."""
+
+    @abstractmethod
+    async def _end(self, sandbox: _Kind) -> None:
+        """End one of `_ending`, take it out of there, and leave nothing of it."""
+
+    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
+        """Start all of them, so many at a time; yields each as it is up."""
+        outcomes: asyncio.Queue[Started | StartFailed] = asyncio.Queue()
+
+        async def one(spec: StartSpec) -> None:
+            try:
+                async with self._parallel:
+                    await self._start(spec)
+            except (DriverError, OSError, TimeoutError) as error:
+                outcomes.put_nowait(StartFailed(spec.name, str(error) or type(error).__name__))
+            else:
+                outcomes.put_nowait(Started(spec.name))
+
+        tasks = [asyncio.create_task(one(spec)) for spec in specs]
+        try:
+            for _ in specs:
+                yield await outcomes.get()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
+            await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
+
+    async def run(
+        self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
+    ) -> CommandResult:
+        """Have the agent run a command."""
+        sandbox = self._get(name)
+        if not id:
+            return await self._run(sandbox, command, output, id)
+        return await sandbox.once(id, lambda: self._run(sandbox, command, output, id))
+
+    def settle(self, name: str, ids: Sequence[str]) -> None:
+        """Tell the agent that it need not keep these results."""
+        if name in self._live:
+            self._live[name].link.say(frames.Settle(0, tuple(ids)))
+
+    async def _run(self, sandbox: _Kind, command: Command, output: OutputSink | None, id: str) -> CommandResult:
+        limit = command.output_limit
+        answer = await self._ask(
+            sandbox, frames.Done, lambda number: frames.Run(number, command, output is not None, id), output, limit
+        )
+        result = answer.result
+        if max(len(result.stdout), len(result.stderr)) > limit:  # only a tampered agent sends more
+            await sandbox.killed()
+            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
+        if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
+            sandbox.oom_kills = kills
+            self._groups.tell_oom_kills(sandbox.group, kills)
+            result = msgspec.structs.replace(result, out_of_memory=True)
+        return result
+
+    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
+        """Have the agent write a piece of a file, in smaller pieces where it is large."""
+        sandbox = self._get(name)
+        size = 0
+        for start in range(0, max(len(data), 1), _PIECE):
+            piece = partial(
+                frames.Write, path=path, data=data[start : start + _PIECE], offset=offset + start, mode=mode
+            )  # fmt: skip
+            answer = await self._ask(sandbox, frames.Wrote, piece)
+            size = answer.size
+        return size
+
+    async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
+        """Have the agent read a piece of a file."""
+        answer = await self._ask(self._get(name), frames.Piece, lambda id: frames.Read(id, path, offset, limit))
+        return FileChunk(answer.data, answer.size, answer.eof)
+
+    async def destroy(self, names: Sequence[str]) -> None:
+        """End these with all their processes, and wait until nothing is left."""
+        sandboxes = [sandbox for name in names if (sandbox := self._live.pop(name, None)) is not None]
+        for sandbox in sandboxes:
+            sandbox.wanted = EndReason.RELEASED
+            self._ending[sandbox.name] = sandbox
+        # Tasks of their own: a caller who loses patience, or one that cannot end, must not leave the others behind.
+        ends = [asyncio.create_task(self._end(sandbox)) for sandbox in sandboxes]
+        self._tasks.update(ends)
+        for task in ends:
+            task.add_done_callback(self._tasks.discard)
+        for error in await asyncio.shield(asyncio.gather(*ends, return_exceptions=True)):
+            if error is not None:
+                raise DriverError(f"a sandbox could not be ended: {error}") from error
+
+    async def list(self) -> list[str]:
+        """Names of the live sandboxes."""
+        return list(self._live)
+
+    # ---
+
+    def _get(self, name: str) -> _Kind:
+        try:
+            return self._live[name]
+        except KeyError:
+            raise NoSuchSandboxError(name) from None
+
+    def _gone(self, sandbox: _Kind) -> None:
+        """Tell the executor of an end nobody asked for."""
+        if sandbox.name not in self._live or sandbox.wanted is not None:
+            return
+        killed = self._groups.oom_kills(sandbox.group) > sandbox.oom_kills
+        sandbox.wanted = EndReason.OUT_OF_MEMORY if killed else EndReason.DIED
+        detail = "its first process was killed" if killed else "its first process ended"
+        self._on_exit(sandbox.name, sandbox.wanted, detail)
+
+    async def _ask(
+        self,
+        sandbox: _Kind,
+        expected: type[_Answer],
+        make: Callable[[int], frames.Ask],
+        output: OutputSink | None = None,
+        limit: int = 0,
+    ) -> _Answer:
+        answer = await sandbox.link.ask(make, output, limit)
+        if answer is None:  # it ended, or broke the rules of its link: then it ends now
+            await sandbox.killed()
+            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
+        if isinstance(answer, frames.Failed):
+            raise SandboxFileError(answer.detail)
+        if isinstance(answer, frames.Settled):
+            raise DriverError("it was run before, and its answer is gone: it was settled")
+        if not isinstance(answer, expected):  # only a tampered agent answers something else
+            await sandbox.killed()
+            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
+        return answer
+
+
+def starts_at_once(parallel: int | None) -> int:
+    """Return how many starts are under way at a time: what was asked for, or by cores."""
+    return parallel or 4 * (os.cpu_count() or 1)
+
+
+def sizes(limits: Resources) -> tuple[int, int]:
+    """Return the sizes of a sandbox's disk and of its /dev/shm: both are memory, and must fit into it with room left,
+
+    so that a full disk is an error to the program that fills it and not the sandbox's end.
+    """
+    shm = min(_SHM, limits.memory // 8)
+    return max(min(limits.disk, limits.memory // 2), 1 << 20), max(shm, 1 << 16)
+
+
+async def put(link: Link, file: InputFile) -> None:
+    """Write an input file. Raises DriverError."""
+    answer = await link.ask(lambda id: frames.Write(id, file.path, file.data, 0, file.mode))
+    if not isinstance(answer, frames.Wrote):
+        detail = answer.detail if isinstance(answer, frames.Failed) else "the sandbox ended"
+        raise DriverError(f"input file {file.path}: {detail}")

@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import pytest
 
+from shoal.machine.lineage import grown
 from shoal.wire.messages import Blob, Command, CommandResult, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers.protocol import (
     Driver,
@@ -373,12 +373,14 @@ class DriverConformance:
         names = [fresh(), fresh()]
         assert len(await start(driver, [StartSpec(each, first) for each in names])) == 2
         for each in names:
-            look = "cat kept a/b/c; stat -c '%u %g' kept; test -e /etc/hosts; echo $?; ls -A /var/log"
+            look = (
+                "cat kept a/b/c; find kept -printf '%U %G\\n'; test -e /etc/hosts; echo $?; find /var/log -mindepth 1"
+            )
             assert (await sh(driver, each, look)).stdout == b"1\n2\n7 8\n1\n"
         await sh(driver, names[0], "echo 3 >> kept; rm -r a; echo new > /etc/hosts")
         second = await self.captured(driver, names[0], tmp_path / "second", blobs, first)
         (last,) = await start(driver, [StartSpec(fresh(), second)])
-        look = "cat kept /etc/hosts; ls; cat /root/a/b/c"
+        look = "cat kept /etc/hosts; echo *; cat /root/a/b/c"
         assert (await sh(driver, last.name, look)).stdout == b"1\n3\nnew\nkept\n"
         assert (await sh(driver, names[1], "cat kept a/b/c")).stdout == b"1\n2\n"
         assert (await sh(driver, name, "cat kept")).stdout == b"later\n"
@@ -423,6 +425,79 @@ class DriverConformance:
         assert (await sh(driver, again.name, "cat kept")).stdout == b"1\n2\n"
         await driver.destroy([again.name])
 
+    async def test_what_is_in_memory_is_kept_and_goes_on_in_every_copy(
+        self, driver: Driver, tmp_path: Path, blobs: Blobs
+    ) -> None:
+        self.needs_memory(driver)
+        name = await one(driver, env=(("WHO", "the first"),))
+        await sh(driver, name, "i=0; while :; do i=$((i+1)); echo $i > /root/count; sleep 0.02; done >/dev/null 2>&1 &")
+        await driver.run(name, Command(line="x=5; cd /tmp; exec 9> open; echo 1 >&9", session=True))
+        await driver.run(name, Command(python="y = open('/root/f', 'w+'); n = y.write('abc')"))
+        await sh(driver, name, "echo held > /dev/shm/held; echo 1 > kept")
+        first = await self.captured(driver, name, tmp_path / "first", blobs, memory=True)
+        names = [fresh(), fresh()]
+        specs = [StartSpec(each, first, env=(("WHO", each),)) for each in names]
+        assert len(await start(driver, specs)) == 2
+        for each in (name, *names):
+            assert (
+                await driver.run(each, Command(line="echo 2 >&9; echo $x $PWD; cat open", session=True))
+            ).stdout == (b"5 /tmp\n1\n2\n")
+            assert (await driver.run(each, Command(python="y.write('d'); y.seek(0); y.read()"))).stdout.endswith(
+                b"'abcd'\n"
+            )
+            assert (await sh(driver, each, "cat /dev/shm/held kept")).stdout == b"held\n1\n"
+            who = b"the first\n" if each == name else f"{each}\n".encode()
+            assert (await sh(driver, each, "echo $WHO")).stdout == who
+            before = int((await driver.read_file(each, "/root/count")).data or b"0")
+            async with asyncio.timeout(20):
+                while int((await driver.read_file(each, "/root/count")).data or b"0") <= before:
+                    await asyncio.sleep(0.02)
+        await sh(driver, names[0], "echo 2 >> kept")
+        second = await self.captured(driver, names[0], tmp_path / "second", blobs, first, memory=True)
+        await driver.destroy([name, *names])
+        (last,) = await start(driver, [StartSpec(fresh(), second)])
+        assert (await sh(driver, last.name, "cat kept")).stdout == b"1\n2\n"
+        assert (await driver.run(last.name, Command(line="echo $x", session=True))).stdout == b"5\n"
+        await driver.destroy([last.name])
+
+    async def test_commands_under_way_go_on_where_memory_is_kept(
+        self, driver: Driver, tmp_path: Path, blobs: Blobs
+    ) -> None:
+        self.needs_memory(driver)
+        name = await one(driver)
+        command = Command(line="echo on > out; until [ -e /root/go ]; do sleep 0.05; done; cat out; echo once >> ran")
+        waiting = asyncio.create_task(driver.run(name, command, id="w"))
+        await sh(driver, name, "until [ -e /root/out ]; do sleep 0.05; done")
+        kept = asyncio.create_task(self.captured(driver, name, tmp_path / "kept", blobs, memory=True))
+        asked = [asyncio.create_task(sh(driver, name, f"echo {i}")) for i in range(8)]
+        first = await kept
+        assert [(await each).stdout for each in asked] == [f"{i}\n".encode() for i in range(8)]
+        await sh(driver, name, "touch /root/go")
+        assert (await waiting).stdout == b"on\n"
+        assert (await sh(driver, name, "cat ran")).stdout == b"once\n"
+        (copy,) = await start(driver, [StartSpec(fresh(), first)])
+        again = asyncio.create_task(driver.run(copy.name, command, id="w"))  # it runs there: nothing is run twice
+        await sh(driver, copy.name, "sleep 0.2; touch /root/go")
+        assert (await again).stdout == b"on\n"
+        assert (await sh(driver, copy.name, "cat ran")).stdout == b"once\n"
+        await driver.destroy([name, copy.name])
+
+    async def test_one_that_is_held_with_its_memory_goes_on_or_is_started_again(
+        self, driver: Driver, tmp_path: Path, blobs: Blobs
+    ) -> None:
+        self.needs_memory(driver)
+        name = await one(driver)
+        await driver.run(name, Command(python="n = 1"))
+        await self.captured(driver, name, tmp_path / "first", blobs, memory=True, hold=True)
+        assert name in await driver.list()
+        await driver.go_on(name)
+        assert (await driver.run(name, Command(python="n = n + 1; n"))).stdout == b"2\n"
+        held = await self.captured(driver, name, tmp_path / "second", blobs, memory=True, hold=True)
+        await driver.destroy([name])
+        (again,) = await start(driver, [StartSpec(fresh(), held)])
+        assert (await driver.run(again.name, Command(python="n"))).stdout == b"2\n"
+        await driver.destroy([again.name])
+
     async def test_what_cannot_be_captured_is_said_and_nothing_is_left(self, driver: Driver, tmp_path: Path) -> None:
         kept = tmp_path / "kept"
         kept.mkdir()
@@ -437,17 +512,28 @@ class DriverConformance:
         await driver.destroy([name])
 
     async def captured(
-        self, driver: Driver, name: str, directory: Path, blobs: Blobs, origin: Snapshot = HOST, *, hold: bool = False
+        self,
+        driver: Driver,
+        name: str,
+        directory: Path,
+        blobs: Blobs,
+        origin: Snapshot = HOST,
+        *,
+        memory: bool = False,
+        hold: bool = False,
     ) -> Snapshot:
-        """Capture a sandbox's disk, and return what starts from it."""
+        """Capture a sandbox, and return what starts from it."""
         directory.mkdir()
-        kept = await driver.capture(name, directory, memory=False, hold=hold)
-        assert kept.memory is None
-        layer = blobs.add(kept.layer)
-        template = origin.template or origin.digest
-        return msgspec.structs.replace(
-            origin, digest=layer.digest, layers=(*origin.layers, layer), template=template, parent=origin.digest
-        )
+        kept = await driver.capture(name, directory, memory=memory, hold=hold)
+        assert (kept.memory is not None) == memory
+        assert {path.name for path in directory.iterdir()} == {"layer", *(("memory",) if memory else ())}
+        image = blobs.add(kept.memory) if kept.memory is not None else None
+        return grown(origin, blobs.add(kept.layer), image, driver.isolation)
+
+    def needs_memory(self, driver: Driver) -> None:
+        self.needs_real()
+        if not driver.keeps_memory:
+            pytest.skip("this driver keeps no memory")
 
     def needs_real(self) -> None:
         if not self.real:

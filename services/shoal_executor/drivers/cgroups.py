@@ -147,9 +147,14 @@ class Groups:
         return Group(tuple(path for root in self._roots() if (path := root / name).is_dir()))
 
     @staticmethod
-    def entrances(group: Group) -> list[int]:
-        """Return open descriptors: whoever writes `0` to them is in."""
-        return [os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in group.directories]
+    def doors(group: Group) -> list[Path]:
+        """Return files: whoever writes `0` to them is in."""
+        return [path / "cgroup.procs" for path in group.directories]
+
+    @classmethod
+    def entrances(cls, group: Group) -> list[int]:
+        """Return the same, open."""
+        return [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in cls.doors(group)]
 
     @staticmethod
     def oom_kills(group: Group) -> int:
@@ -160,6 +165,15 @@ class Groups:
                     for line in (path / name).read_text().splitlines():
                         if line.startswith("oom_kill "):
                             return int(line.split()[1])
+        return 0
+
+    @staticmethod
+    def memory_used(group: Group) -> int:
+        """Return how many bytes its processes and what they wrote to memory take, 0 where nobody counts."""
+        for path in group.directories:
+            for name in ("memory.usage_in_bytes", "memory.current"):
+                with contextlib.suppress(OSError):
+                    return int((path / name).read_text())
         return 0
 
     @staticmethod
@@ -176,6 +190,12 @@ class Groups:
             with contextlib.suppress(OSError):
                 return int(os.getxattr(path, _TOLD))
         return 0
+
+    @staticmethod
+    def kill(group: Group) -> None:
+        """Kill every process that is in it now."""
+        for path in group.directories:
+            _kill(path)
 
     async def remove(self, group: Group) -> None:
         """Remove a group whose processes are ending; waits for the last of them. Raises OSError after 10 s."""

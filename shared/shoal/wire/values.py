@@ -32,6 +32,7 @@ class Isolation(StrEnum):
     """How a sandbox is kept apart from its host: the driver that runs it."""
 
     ZYGOTE = "zygote"
+    GVISOR = "gvisor"
     SIMULATED = "simulated"
 
 

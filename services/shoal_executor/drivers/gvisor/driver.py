@@ -1,0 +1,362 @@
+"""The driver `gvisor`: containers of runsc, whose memory can be kept."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+import structlog
+
+from shoal.wire.messages import EndReason, Isolation, Resources, Snapshot
+from shoal_executor.drivers import roots
+from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent.link import Link
+from shoal_executor.drivers.cgroups import Groups
+from shoal_executor.drivers.disks import Mounted
+from shoal_executor.drivers.gvisor import closure, runsc
+from shoal_executor.drivers.gvisor.box import Box, Root, make_points, unmount_below
+from shoal_executor.drivers.gvisor.memory import About, Memories, pack
+from shoal_executor.drivers.inhabited import UP_S, AgentDriver, put, sizes, starts_at_once
+from shoal_executor.drivers.layers import make_layer
+from shoal_executor.drivers.lock import hold as take_lock
+from shoal_executor.drivers.protocol import (
+    Captured,
+    Disks,
+    DriverError,
+    DriverReport,
+    ExitSink,
+    IsolationFailedError,
+    StartSpec,
+    UnsupportedError,
+)
+from shoal_executor.drivers.walls import try_walls
+
+KERNEL_MEMORY: Final = 96 * 1024**2
+"""What a sandbox's kernel and its helpers may need beside what was asked for."""
+_KERNEL_PIDS: Final = 96
+_CAREFULLY: Final = ("setpriv", "--bounding-set=-all,+dac_read_search", "--inh-caps=-all", "--no-new-privs")
+_LEFT: Final = "isolation gvisor: a sandbox ends with its executor"
+
+log = structlog.get_logger()
+
+
+class GvisorDriver(AgentDriver[Box]):
+    """See the package. `platform`: how runsc intercepts system calls; by default the best that works here."""
+
+    isolation = Isolation.GVISOR.value
+
+    def __init__(
+        self, state: Path, disks: Disks | None = None, *, parallel: int | None = None, platform: str = ""
+    ) -> None:
+        self.keeps_memory = False
+        self._state = state
+        self._place = state / "gvisor"
+        self._platform = platform
+        self._lock: IO[bytes] | None = None
+        name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
+        super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel))
+        self._mounted = Mounted(disks)
+        self._memories = Memories(self._place / "memories", disks)
+        self._roots: dict[str, asyncio.Task[Root]] = {}
+        self._python = Path()
+        self._runsc: runsc.Runsc | None = None
+
+    @property
+    def _program(self) -> runsc.Runsc:
+        assert self._runsc is not None, "open it first"
+        return self._runsc
+
+    # --- the node
+
+    async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
+        """Remove what an earlier process left, find runsc, and try the walls of a sandbox from inside."""
+        self._on_exit = on_exit
+        self._state.mkdir(parents=True, exist_ok=True)
+        self._lock = await asyncio.to_thread(take_lock, self._state / "driver.lock")
+        try:
+            if os.geteuid() != 0:
+                raise DriverError("isolation gvisor needs an executor that runs as root")
+            self._runsc = await runsc.find()
+            await asyncio.to_thread(self._make_ready)
+            await self._choose_platform()
+            await self._try_memory()
+        except (DriverError, OSError) as error:
+            await self.close()
+            raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}") from error
+        for name in keep:
+            on_exit(name, EndReason.NODE_LOST, _LEFT)
+        unenforced = (*self._groups.unenforced, *self._program.lacks)
+        return DriverReport(unenforced=unenforced, starts_per_s=3.0 * (os.cpu_count() or 1))
+
+    def _make_ready(self) -> None:
+        roots.clear(self._state)
+        self._groups.look()
+        self._groups.open()
+        self._sweep()
+        for name in ("boxes", "runsc", "memories"):
+            (self._place / name).mkdir(parents=True, mode=0o700)
+        self._program.root = self._place / "runsc"
+        self._python = closure.gather(self._place / "python")
+
+    def _sweep(self) -> None:
+        """Unmount and remove what sandboxes of an earlier process, or ours, had."""
+        unmount_below(self._place)
+        for name in ("boxes", "runsc", "memories"):
+            shutil.rmtree(self._place / name, ignore_errors=True)
+
+    async def _choose_platform(self) -> None:
+        platforms = (self._platform,) if self._platform else self._program.platforms
+        for platform in platforms:
+            self._program.platform = platform
+            try:
+                await try_walls(self, own_kernel=True)
+            except DriverError as error:
+                log.warning("runsc does not work on this platform here", platform=platform, error=str(error))
+                if platform == platforms[-1]:
+                    raise
+            else:
+                log.info("runsc", release=self._program.release, platform=platform)
+                return
+
+    async def _try_memory(self) -> None:
+        """Find out whether checkpoints work here; without them the driver serves all the same."""
+        missing = [tool for tool in ("mkfs.erofs", "setpriv") if shutil.which(tool) is None]
+        if missing:
+            log.warning("no snapshots: install erofs-utils and util-linux", missing=missing)
+            return
+        self.keeps_memory = True
+
+    async def close(self) -> None:
+        """End every sandbox, and remove all but the templates' roots."""
+        try:
+            with contextlib.suppress(DriverError):
+                await self.destroy(list(self._live))
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            self._mounted.close()
+            if self._lock is not None:  # else it is another's
+                await asyncio.to_thread(self._groups.clear)
+                await asyncio.to_thread(self._sweep)
+                self._lock.close()
+                self._lock = None
+
+    # --- starts
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """Have its root, its disks and its memory on this node."""
+        await self._root_of(snapshot)
+        for fd in await self._mounted.lend_all((*snapshot.disks, *snapshot.layers), None):
+            os.close(fd)
+        if snapshot.memory is not None:
+            async with self._memories.lend(snapshot.memory) as (_, about):
+                self._must_fit(about)
+
+    async def _root_of(self, snapshot: Snapshot) -> Root:
+        if snapshot.warm:
+            raise DriverError("a warm interpreter is isolation zygote's: keep a running sandbox as a template instead")
+        template = snapshot.template or snapshot.digest
+        known = self._roots.get(template)
+        if known is None or (known.done() and (known.cancelled() or known.exception())):
+            known = self._roots[template] = asyncio.create_task(
+                asyncio.to_thread(self._make_root, msgspec.structs.replace(snapshot, digest=template))
+            )
+        return await asyncio.shield(known)
+
+    def _make_root(self, snapshot: Snapshot) -> Root:
+        if snapshot.kind == "disk":
+            return Root(None, "")
+        return Root(*roots.root_of(snapshot, self._state))
+
+    def _must_fit(self, about: About) -> None:
+        """Raise DriverError where a checkpoint was made with what is not here."""
+        ours = self._about(about.shm)
+        for what, theirs, mine in (
+            ("runsc", about.runsc, ours.runsc),
+            ("runsc's platform", about.platform, ours.platform),
+            ("the executor's Python and Shoal", about.python, ours.python),
+        ):
+            if theirs != mine:
+                raise DriverError(f"this memory was kept with another {what}: {theirs}; this node has {mine}")
+
+    def _about(self, shm: int) -> About:
+        return About(self._program.release, self._program.platform, self._python.name, shm)
+
+    async def _start(self, spec: StartSpec) -> None:
+        root = await self._root_of(spec.snapshot)
+        async with contextlib.AsyncExitStack() as lent:
+            image: Path | None = None
+            disk, shm = sizes(spec.resources)
+            if spec.snapshot.memory is not None:
+                image, about = await lent.enter_async_context(self._memories.lend(spec.snapshot.memory))
+                self._must_fit(about)
+                shm = about.shm
+            layers = await self._mounted.lend_all((*spec.snapshot.disks, *spec.snapshot.layers), None)
+            group = self._groups.make(spec.name, _beside_kernel(spec.resources))
+            place = self._place / "boxes" / hashlib.blake2b(spec.name.encode(), digest_size=9).hexdigest()
+            box = Box(spec.name, Link(), group, place=place, runsc=self._program, over=self._box_over, shm=shm)
+            self._starting[spec.name] = box
+            try:
+                try:
+                    points = make_points(self._place, usr=bool(root.usr))
+                    await asyncio.to_thread(box.mount, root, points, layers, disk)
+                finally:
+                    for fd in layers:
+                        os.close(fd)
+                box.configure(self._python, root.usr)
+                await box.launch(image)
+                env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
+                box.link.say(frames.Begin(0, env, spec.user, len(spec.files)))
+                done, _ = await asyncio.wait([box.link.up], timeout=UP_S)
+                if not done or not isinstance(box.link.up.result(), frames.Up):
+                    raise DriverError(f"the sandbox could not be made: {box.said}")
+                for file in spec.files:
+                    await put(box.link, file)
+            except BaseException:
+                await self._clear_away(box)
+                self._starting.pop(spec.name, None)
+                raise
+        self._live[spec.name] = self._starting.pop(spec.name)
+        if box.ended.is_set():
+            self._gone(box)
+
+    def _box_over(self, box: Box) -> None:
+        """Its channel is closed: it has ended, or ends now that nobody can speak with it."""
+        box.ended.set()
+        if box.name in self._live and box.wanted is None:
+            log.warning("a sandbox has ended by itself", sandbox=box.name, said=box.said)
+        self._gone(box)
+
+    # --- ends
+
+    async def _end(self, sandbox: Box) -> None:
+        try:
+            await self._clear_away(sandbox)
+        finally:
+            del self._ending[sandbox.name]
+
+    async def _clear_away(self, box: Box) -> None:
+        await box.killed()
+        await self._groups.remove(box.group)
+        await asyncio.to_thread(box.removed)
+
+    # --- snapshots
+
+    async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
+        """Keep its disk, and with `memory` a checkpoint of all of it, which it goes on from."""
+        box = self._get(name)
+        if not self.keeps_memory:
+            raise UnsupportedError("snapshots need mkfs.erofs and setpriv on the node: install erofs-utils, util-linux")
+        # To its end in any case: in between the sandbox has no container.
+        work = asyncio.create_task(self._capture(box, directory, memory=memory, hold=hold))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with contextlib.suppress(DriverError, OSError):
+                captured = await work
+                for path in (captured.layer, captured.memory):
+                    if path is not None:
+                        path.unlink(missing_ok=True)
+                if hold:
+                    await self.go_on(name)
+            raise
+
+    async def _capture(self, box: Box, directory: Path, *, memory: bool, hold: bool) -> Captured:
+        layer, kept, image = directory / "layer", directory / "memory", directory / "image"
+        began = time.monotonic_ns()
+        box.channel.hold_after_one()
+        try:
+            frozen = await box.link.ask(lambda id: frames.Freeze(id, not memory, memory))
+            if not isinstance(frozen, frames.Frozen):
+                raise UnsupportedError(frozen.detail if isinstance(frozen, frames.Failed) else "the sandbox has ended")
+            if hold and not memory and frozen.holding:
+                raise UnsupportedError(f"this sandbox has {frozen.holding}: end or remove them first, or keep memory")
+            if memory:
+                image.mkdir()
+                await self._checkpoint(box, image)
+            await self._keep(box, layer, kept if memory else None, image, hold=hold)
+        except BaseException:
+            for path in (layer, kept):
+                path.unlink(missing_ok=True)
+            raise
+        finally:
+            if box.held is None:
+                self._thaw(box)
+            shutil.rmtree(image, ignore_errors=True)
+        return Captured(layer, kept if memory else None, (time.monotonic_ns() - began) // 1000)
+
+    @staticmethod
+    def _thaw(box: Box) -> None:
+        box.channel.pass_by(frames.pack(frames.Thaw(0)))
+        box.channel.flow()
+
+    async def _checkpoint(self, box: Box, image: Path) -> None:
+        room = os.statvfs(image)
+        needed = self._groups.memory_used(box.group)
+        if room.f_bavail * room.f_frsize < needed:
+            raise DriverError(f"its memory could not be kept: it may take {needed} bytes, and the node has less room")
+        try:
+            await box.checkpoint(image)
+        except DriverError as error:
+            if not box.lives():  # runsc ends what it cannot keep
+                self._lose(box, str(error))
+            raise
+
+    async def _keep(self, box: Box, layer: Path, kept: Path | None, image: Path, *, hold: bool) -> None:
+        """Write what is captured of one that stands still; with a checkpoint it goes on from that meanwhile."""
+
+        def write() -> None:
+            make_layer(str(box.upper), layer, within=_CAREFULLY)
+            if kept is not None:
+                pack(image, self._about(box.shm), kept)
+
+        writing = asyncio.create_task(asyncio.to_thread(write))
+        try:
+            if kept is not None and not hold:
+                await self._restore(box, image)
+            await asyncio.shield(writing)
+            if kept is not None and hold:
+                box.held = box.place / "held"
+                await asyncio.to_thread(shutil.move, image, box.held)
+        except OSError as error:
+            raise DriverError(f"the sandbox could not be kept: {error.strerror or error}") from error
+        finally:
+            await asyncio.wait([writing])
+            if kept is not None and hold and box.held is None:
+                await self._restore(box, image)
+
+    async def _restore(self, box: Box, image: Path) -> None:
+        try:
+            await box.launch(image)
+        except DriverError as error:
+            self._lose(box, str(error))
+            raise
+
+    def _lose(self, box: Box, why: str) -> None:
+        """Tell that one is lost which could not be brought back."""
+        if box.name in self._live and box.wanted is None:
+            box.wanted = EndReason.NODE_LOST
+            self._on_exit(box.name, box.wanted, why)
+        box.channel.abort()
+
+    async def go_on(self, name: str) -> None:
+        """Restore one that is held."""
+        box = self._get(name)
+        held, box.held = box.held, None
+        if held is not None:
+            await self._restore(box, held)
+            shutil.rmtree(held, ignore_errors=True)
+            self._thaw(box)
+
+
+def _beside_kernel(limits: Resources) -> Resources:
+    """Return what the container's group may use, so that its processes may use what was asked for.
+
+    Each of them is a process of the host, too, and its threads are threads.
+    """
+    return msgspec.structs.replace(limits, memory=limits.memory + KERNEL_MEMORY, pids=2 * limits.pids + _KERNEL_PIDS)

@@ -14,6 +14,7 @@ from shoal.wire.messages import Isolation, NodeSpec, Snapshot
 from shoal.wire.quantities import BadValueError, parse_bytes
 from shoal.wire.subjects import token
 from shoal_executor.drivers.disks import CachedDisks
+from shoal_executor.drivers.gvisor.driver import GvisorDriver
 from shoal_executor.drivers.protocol import Driver
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
@@ -53,6 +54,13 @@ def _default_state(executor: str) -> Path:
     default=Isolation.ZYGOTE.value,
     type=click.Choice([isolation.value for isolation in Isolation]),
     help="How sandboxes are kept apart.",
+)
+@click.option(
+    "--gvisor-platform",
+    envvar="SHOAL_GVISOR_PLATFORM",
+    show_envvar=True,
+    type=click.Choice(["systrap", "ptrace", "kvm"]),
+    help="gvisor: how system calls are intercepted; default: systrap where it works, else ptrace.",
 )
 @click.option("--state", envvar="SHOAL_STATE", show_envvar=True, type=click.Path(path_type=Path), help="Its directory.")
 @click.option(
@@ -100,6 +108,7 @@ def main(
     cell: int,
     executor: str,
     driver: str,
+    gvisor_platform: str | None,
     state: Path | None,
     blobs: str | None,
     blob_cache: int,
@@ -148,7 +157,10 @@ def main(
                 command_failure_rate=command_failures,
             )
             return SimulatedDriver(profile)
-        return ZygoteDriver(place, CachedDisks(cache) if cache else None, parallel=parallel, tune_host=tune_host)
+        disks = CachedDisks(cache) if cache else None
+        if driver == Isolation.GVISOR.value:
+            return GvisorDriver(place, disks, parallel=parallel, platform=gvisor_platform or "")
+        return ZygoteDriver(place, disks, parallel=parallel, tune_host=tune_host)
 
     async def run(context: Context) -> None:
         # What is simulated ends with this process, so there is nothing to remember.

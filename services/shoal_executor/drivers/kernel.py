@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import platform
 import signal
 import struct
 from typing import Final
@@ -32,7 +31,7 @@ PR_SET_SECCOMP: Final = 22
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 
-_MACHINE: Final = platform.machine()
+_MACHINE: Final = os.uname().machine
 _CLONE: Final = {"x86_64": 56, "aarch64": 220}.get(_MACHINE, 56)
 _PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}.get(_MACHINE, 155)
 _OPEN_TREE: Final = 428  # these have one number on every architecture

@@ -1,7 +1,7 @@
 """The driver's test of itself: one sandbox tries what none may do. It opens for writing, and never writes."""
 
+import os
 import secrets
-from pathlib import Path
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult, Resources, Snapshot
@@ -29,7 +29,7 @@ async def try_walls(driver: Driver, *, own_kernel: bool = False) -> None:
             raise DriverError(outcome.detail)
     try:
         version = (await _sh(driver, name, "cat /proc/version")).stdout
-        if own_kernel and version == Path("/proc/version").read_bytes():
+        if own_kernel and f" {os.uname().release} ".encode() in version:
             raise DriverError("a sandbox runs on the host's kernel")
         for path in _FORBIDDEN_TO_OPEN:
             if own_kernel and path.startswith("/proc/"):

@@ -106,7 +106,7 @@ def rollout_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--input", "inputs", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
                   help="A file to put into each sandbox's working directory; as often as you like.")  # fmt: skip
     @click.option("--stdin", is_flag=True, help="Read standard input to its end and give it to every command.")
-    @click.option("--isolation", default="", metavar="NAME", help="A driver: zygote, simulated. [default: any]")
+    @click.option("--isolation", default="", metavar="NAME", help="A driver: zygote, gvisor, simulated. [default: any]")
     @wraps(command)
     def with_request(
         *args: Any, template: str, command_: tuple[str, ...] = (), n: int, run_name: str, timeout: str | None,

@@ -17,7 +17,7 @@ from shoal.cli.results import cancelled_on_interrupt, follow
 @tenant_option
 @url_option
 @click.option("--local", is_flag=True, help="Bring a system up for just this run, and take it down.")
-@click.option("--driver", default="zygote", show_default=True, type=click.Choice(["zygote", "simulated"]),
+@click.option("--driver", default="zygote", show_default=True, type=click.Choice(["zygote", "gvisor", "simulated"]),
               help="With --local: how sandboxes are kept apart.")  # fmt: skip
 @json_option
 def run(request: Request, tenant: str, url: str | None, local: bool, driver: str, as_json: bool) -> int:

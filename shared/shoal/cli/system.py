@@ -39,7 +39,8 @@ class LocalSystem:
     """Brings everything up when entered and takes it down when left; every part ends with this process.
 
     `port` 0 takes a free one. `brokers` is 1, or 3 for a cluster that keeps everything thrice; of each service but
-    the executor `replicas` run, one at work and the others ready to take over. `tell` gets a sentence whenever
+    the executor `replicas` run, one at work and the others ready to take over. `driver`: one, or several separated by
+    commas, each with an executor of its own. `tell` gets a sentence whenever
     something happens that a person should know. Raises Failure when something cannot start; then nothing is
     left running.
     """
@@ -61,7 +62,7 @@ class LocalSystem:
             raise ValueError(f"{brokers} brokers: there is one, or a cluster of three")
         self._state = state.absolute()
         self._port = port
-        self._driver = driver
+        self._drivers = driver.split(",")
         self._slots = slots
         self._nodes = nodes
         self._cells = cells
@@ -107,13 +108,18 @@ class LocalSystem:
         for name, options in (("scheduler", []), ("placement", []), ("snapshot", kept)):
             for number in range(1, self._replicas + 1):
                 self._add(name if number == 1 else f"{name}-{number}", f"shoal_{name}", *options)
-        executor = ["--executor", "local", "--driver", self._driver, "--state", str(self._state / "executor")]
-        executor += blobs
-        if self._slots is not None:
-            executor += ["--slots", str(self._slots)]
-        if self._nodes != 1:
-            executor += ["--nodes", str(self._nodes)]
-        self._add("executor", "shoal_executor", "--cell", "0", *executor, death_signal=signal.SIGTERM)
+        for number, driver in enumerate(self._drivers):
+            end = f"-{driver}" if number else ""
+            executor = ["--executor", f"local{end}", "--driver", driver, "--state", str(self._state / f"executor{end}")]
+            executor += blobs
+            if self._slots is not None:
+                executor += ["--slots", str(self._slots)]
+            if self._nodes != 1:
+                executor += ["--nodes", str(self._nodes)]
+            if len(self._drivers) > 1:  # they share this machine
+                memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+                executor += ["--memory", str(memory // len(self._drivers))]
+            self._add(f"executor{end}", "shoal_executor", "--cell", "0", *executor, death_signal=signal.SIGTERM)
         failures = [child.failure for child in self._children]
         ready = asyncio.create_task(self._ready(began_ms))
         try:
@@ -189,7 +195,7 @@ class LocalSystem:
                         async with connect(self.url) as cluster:
                             waiting = "an executor to join"
                             self._tell("waiting for the executor")
-                            while not self.nodes:
+                            while len({node.executor for node in self.nodes}) < len(self._drivers):
                                 found = await cluster.nodes()
                                 self.nodes = [
                                     node for node in found if node.state == "alive" and node.last_seen_ms >= began_ms

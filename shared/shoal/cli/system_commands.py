@@ -22,12 +22,24 @@ _DOWN_S: Final = 60.0
 _POLL_S: Final = 0.05
 
 
+def _drivers(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    known = ("zygote", "gvisor", "simulated")
+    names = value.split(",")
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is no driver; use {', '.join(known)}")
+    if len(set(names)) < len(names) or ("simulated" in names and len(names) > 1):
+        raise click.BadParameter("each driver once, and simulated alone")
+    return value
+
+
 @click.command(short_help="Bring the whole system up on this machine.")
 @state_option
 @click.option("--port", type=click.IntRange(0, 65535), default=4222, show_default=True,
               help="The broker's, on loopback only; 0 takes a free one.")  # fmt: skip
-@click.option("--driver", envvar="SHOAL_DRIVER", type=click.Choice(["zygote", "simulated"]), default="zygote",
-              show_default=True, show_envvar=True, help="How sandboxes are kept apart.")  # fmt: skip
+@click.option("--driver", envvar="SHOAL_DRIVER", callback=_drivers, default="zygote", metavar="NAME[,NAME]",
+              show_default=True, show_envvar=True,
+              help="How sandboxes are kept apart: zygote, gvisor (zygote,gvisor: as each rollout says), simulated.")
 @click.option("--slots", type=click.IntRange(1), help="Sandboxes a node holds at once. [default: the executor's]")
 @click.option("--nodes", type=click.IntRange(1, 100_000), default=1, show_default=True,
               help="With --driver simulated: how many nodes to simulate.")  # fmt: skip
@@ -43,13 +55,14 @@ def up(
     state: Path | None, port: int, driver: str, slots: int | None, nodes: int, cells: int, brokers: str, replicas: int,
     detach: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """Bring the whole system up on this machine: a broker with JetStream on disk, all services, one executor.
+    """Bring the whole system up on this machine: a broker with JetStream on disk, all services, an executor.
 
     Ctrl-C stops everything and leaves nothing behind but the state directory. A service that dies is started again.
 
     \b
     shoal up                                      until Ctrl-C
     shoal up --detach && shoal status; shoal down
+    shoal up --driver zygote,gvisor               sandboxes of both kinds; `shoal run --isolation gvisor`
     shoal up --driver simulated --nodes 1000      no sandboxes: a thousand nodes that pretend
     shoal up --brokers 3 --replicas 2             goes on at once whichever process is lost
     """
@@ -96,14 +109,16 @@ def _can_do(nodes: list[Any], url: str, state: Path) -> list[str]:
 
     slots = sum(node.slots for node in nodes)
     memory = sum(node.memory for node in nodes)
-    isolation = nodes[0].isolation
+    isolation = ", ".join(dict.fromkeys(node.isolation for node in nodes))
     what = f"{slots} simulated sandboxes" if isolation == "simulated" else f"{slots} sandboxes ({isolation})"
     lines = [
         f"Shoal is up at {url}, state in {state}",
         f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} for {what}, {format_bytes(memory)} to reserve from",
     ]
-    if nodes[0].unenforced:
-        lines.append(f"not enforced here: {', '.join(nodes[0].unenforced)}")
+    for node in {node.isolation: node for node in nodes}.values():
+        if node.unenforced:
+            which = f" by {node.isolation}" if "," in isolation else ""
+            lines.append(f"not enforced here{which}: {', '.join(node.unenforced)}")
     elsewhere = "" if url == "nats://127.0.0.1:4222" else f" --url {url}"
     return [*lines, f"try: shoal run{elsewhere} host -n 8 -- python3 -c 'print(6*7)'"]
 

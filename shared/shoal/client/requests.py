@@ -138,7 +138,7 @@ def command(
 
 def shown(value: Command) -> str:
     """Return a command as people would type it."""
-    return value.line or shlex.join(value.argv)
+    return value.line or value.python or shlex.join(value.argv)
 
 
 def input_files(files: Mapping[str, FileLike] | None) -> tuple[InputFile, ...]:

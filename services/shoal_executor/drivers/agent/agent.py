@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
-from shoal.wire.messages import Command, CommandResult
+from shoal.wire.values import Command, CommandResult
 from shoal_executor.drivers.agent import files, frames, stillness
 from shoal_executor.drivers.agent.commands import Call, Running, account, spawn
 from shoal_executor.drivers.agent.interpreter import Interpreter

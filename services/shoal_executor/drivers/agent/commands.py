@@ -7,7 +7,7 @@ import subprocess
 import time
 from typing import Final
 
-from shoal.wire.messages import CommandResult
+from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent import frames
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from shoal.wire.messages import Command, CommandResult
+from shoal.wire.values import Command, CommandResult
 
 PROTOCOL: Final = 5
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""

@@ -8,13 +8,13 @@ import socket
 import struct
 import subprocess
 import time
-from pathlib import Path
 from typing import Final
 
-from shoal.wire.messages import CommandResult
+from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent.commands import PATH, Call, Running, account, start
 
-SERVED: Final = Path(__file__).with_name("served.py").read_text()
+with open(os.path.join(os.path.dirname(__file__), "served.py"), encoding="utf-8") as _file:
+    SERVED: Final = _file.read()
 """Read when this is imported: the agent is far from its files by the time it needs it."""
 _NAMES: Final = ("python3", "python")
 _INTERRUPTED_S: Final = 1.0

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
-from shoal.wire.messages import CommandResult
+from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent.commands import Call
 
 REMEMBERED: Final = 65_536

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
-from shoal.wire.messages import CommandResult
+from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent.commands import Call
 from shoal_executor.drivers.agent.interpreter import Interpreter
 from shoal_executor.drivers.agent.session import Session

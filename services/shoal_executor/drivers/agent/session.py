@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import secrets
 import shlex
 import signal
 import subprocess
 from typing import Final
 
-from shoal.wire.messages import CommandResult
+from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent.commands import PATH, Call, Running, start
 
 _SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
@@ -45,7 +44,7 @@ class Session:
         self.call = call
         self._running = Running(call, self.pid, {}, None)
         self.deadline = self._running.deadline
-        mark = secrets.token_hex(16)
+        mark = os.urandom(16).hex()
         self._mark = mark.encode()
         self._tail = {1: b"", 2: b""}
         self._seen = {}

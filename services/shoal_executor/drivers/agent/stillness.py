@@ -8,6 +8,8 @@ from typing import Final
 
 _WITHIN_S: Final = 5.0
 _SHARED: Final = "/dev/shm"  # noqa: S108 - looked at, never written
+_DELETED: Final = " (deleted)"
+_IN_MEMORY: Final = ("/memfd:", "/dev/zero", "/dev/shm/", "/SYSV")  # noqa: S108 - as above
 _NAMED: Final = 5  # processes whose names are told
 
 
@@ -52,7 +54,7 @@ def holding(spared: int) -> str:
 def unkeepable() -> str:
     """Return what a checkpoint of all memory has no place for, in words for people: files of the disk that are open
 
-    and deleted. Those in memory (memfd, /dev/shm) are kept.
+    or mapped, and deleted. Those in memory (memfd, /dev/shm) are kept.
     """
     disk = os.stat("/").st_dev
     for pid in ("1", *map(str, _states())):
@@ -62,12 +64,17 @@ def unkeepable() -> str:
             places = [f"/proc/{pid}/cwd", *(f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))]
         except OSError:
             continue  # it has just ended
+        gone: list[str] = []
         for place in places:
             with contextlib.suppress(OSError):
-                found = os.stat(place)
-                if found.st_nlink == 0 and found.st_dev == disk:
-                    path = os.readlink(place).removesuffix(" (deleted)")
-                    return f"{name} (process {pid}) has {path} open, which was deleted"
+                path = os.readlink(place)
+                if path.endswith(_DELETED) and os.stat(place).st_dev == disk:
+                    gone.append(path)
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as file:
+            paths = [line.rstrip("\n").split(None, 5)[-1] for line in file if line.endswith(f"{_DELETED}\n")]
+            gone += [path for path in paths if not path.startswith(_IN_MEMORY)]
+        if gone:
+            return f"{name} (process {pid}) has {gone[0].removesuffix(_DELETED)} open, which was deleted"
     return ""
 
 

@@ -21,7 +21,10 @@ from shoal_executor.drivers.protocol import DriverError
 
 PLACE: Final = "/.shoal"
 """Where it is in a sandbox."""
-_LIST: Final = "from shoal_executor.drivers.gvisor.inside import needs; sys.stdout.write(needs())"
+_LIST: Final = (
+    "sys.modules['typing_extensions'] = None; "  # slow to load, and msgspec does without
+    "from shoal_executor.drivers.gvisor.inside import needs; sys.stdout.write(needs())"
+)
 _LIST_S: Final = 60.0
 _MAIN: Final = (
     f"import sys; sys.path.append('{PLACE}/site'); from shoal_executor.drivers.gvisor.inside import main; main()"

@@ -36,7 +36,7 @@ class Runsc:
     def lacks(self) -> tuple[str, ...]:
         """What this release is known not to do, in words for people."""
         return (
-            (f"statx (runsc of {self.release} has none: ls and stat of newer images fail in it; 2023 and later do)",)
+            (f"statx: ls and stat of newer images fail in runsc of {self.release} (2023 and later have it)",)
             if self.release < _STATX
             else ()
         )

@@ -1,21 +1,24 @@
-"""A driver in a process of its own, to be killed: `python left_behind.py STATE PATIENCE_S NAME...`.
+"""A driver in a process of its own, to be killed: `python left_behind.py zygote|gvisor STATE NAME...`.
 
 Starts the sandboxes, leaves things in the first of them, says "ready" on a line and waits for its end.
 """
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
 from shoal.wire.messages import Command, Resources, Snapshot
+from shoal_executor.drivers.gvisor.driver import GvisorDriver
 from shoal_executor.drivers.protocol import StartFailed, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 
 HOST = Snapshot("host", "host")
 
 
-async def main(state: Path, patience_s: float, names: list[str]) -> None:
-    driver = ZygoteDriver(state, patience_s=patience_s)
+async def main(kind: str, state: Path, names: list[str]) -> None:
+    patience_s = float(os.environ.get("PATIENCE_S", "60"))
+    driver = GvisorDriver(state) if kind == "gvisor" else ZygoteDriver(state, patience_s=patience_s)
     await driver.open(lambda *_: None)
     specs = [StartSpec(name, HOST, Resources(memory=64 * 1024**2)) for name in names]
     async for outcome in driver.start(specs):
@@ -48,4 +51,4 @@ async def main(state: Path, patience_s: float, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

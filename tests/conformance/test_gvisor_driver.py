@@ -1,15 +1,31 @@
-"""The driver `gvisor`, with whatever runsc is installed (RUNSC in the environment names another)."""
+"""The driver `gvisor`, with whatever runsc is installed."""
 
+import asyncio
+import contextlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
-from conformance.drivers import Blobs, DriverConformance
+from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
+from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
+from shoal_executor.drivers.gvisor import memory, runsc
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
+from shoal_executor.drivers.protocol import (
+    DriverError,
+    IsolationFailedError,
+    NoSuchSandboxError,
+    Started,
+    StartFailed,
+    StartSpec,
+    UnsupportedError,
+)
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -33,3 +49,249 @@ async def driver(tmp_path: Path, blobs: Blobs) -> AsyncIterator[GvisorDriver]:
 
 class TestGvisorDriver(DriverConformance):
     pass
+
+
+async def test_nothing_of_a_killed_process_is_left_and_whoever_is_missed_is_told_of(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    names = [fresh(), fresh()]
+    argv = [sys.executable, str(Path(__file__).with_name("left_behind.py")), "gvisor", str(state), *names]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "ready\n" in iter(process.stdout.readline, "")
+        process.kill()
+    assert str(state) in Path("/proc/self/mounts").read_text()
+    ends: list[tuple[str, EndReason]] = []
+    driver = GvisorDriver(state)
+    await driver.open(lambda name, reason, _: ends.append((name, reason)), keep=names[:1])
+    try:
+        assert ends == [(names[0], EndReason.NODE_LOST)]
+        assert await driver.list() == []
+        assert str(state) not in Path("/proc/self/mounts").read_text()
+        assert not [pid for pid in pids() if str(state) in arguments(pid)]
+    finally:
+        await driver.close()
+    assert {path.name for path in (state / "gvisor").iterdir()} <= {"python", "points-usr"}
+
+
+def pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def arguments(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+async def test_what_uses_up_its_memory_or_its_processes_ends_alone(tmp_path: Path) -> None:
+    ends: dict[str, EndReason] = {}
+    driver = GvisorDriver(tmp_path / "state")
+    await driver.open(lambda name, reason, _: ends.update({name: reason}))
+    try:
+        bystander = await one(driver)
+        hog = await one(driver, resources=Resources(memory=128 * 1024**2))
+        with pytest.raises(NoSuchSandboxError) as hogged:
+            await sh(driver, hog, "python3 -c 'x = bytearray(1 << 30)'")
+        assert hogged.value.reason is EndReason.OUT_OF_MEMORY
+        assert ends == {hog: EndReason.OUT_OF_MEMORY}
+        bomb = await one(driver, resources=Resources(pids=16))
+        line = "import os, time\nfor _ in range(2000):\n  if not os.fork():\n    time.sleep(60)\n    os._exit(0)"
+        with contextlib.suppress(NoSuchSandboxError):  # its kernel cannot go on without threads
+            await driver.run(bomb, Command(("python3", "-c", line), timeout_ms=5000))
+        assert (await sh(driver, bystander, "echo on")).stdout == b"on\n"
+        await driver.destroy([hog, bomb])
+        assert await driver.list() == [bystander]
+    finally:
+        await driver.close()
+
+
+async def test_the_agent_needs_nothing_of_the_image(driver: GvisorDriver, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "data").write_text("of the template")
+    spec = StartSpec(fresh(), Snapshot("dir-small", "dir", str(root)))
+    assert await start(driver, [spec]) == [Started(spec.name)]
+    assert (await driver.read_file(spec.name, "/data")).data == b"of the template"
+    await driver.write_file(spec.name, "/data", b"changed")
+    assert (await driver.run(spec.name, Command(line="true"))).exit_code == 127
+    await driver.destroy([spec.name])
+    assert (root / "data").read_text() == "of the template"
+    assert sorted(path.name for path in root.iterdir()) == ["bin", "data"]
+
+
+@pytest.mark.parametrize("name", ["tmp", "proc", "dev", ".shoal"])
+async def test_a_link_in_an_image_leads_nowhere(driver: GvisorDriver, tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / name).symlink_to(outside)
+    (failed,) = await start(driver, [StartSpec(fresh(), Snapshot("dir-link", "dir", str(root)))])
+    assert isinstance(failed, StartFailed)
+    assert f"/{name} is no directory" in failed.detail
+    assert list(outside.iterdir()) == []
+    assert "/boxes/" not in Path("/proc/self/mounts").read_text()
+
+
+async def test_a_disk_is_a_root(driver: GvisorDriver, blobs: Blobs, tmp_path: Path) -> None:
+    needs_snapshots()
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc" / "note").write_text("of the disk")
+    subprocess.run(["mkfs.erofs", "-d0", tmp_path / "disk", root], check=True, capture_output=True)
+    snapshot = Snapshot("of-a-disk", "disk", disks=(blobs.add(tmp_path / "disk"),))
+    await driver.prepare(snapshot)
+    spec = StartSpec(fresh(), snapshot, files=(InputFile("/etc/in", b"given"),))
+    assert await start(driver, [spec]) == [Started(spec.name)]
+    assert (await driver.read_file(spec.name, "/etc/note")).data == b"of the disk"
+    assert (await driver.read_file(spec.name, "/etc/in")).data == b"given"
+    await driver.destroy([spec.name])
+
+
+async def test_files_that_are_open_and_deleted_are_named_and_the_sandbox_goes_on(
+    driver: GvisorDriver, tmp_path: Path
+) -> None:
+    needs_snapshots()
+    name = await one(driver)
+    for open_it, close_it in (
+        ("f = open('/root/f', 'w+'); n = f.write('a'); f.flush(); os.unlink('/root/f')", "f.close()"),
+        (
+            "import shutil; shutil.copy('/usr/bin/sleep', '/root/m'); p = subprocess.Popen(['/root/m', '99'])\n"
+            "os.unlink('/root/m')",
+            "p.kill()",
+        ),
+        ("os.mkdir('/root/d'); os.chdir('/root/d'); os.rmdir('/root/d')", "os.chdir('/')"),
+    ):
+        made = await driver.run(name, Command(python=f"import os, subprocess\n{open_it}"))
+        assert made.exit_code == 0, made
+        kept = tmp_path / "kept"
+        kept.mkdir()
+        with pytest.raises(UnsupportedError, match=r"/root/[fmd] open, which was deleted"):
+            await driver.capture(name, kept, memory=True)
+        kept.rmdir()
+        assert (await driver.run(name, Command(python=close_it))).exit_code == 0
+    await driver.run(
+        name, Command(python="import tempfile\nt = tempfile.TemporaryFile(dir='/dev/shm'); k = os.memfd_create('k')")
+    )
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert (await driver.capture(name, whole, memory=True)).memory is not None
+    assert (
+        await driver.run(name, Command(python="t.write(b'on'), t.seek(0), t.read()[-2:]"))
+    ).stdout == b"(2, 0, b'on')\n"
+    await driver.destroy([name])
+
+
+async def test_a_memory_that_fits_no_more_is_refused_by_name(
+    driver: GvisorDriver, blobs: Blobs, tmp_path: Path
+) -> None:
+    needs_snapshots()
+    name = await one(driver)
+    whole = await TestGvisorDriver().captured(driver, name, tmp_path / "whole", blobs, memory=True)
+    assert whole.memory is not None
+    path = blobs.paths[whole.memory.digest]
+    data = path.read_bytes()
+    about = memory.unpack(path, tmp_path / "image")
+    for change, said in (
+        ({"runsc": 20200101}, "another runsc: 20200101"),
+        ({"platform": "kvm"}, "another runsc's platform: kvm"),
+        ({"python": "0"}, "another the executor's Python and Shoal"),
+    ):
+        other = tmp_path / f"other-{said[-4:]}"
+        memory.pack(tmp_path / "image", msgspec.structs.replace(about, **change), other)
+        odd = msgspec.structs.replace(whole, memory=blobs.add(other))
+        (failed,) = await start(driver, [StartSpec(fresh(), odd)])
+        assert isinstance(failed, StartFailed)
+        assert said in failed.detail
+    for number, cut in enumerate((b"", data[:100], data[: len(data) // 2], b"x" * 4096)):
+        damaged = tmp_path / f"damaged{number}"
+        damaged.write_bytes(cut)
+        odd = msgspec.structs.replace(whole, memory=blobs.add(damaged))
+        (failed,) = await start(driver, [StartSpec(fresh(), odd)])
+        assert isinstance(failed, StartFailed)
+        assert "memory snapshot" in failed.detail or "runsc restore" in failed.detail
+    (started,) = await start(driver, [StartSpec(fresh(), whole)])
+    assert isinstance(started, Started)
+    await driver.destroy([name, started.name])
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.15, 0.3])
+async def test_a_capture_that_is_given_up_leaves_the_sandbox_as_it_was(
+    driver: GvisorDriver, tmp_path: Path, moment: float
+) -> None:
+    needs_snapshots()
+    name = await one(driver)
+    await driver.run(name, Command(python="n = 1"))
+    for hold in (False, True):
+        kept = tmp_path / f"kept{hold}"
+        kept.mkdir()
+        capturing = asyncio.create_task(driver.capture(name, kept, memory=True, hold=hold))
+        await asyncio.sleep(moment)
+        capturing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await capturing
+            await driver.go_on(name)
+        assert capturing.done()
+        if capturing.cancelled():
+            assert list(kept.iterdir()) == []
+        assert (await driver.run(name, Command(python="n"))).stdout == b"1\n"
+    await driver.destroy([name])
+
+
+async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver) -> None:
+    for moment in (0.0, 0.02, 0.1, 0.3):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(moment):
+                outcomes = await start(driver, [StartSpec(fresh(), HOST) for _ in range(2)])
+                await driver.destroy([outcome.name for outcome in outcomes])
+    assert await driver.list() == []
+    assert " overlay " not in "".join(
+        line for line in Path("/proc/self/mounts").read_text().splitlines(True) if "/gvisor/boxes/" in line
+    )
+
+
+async def test_a_full_disk_is_an_error_and_the_sandbox_goes_on(driver: GvisorDriver, tmp_path: Path) -> None:
+    needs_snapshots()
+    name = await one(driver)
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
+    try:
+        await sh(driver, name, "head -c 1M /dev/urandom > big")
+        for keep in (True, False):
+            with pytest.raises(DriverError, match="room"):
+                await driver.capture(name, small, memory=keep)
+            assert list(small.iterdir()) == []
+            assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+    finally:
+        subprocess.run(["umount", small], check=True)
+    await driver.destroy([name])
+
+
+async def test_without_runsc_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(IsolationFailedError, match="runsc is not installed: apt install runsc"):
+        await GvisorDriver(tmp_path / "state").open(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        ("echo no version", "nothing that is understood: no version"),
+        ("if [ $1 = --version ]; then echo runsc version release-20250101.0; else exit 3; fi", "it said nothing"),
+        ("if [ $1 = --version ]; then echo runsc version release-20250101.0; else sleep 60; fi", "within"),
+    ],
+)
+async def test_a_runsc_that_does_not_work_is_no_isolation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, match: str
+) -> None:
+    monkeypatch.setattr(runsc, "_ASK_S", 1.0)
+    program = tmp_path / "bin" / "runsc"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{said}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    with pytest.raises(IsolationFailedError, match=match):
+        await GvisorDriver(tmp_path / "state").open(lambda *_: None)
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()

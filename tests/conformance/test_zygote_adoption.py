@@ -27,7 +27,8 @@ Exits = dict[str, tuple[EndReason, str]]
 async def left_behind(state: Path, *names: str, patience_s: float = 60) -> list[Entry]:
     """Have a driver start sandboxes, and kill it; returns its fork servers."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(PROGRAM), str(state), str(patience_s), *names, stdout=subprocess.PIPE
+        sys.executable, str(PROGRAM), "zygote", str(state), *names, stdout=subprocess.PIPE,
+        env={**os.environ, "PATIENCE_S": str(patience_s)},
     )  # fmt: skip
     assert process.stdout is not None
     async with asyncio.timeout(60):

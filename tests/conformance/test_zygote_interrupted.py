@@ -15,9 +15,9 @@ import pytest
 from conformance.drivers import HOST, fresh, one, sh, start
 from shoal.runtime.lease import start_time
 from shoal.wire.messages import Command, EndReason
+from shoal_executor.drivers import cgroups
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartSpec
-from shoal_executor.drivers.zygote import cgroups
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.drivers.zygote.forkserver import entries
 

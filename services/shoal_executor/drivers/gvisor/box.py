@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,7 @@ class Box(Inhabited):
     # --- its disk
 
     def mount(self, root: Root, points: Path, layers: Sequence[int], disk: int) -> None:
-        """Mount its disk: `layers`, mounted filesystems, the lowest first, on the root. Raises OSError."""
+        """Mount its disk: `layers`, mounted filesystems, the lowest first, on the root. Raises OSError, DriverError."""
         self.place.mkdir(parents=True, mode=0o700)
         for name in ("d", "m"):
             (self.place / name).mkdir(mode=0o755)
@@ -103,11 +104,15 @@ class Box(Inhabited):
                 os.close(fd)
             for at in attached:  # the overlay has them for itself
                 kernel.unmount(str(at))
-        self._fill_tmp()
+        self._look_through(usr=bool(root.usr))
 
-    def _fill_tmp(self) -> None:
+    def _look_through(self, *, usr: bool) -> None:
+        """See that what is mounted upon is no way out of the image. Raises DriverError."""
         root = os.open(self.place / "m", os.O_RDONLY | os.O_DIRECTORY)
         try:
+            for name in (*_POINTS, closure.PLACE.strip("/"), *(("usr",) if usr else ())):
+                if not stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode):
+                    raise DriverError(f"the template's /{name} is no directory; it must be one, or not there")
             with contextlib.suppress(OSError):  # a link, or no directory: runsc knows what to do
                 tmp = os.open("tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
                 try:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -84,6 +85,7 @@ async def _ask(line: Sequence[str], patience_s: float) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         *line, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}, cwd="/",
+        start_new_session=True,
     )  # fmt: skip
     try:
         async with asyncio.timeout(patience_s):
@@ -93,6 +95,6 @@ async def _ask(line: Sequence[str], patience_s: float) -> tuple[int, str]:
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     return process.returncode or 0, said.decode(errors="replace")

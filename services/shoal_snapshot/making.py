@@ -72,16 +72,17 @@ class Maker:
         base = await self._base(make, say)
         if recipe.env:
             base = identified(msgspec.structs.replace(base, env=tuple({**dict(base.env), **dict(recipe.env)}.items())))
-        if recipe.setup or recipe.warm:
-            base = await self._set_up(make, base, say)
-        return warmed(base, recipe.warm)
+        whole = recipe.isolation == Isolation.GVISOR
+        if recipe.setup or recipe.warm or whole:
+            base = await self._set_up(make, base, say, whole=whole)
+        return base if whole else warmed(base, recipe.warm)
 
     # --- the source
 
     async def _base(self, make: Make, say: "Callable[[str, str], None]") -> m.Snapshot:
         """Return what the set-up starts from: a template that is there already, or the source as a disk."""
         if make.base.kind in ("host", "disk"):
-            return flattened(make.base)
+            return make.base if make.base.memory and make.recipe.isolation == Isolation.GVISOR else flattened(make.base)
         known = self._disks.get(make.base.digest)
         if known is not None and all([await self._store.has(blob) for blob in known.blobs]):
             return known
@@ -102,7 +103,10 @@ class Maker:
 
     # --- the set-up
 
-    async def _set_up(self, make: Make, base: m.Snapshot, say: "Callable[[str, str], None]") -> m.Snapshot:
+    async def _set_up(
+        self, make: Make, base: m.Snapshot, say: "Callable[[str, str], None]", *, whole: bool
+    ) -> m.Snapshot:
+        """Set it up in a sandbox. `whole`: keep all of that, with what runs in it."""
         recipe = make.recipe
         template = base.kind
         if base.blobs or base.env:
@@ -115,21 +119,20 @@ class Maker:
         longest = min(seconds * (len(recipe.setup) + 1) + 60, 7 * 86_400.0)
         async with connect(self._url, tenant=make.tenant) as cluster:
             say("starting a sandbox for the set-up", "")
-            asked = cluster.rollout(
-                template, run=_RUN, resources=resources, timeout=longest, isolation=Isolation.ZYGOTE.value
-            )
+            isolation = recipe.isolation or Isolation.ZYGOTE.value
+            asked = cluster.rollout(template, run=_RUN, resources=resources, timeout=longest, isolation=isolation)
             async with asked as rollout:
                 (sandbox,) = [each async for each in rollout.ready()]
                 for number, line in enumerate(recipe.setup, 1):
                     await self._step(sandbox, f"[{number}/{len(recipe.setup)}] {line}", line, seconds, say)
                 if recipe.warm:
-                    say("trying the warm code", "")
+                    say("running the warm code", "")
                     _must_succeed("the warm code", await sandbox.python(recipe.warm, timeout=seconds))
-                if not recipe.setup:
+                if not recipe.setup and not whole:
                     return base
-                say("keeping what was written", "")
-                kept = await sandbox.snapshot(memory=False)
-        return flattened(kept.wire)
+                say("keeping what was written", "and what runs" if whole else "")
+                kept = await sandbox.snapshot(memory=whole)
+        return kept.wire if whole else flattened(kept.wire)
 
     async def _step(
         self, sandbox: Sandbox, step: str, line: str, seconds: float, say: "Callable[[str, str], None]"
@@ -172,7 +175,10 @@ def flattened(snapshot: m.Snapshot) -> m.Snapshot:
     if not snapshot.layers:
         return snapshot
     disks = (*snapshot.disks, *snapshot.layers)
-    return identified(msgspec.structs.replace(snapshot, disks=disks, layers=(), template="", memory=None))
+    isolation = "" if snapshot.memory else snapshot.isolation
+    return identified(
+        msgspec.structs.replace(snapshot, disks=disks, layers=(), template="", memory=None, isolation=isolation)
+    )
 
 
 def _must_succeed(what: str, result: CommandResult) -> None:

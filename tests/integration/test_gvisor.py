@@ -98,6 +98,33 @@ async def test_a_memory_snapshot_is_gone_back_to_and_only_its_isolation_starts_i
         await cluster.rollout("with-memory", isolation="zygote")
 
 
+async def test_what_runs_when_a_template_is_made_runs_in_every_sandbox_of_it(cluster: shoal.Cluster) -> None:
+    serve = "python3 -m http.server --bind 127.0.0.1 8000 --directory /srv >/dev/null 2>&1 &"
+    wait = "until python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 8000))'; do sleep 0.1; done"
+    made = await cluster.build_template(
+        "served", "host", setup=["echo served > /srv/note", serve, wait], warm="n = 41", isolation="gvisor",
+        env={"WHO": "template"},
+    )  # fmt: skip
+    fetch = "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://127.0.0.1:8000/note\").read().decode())'"
+    async with cluster.rollout("served", n=2) as rollout:
+        async for sandbox in rollout.ready():
+            assert sandbox.isolation == "gvisor"
+            assert (await sandbox.run(fetch)).stdout == "served\n\n"
+            assert (await sandbox.python("n += 1; n")).stdout == "42\n"
+            assert (await sandbox.run("echo $WHO")).stdout == "template\n"
+    with pytest.raises(shoal.Rejected, match="isolation: the snapshot's memory is for 'gvisor', not 'zygote'"):
+        await cluster.rollout("served", isolation="zygote")
+    more = await cluster.build_template("more", "template:served", setup=["echo more > /srv/note"], isolation="gvisor")
+    (result,) = await cluster.map(more, [fetch])
+    assert result.stdout == "more\n\n"
+    disks = await cluster.build_template("only-disks", "template:served", setup=["test -e /srv/note"])
+    (plain,) = await cluster.map(disks, ["cat /srv/note"], isolation="zygote")
+    assert plain.stdout == "served\n"
+    assert made.digest != more.digest
+    with pytest.raises(shoal.BadRequest, match="isolation"):
+        await cluster.build_template("no", "host", isolation="simulated")
+
+
 async def test_what_cannot_be_kept_is_an_error_and_the_sandbox_goes_on(cluster: shoal.Cluster) -> None:
     async with cluster.rollout("host", isolation="gvisor") as rollout:
         sandbox = await one(rollout)

@@ -51,7 +51,7 @@ async def test_a_template_is_made_once_whoever_asks_and_started_from(cluster: sh
 
     made = await asyncio.gather(*(make(f"tools-{number}") for number in range(4)))
     assert len({each.digest for each in made}) == 1
-    assert {"[1/2] mkdir -p /opt/lib", "trying the warm code"} <= set(steps)
+    assert {"[1/2] mkdir -p /opt/lib", "running the warm code"} <= set(steps)
     async with cluster.rollout("tools-3", n=2) as rollout:
         async for sandbox in rollout.ready():
             assert sandbox.isolation == "zygote"

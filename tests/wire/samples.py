@@ -281,6 +281,7 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "SnapshotLetGo": SnapshotLetGo("acme", "r1"),
     "BuildTemplate": BuildTemplate("q1", "acme", "tools", _RECIPE),
     "BuildTemplate/defaults": BuildTemplate("q1", "acme", "tools", Recipe("host")),
+    "BuildTemplate/whole": BuildTemplate("q1", "acme", "tools", Recipe("host", isolation="gvisor")),
     "BuildBegun": BuildBegun("q1", "c0ffee"),
     "BuildProgress": BuildProgress("c0ffee", "[1/2] make", "cc -o a a.c"),
     "BuildProgress/defaults": BuildProgress("c0ffee", "unpacking"),

@@ -37,9 +37,16 @@ def _drivers(_context: click.Context, _option: click.Parameter, value: str) -> s
 @state_option
 @click.option("--port", type=click.IntRange(0, 65535), default=4222, show_default=True,
               help="The broker's, on loopback only; 0 takes a free one.")  # fmt: skip
-@click.option("--driver", envvar="SHOAL_DRIVER", callback=_drivers, default="zygote", metavar="NAME[,NAME]",
-              show_default=True, show_envvar=True,
-              help="How sandboxes are kept apart: zygote, gvisor (zygote,gvisor: as each rollout says), simulated.")
+@click.option(
+    "--driver",
+    envvar="SHOAL_DRIVER",
+    callback=_drivers,
+    default="zygote",
+    metavar="NAME[,NAME]",
+    show_default=True,
+    show_envvar=True,
+    help="How sandboxes are kept apart: zygote, gvisor (zygote,gvisor: as each rollout says), simulated.",
+)
 @click.option("--slots", type=click.IntRange(1), help="Sandboxes a node holds at once. [default: the executor's]")
 @click.option("--nodes", type=click.IntRange(1, 100_000), default=1, show_default=True,
               help="With --driver simulated: how many nodes to simulate.")  # fmt: skip

@@ -29,12 +29,13 @@ def template() -> None:
 )
 @click.option("--disk", default="1GiB", show_default=True, metavar="SIZE", help="What the set-up may write.")
 @click.option("--timeout", default="30m", show_default=True, metavar="DURATION", help="For each line of the set-up.")
+@click.option("--isolation", default="", metavar="NAME", help="gvisor: keep what runs after the set-up, too.")
 @tenant_option
 @url_option
 @json_option
 def build(
     name: str, source: str, setup: tuple[str, ...], warm: str, env: tuple[str, ...], memory: str, cpu: float, disk: str,
-    timeout: str, tenant: str, url: str | None, as_json: bool,
+    timeout: str, isolation: str, tenant: str, url: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Make a template called NAME.
 
@@ -43,9 +44,13 @@ def build(
     on the machine of the snapshot service. Lines of the set-up run in a sandbox, which has no network, and what they
     write becomes part of it. It is made once however many ask, and again only when its source or recipe is another.
 
+    With --isolation gvisor the whole sandbox is kept as the set-up left it: a server that a line has started, or what
+    the interpreter has loaded, runs on in every sandbox of the template.
+
     \b
     shoal template build tools --from tar:rootfs.tar --setup 'mkdir -p /work && tar xf /opt/data.tar -C /work'
     shoal template build science --from template:tools --warm 'import numpy, pandas'
+    shoal template build served --from host --isolation gvisor --setup 'python3 -m http.server >/dev/null 2>&1 &'
     """
 
     async def work() -> int:
@@ -57,7 +62,7 @@ def build(
             with _progress(as_json) as told:
                 made = await cluster.build_template(
                     name, absolute(source), setup=setup, warm=warm, env=variables(env), resources=resources,
-                    timeout=timeout, on_progress=told,
+                    timeout=timeout, isolation=isolation, on_progress=told,
                 )  # fmt: skip
         if as_json:
             size = sum(blob.size for blob in made.wire.blobs)

@@ -168,6 +168,7 @@ class Catalogued:
         env: Mapping[str, str] | None = None,
         resources: Resources | None = None,
         timeout: float | str = "30m",  # noqa: ASYNC109 - each command's, kept by the cluster
+        isolation: str = "",
         on_progress: Progress | None = None,
     ) -> Snapshot:
         """Have a template made and called so: a source, what set-up commands write into it, an interpreter kept warm.
@@ -175,11 +176,13 @@ class Catalogued:
         source: host, dir:/path, tar:/path, docker-archive:/path, oci:/path[:TAG], docker://REFERENCE (paths are on the
         snapshot service's machine) or template:NAME. setup: lines for a shell, run one after the other in a sandbox
         with these resources, each for at most timeout; sandboxes have no network. warm: Python. env: every command's
-        default. It is made once, whoever asks; what is there already is only named. on_progress: called with each step.
+        default. isolation: with gvisor the template is the whole sandbox as the set-up left it, and what runs in it
+        then goes on in every sandbox that starts from it; such sandboxes are gvisor's. It is made once, whoever asks;
+        what is there already is only named. on_progress: called with each step.
 
         Raises BadRequest, BuildFailed with the failing command's output.
         """
-        how = recipe(source, setup, warm, env, resources, timeout)
+        how = recipe(source, setup, warm, env, resources, timeout, isolation)
         made, _ = await build(self._link, token(name, "name"), how, on_progress)
         return made
 

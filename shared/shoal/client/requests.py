@@ -13,7 +13,7 @@ import msgspec
 from shoal.client.errors import BadRequest
 from shoal.wire import messages, subjects
 from shoal.wire.codec import encode
-from shoal.wire.messages import Command, InputFile, OnLost, Recipe, RolloutSpec, RolloutSubmitted
+from shoal.wire.messages import Command, InputFile, Isolation, OnLost, Recipe, RolloutSpec, RolloutSubmitted
 from shoal.wire.quantities import BadValueError, parse_bytes, parse_seconds
 from shoal.wire.values import SOURCES
 
@@ -228,6 +228,7 @@ def recipe(
     env: Mapping[str, str] | None,
     resources: Resources | None,
     timeout: float | str,
+    isolation: str = "",
 ) -> Recipe:
     """Return how a template is made. Raises BadRequest for everything that can be known to be wrong beforehand."""
     if not isinstance(source, str) or not re.fullmatch(_SOURCE, source):
@@ -236,8 +237,10 @@ def recipe(
         raise BadRequest("setup", "give a list of lines for a shell, none of them empty")
     if not isinstance(warm, str):
         raise BadRequest("warm", f"{warm!r} is no Python code; write it as a str, such as 'import numpy'")
+    if isolation not in ("", Isolation.ZYGOTE, Isolation.GVISOR):
+        raise BadRequest("isolation", f"{isolation!r} makes no templates; leave it out, or use zygote or gvisor")
     limits = resources or Resources(memory="2GiB", disk="1GiB", pids=1024)
-    return Recipe(source, tuple(setup), warm, pairs(env), limits.wire, milliseconds(timeout, "timeout"))
+    return Recipe(source, tuple(setup), warm, pairs(env), limits.wire, milliseconds(timeout, "timeout"), isolation)
 
 
 def check_size(message: RolloutSubmitted) -> bytes:

@@ -165,7 +165,9 @@ SOURCES: Final = "host, dir:/path, tar:/path, docker-archive:/path, oci:/path[:T
 class Recipe(Value, frozen=True):
     """How a template is made: a source, commands that are run in it one after the other, and what is kept warm.
 
-    `source`: see SOURCES. `resources` are of the sandbox that the commands run in, each for at most `timeout_ms`.
+    `source`: see SOURCES. `resources` are of the sandbox that the commands run in, each for at most `timeout_ms`. With
+    an `isolation` that keeps memory, all that runs in the end is part of the template, and goes on in what starts from
+    it.
     """
 
     source: str
@@ -174,6 +176,7 @@ class Recipe(Value, frozen=True):
     env: tuple[tuple[str, str], ...] = ()
     resources: Resources = Resources()
     timeout_ms: int = 1_800_000
+    isolation: str = ""
 
 
 class SnapshotEntry(Value, frozen=True):

@@ -192,14 +192,19 @@ async def test_a_memory_that_fits_no_more_is_refused_by_name(
     assert whole.memory is not None
     path = blobs.paths[whole.memory.digest]
     data = path.read_bytes()
-    about = memory.unpack(path, tmp_path / "image")
+    image, mounted = tmp_path / "image", tmp_path / "mounted"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "erofs", "-o", "ro", path, mounted], check=True)
+    shutil.copytree(mounted, image)
+    subprocess.run(["umount", mounted], check=True)
+    about = memory.about(image)
     for change, said in (
         ({"runsc": 20200101}, "another runsc: 20200101"),
         ({"platform": "kvm"}, "another runsc's platform: kvm"),
         ({"python": "0"}, "another the executor's Python and Shoal"),
     ):
         other = tmp_path / f"other-{said[-4:]}"
-        memory.pack(tmp_path / "image", msgspec.structs.replace(about, **change), other)
+        memory.pack(image, msgspec.structs.replace(about, **change), other)
         odd = msgspec.structs.replace(whole, memory=blobs.add(other))
         (failed,) = await start(driver, [StartSpec(fresh(), odd)])
         assert isinstance(failed, StartFailed)
@@ -210,7 +215,10 @@ async def test_a_memory_that_fits_no_more_is_refused_by_name(
         odd = msgspec.structs.replace(whole, memory=blobs.add(damaged))
         (failed,) = await start(driver, [StartSpec(fresh(), odd)])
         assert isinstance(failed, StartFailed)
-        assert "memory snapshot" in failed.detail or "runsc restore" in failed.detail
+        assert "damaged" in failed.detail or "runsc restore failed" in failed.detail
+        assert "/boxes/" not in "".join(
+            line for line in Path("/proc/self/mounts").read_text().splitlines() if "/i erofs" in line
+        )
     (started,) = await start(driver, [StartSpec(fresh(), whole)])
     assert isinstance(started, Started)
     await driver.destroy([name, started.name])

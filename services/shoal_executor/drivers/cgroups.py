@@ -142,6 +142,14 @@ class Groups:
             raise
         return Group(tuple(made))
 
+    @staticmethod
+    def limit_cpu(group: Group, cpu_milli: int) -> None:
+        """Let it have so many thousandths of a core from now on, as many as there are with 0. Raises OSError."""
+        quota = cpu_milli * _PERIOD_US // 1000
+        for path in group.directories:
+            _set(path, "cpu.max", f"{quota or 'max'} {_PERIOD_US}")
+            _set(path, "cpu.cfs_quota_us", quota or -1)
+
     def find(self, name: str) -> Group:
         """Return the group an earlier process made for a sandbox, or what is left of it."""
         return Group(tuple(path for root in self._roots() if (path := root / name).is_dir()))

@@ -12,17 +12,20 @@ _MAKE_S: Final = 300.0
 _NOBODY: Final = "00000000-0000-0000-0000-000000000000"  # a disk's UUID: equal content, equal bytes
 
 
-def make_layer(directory: str, layer: Path, *, within: Sequence[str], owner: int = 0) -> None:
+def make_layer(
+    directory: str, layer: Path, *, within: Sequence[str] = (), owner: int = 0, compress: bool = True
+) -> None:
     """Write what is in a directory to a file that is not there yet.
 
-    mkfs.erofs reads what a stranger wrote: `within` is a command that takes its privileges away, before it; `owner`, a
-    uid of this host, is who it then is. Raises DriverError (no room on the node, for one) and OSError; what was written
-    by then is the caller's to remove.
+    Where mkfs.erofs reads what a stranger wrote, `within` is a command that takes its privileges away, before it;
+    `owner`, a uid of this host, is who it then is. Raises DriverError (no room on the node, for one) and OSError; what
+    was written by then is the caller's to remove.
     """
     target = os.open(layer, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.fchown(target, owner, owner)
-        command = [*within, "mkfs.erofs", "-d1", "-zlz4", f"-U{_NOBODY}", f"/proc/self/fd/{target}", directory]
+        command = [*within, "mkfs.erofs", "-d1", *(("-zlz4",) if compress else ()), f"-U{_NOBODY}"]
+        command += [f"/proc/self/fd/{target}", directory]
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         done = subprocess.run(
             command, pass_fds=(target,), env=env, cwd="/", capture_output=True, timeout=_MAKE_S, check=False

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import signal
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -52,6 +52,7 @@ class Box(Inhabited):
     runsc: Runsc
     over: Callable[["Box"], None]
     shm: int
+    cpu_milli: int
     held: Path | None = None
     stem: str = field(default_factory=lambda: secrets.token_hex(8))
     _count: int = 0
@@ -123,6 +124,17 @@ class Box(Inhabited):
         finally:
             os.close(root)
 
+    def show(self, memory: int) -> Path:
+        """Mount what was kept of a memory, and return where; until `hide`. Raises OSError."""
+        (self.place / "i").mkdir(mode=0o700)
+        kernel.attach_mount(memory, str(self.place / "i"))
+        return self.place / "i"
+
+    def hide(self) -> None:
+        """Undo `show`, if it was done."""
+        if (self.place / "i").is_mount():
+            kernel.unmount(str(self.place / "i"))
+
     # --- its container
 
     def configure(self, python: Path, usr: str) -> None:
@@ -147,6 +159,16 @@ class Box(Inhabited):
             "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "mount", "ipc", "uts")]},
         }  # fmt: skip
         (self.place / "config.json").write_text(json.dumps(told))
+
+    @contextlib.contextmanager
+    def unhurried(self) -> Iterator[None]:
+        """Limit its processor time to what was asked for only after this: runsc's own work is not the tenant's."""
+        Groups.limit_cpu(self.group, 0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # it is gone with its group
+                Groups.limit_cpu(self.group, self.cpu_milli)
 
     async def launch(self, checkpoint: Path | None = None) -> None:
         """Start its container, from a checkpoint where one is given; returns when runsc is done with that.
@@ -246,7 +268,7 @@ class Box(Inhabited):
 
     def removed(self) -> None:
         """Unmount and remove what it had on this host. Raises OSError."""
-        for name in ("m", "d"):
+        for name in ("i", "m", "d"):
             if (self.place / name).is_mount():
                 kernel.unmount(str(self.place / name))
         shutil.rmtree(self.place, ignore_errors=True)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import IO, Final
 
@@ -21,7 +21,7 @@ from shoal_executor.drivers.cgroups import Groups
 from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.gvisor import closure, runsc
 from shoal_executor.drivers.gvisor.box import Box, Root, make_points, unmount_below
-from shoal_executor.drivers.gvisor.memory import About, Memories, pack
+from shoal_executor.drivers.gvisor.memory import About, about, pack
 from shoal_executor.drivers.inhabited import UP_S, AgentDriver, put, sizes, starts_at_once
 from shoal_executor.drivers.layers import make_layer
 from shoal_executor.drivers.lock import hold as take_lock
@@ -62,7 +62,6 @@ class GvisorDriver(AgentDriver[Box]):
         name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
         super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel))
         self._mounted = Mounted(disks)
-        self._memories = Memories(self._place / "memories", disks)
         self._roots: dict[str, asyncio.Task[Root]] = {}
         self._python = Path()
         self._runsc: runsc.Runsc | None = None
@@ -99,7 +98,7 @@ class GvisorDriver(AgentDriver[Box]):
         self._groups.look()
         self._groups.open()
         self._sweep()
-        for name in ("boxes", "runsc", "memories"):
+        for name in ("boxes", "runsc"):
             (self._place / name).mkdir(parents=True, mode=0o700)
         self._program.root = self._place / "runsc"
         self._python = closure.gather(self._place / "python")
@@ -107,7 +106,7 @@ class GvisorDriver(AgentDriver[Box]):
     def _sweep(self) -> None:
         """Unmount and remove what sandboxes of an earlier process, or ours, had."""
         unmount_below(self._place)
-        for name in ("boxes", "runsc", "memories"):
+        for name in ("boxes", "runsc"):
             shutil.rmtree(self._place / name, ignore_errors=True)
 
     async def _choose_platform(self) -> None:
@@ -151,11 +150,8 @@ class GvisorDriver(AgentDriver[Box]):
     async def prepare(self, snapshot: Snapshot) -> None:
         """Have its root, its disks and its memory on this node."""
         await self._root_of(snapshot)
-        for fd in await self._mounted.lend_all((*snapshot.disks, *snapshot.layers), None):
+        for fd in await self._mounted.lend_all(snapshot.blobs, None):
             os.close(fd)
-        if snapshot.memory is not None:
-            async with self._memories.lend(snapshot.memory) as (_, about):
-                self._must_fit(about)
 
     async def _root_of(self, snapshot: Snapshot) -> Root:
         if snapshot.warm:
@@ -173,13 +169,13 @@ class GvisorDriver(AgentDriver[Box]):
             return Root(None, "")
         return Root(*roots.root_of(snapshot, self._state))
 
-    def _must_fit(self, about: About) -> None:
+    def _must_fit(self, kept: About) -> None:
         """Raise DriverError where a checkpoint was made with what is not here."""
-        ours = self._about(about.shm)
+        ours = self._about(kept.shm)
         for what, theirs, mine in (
-            ("runsc", about.runsc, ours.runsc),
-            ("runsc's platform", about.platform, ours.platform),
-            ("the executor's Python and Shoal", about.python, ours.python),
+            ("runsc", kept.runsc, ours.runsc),
+            ("runsc's platform", kept.platform, ours.platform),
+            ("the executor's Python and Shoal", kept.python, ours.python),
         ):
             if theirs != mine:
                 raise DriverError(f"this memory was kept with another {what}: {theirs}; this node has {mine}")
@@ -189,38 +185,47 @@ class GvisorDriver(AgentDriver[Box]):
 
     async def _start(self, spec: StartSpec) -> None:
         root = await self._root_of(spec.snapshot)
-        async with contextlib.AsyncExitStack() as lent:
-            image: Path | None = None
-            disk, shm = sizes(spec.resources)
-            if spec.snapshot.memory is not None:
-                image, about = await lent.enter_async_context(self._memories.lend(spec.snapshot.memory))
-                self._must_fit(about)
-                shm = about.shm
-            layers = await self._mounted.lend_all((*spec.snapshot.disks, *spec.snapshot.layers), None)
+        memory = spec.snapshot.memory
+        lent = await self._mounted.lend_all(spec.snapshot.blobs, None)
+        disk, shm = sizes(spec.resources)
+        place = self._place / "boxes" / hashlib.blake2b(spec.name.encode(), digest_size=9).hexdigest()
+        try:
             group = self._groups.make(spec.name, _beside_kernel(spec.resources))
-            place = self._place / "boxes" / hashlib.blake2b(spec.name.encode(), digest_size=9).hexdigest()
-            box = Box(spec.name, Link(), group, place=place, runsc=self._program, over=self._box_over, shm=shm)
-            self._starting[spec.name] = box
+        except BaseException:
+            _close(lent)
+            raise
+        box = Box(
+            spec.name, Link(), group, place=place, runsc=self._program, over=self._box_over, shm=shm,
+            cpu_milli=spec.resources.cpu_milli,
+        )  # fmt: skip
+        self._starting[spec.name] = box
+        try:
             try:
-                try:
-                    points = make_points(self._place, usr=bool(root.usr))
-                    await asyncio.to_thread(box.mount, root, points, layers, disk)
-                finally:
-                    for fd in layers:
-                        os.close(fd)
-                box.configure(self._python, root.usr)
+                points = make_points(self._place, usr=bool(root.usr))
+                await asyncio.to_thread(box.mount, root, points, lent[: -1 if memory else None], disk)
+                image: Path | None = None
+                if memory is not None:
+                    image = box.show(lent[-1])
+                    kept = about(image)
+                    self._must_fit(kept)
+                    box.shm = kept.shm
+            finally:
+                _close(lent)
+            box.configure(self._python, root.usr)
+            env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
+            with box.unhurried():
                 await box.launch(image)
-                env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
                 box.link.say(frames.Begin(0, env, spec.user, len(spec.files)))
                 done, _ = await asyncio.wait([box.link.up], timeout=UP_S)
-                if not done or not isinstance(box.link.up.result(), frames.Up):
-                    raise DriverError(f"the sandbox could not be made: {box.said}")
-                for file in spec.files:
-                    await put(box.link, file)
-            except BaseException:
-                await self._clear_away(box)
-                self._starting.pop(spec.name, None)
-                raise
+            box.hide()
+            if not done or not isinstance(box.link.up.result(), frames.Up):
+                raise DriverError(f"the sandbox could not be made: {box.said}")
+            for file in spec.files:
+                await put(box.link, file)
+        except BaseException:
+            await self._clear_away(box)
+            self._starting.pop(spec.name, None)
+            raise
         self._live[spec.name] = self._starting.pop(spec.name)
         if box.ended.is_set():
             self._gone(box)
@@ -301,7 +306,8 @@ class GvisorDriver(AgentDriver[Box]):
         if room.f_bavail * room.f_frsize < needed:
             raise DriverError(f"its memory could not be kept: it may take {needed} bytes, and the node has less room")
         try:
-            await box.checkpoint(image)
+            with box.unhurried():
+                await box.checkpoint(image)
         except DriverError as error:
             if not box.lives():  # runsc ends what it cannot keep
                 self._lose(box, str(error))
@@ -332,7 +338,8 @@ class GvisorDriver(AgentDriver[Box]):
 
     async def _restore(self, box: Box, image: Path) -> None:
         try:
-            await box.launch(image)
+            with box.unhurried():
+                await box.launch(image)
         except DriverError as error:
             self._lose(box, str(error))
             raise
@@ -352,6 +359,11 @@ class GvisorDriver(AgentDriver[Box]):
             await self._restore(box, held)
             shutil.rmtree(held, ignore_errors=True)
             self._thaw(box)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _beside_kernel(limits: Resources) -> Resources:

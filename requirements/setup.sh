@@ -40,6 +40,10 @@ has_seccomp || { apt_install libseccomp2 && has_seccomp; } ||
 command -v mkfs.erofs >/dev/null || apt_install erofs-utils ||
     say "mkfs.erofs is missing: no snapshots until 'apt-get install erofs-utils' is run as root"
 
+# Isolation gvisor; the other kinds work without.
+command -v runsc >/dev/null || apt_install runsc ||
+    say "runsc is missing: no isolation gvisor until 'apt-get install runsc' is run as root"
+
 # No cache: nothing is written outside this checkout.
 install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps "$@"; }
 say "installing the packages of requirements/dev.lock"

@@ -114,6 +114,21 @@ def test_root_gets_a_missing_venv_through_apt(machine: Machine) -> None:
     assert len(machine.installed.splitlines()) == 2
 
 
+@pytest.mark.parametrize(("tool", "package"), [("mkfs.erofs", "erofs-utils"), ("runsc", "runsc")])
+def test_what_only_some_sandboxes_need_is_installed_or_said_to_be_missing(
+    machine: Machine, tool: str, package: str
+) -> None:
+    done = machine.setup()
+    assert done.returncode == 0, done.stderr
+    assert f"apt-get install {package}" in done.stdout
+    machine.command("id", "echo 0")
+    machine.command("apt-get", f'case "$*" in *{package}) echo yes > "$HOME/asked" ;; esac')
+    assert f"installing {package} through apt" in machine.setup().stdout
+    assert (machine.checkout / "asked").exists()
+    machine.command(tool, "exit 0")
+    assert package not in machine.setup().stdout
+
+
 def test_without_rights_a_missing_libseccomp_is_a_sentence_with_the_command(machine: Machine) -> None:
     machine.python(seccomp="exit 1")
     assert "apt-get install libseccomp2" in sentence(machine.setup())

@@ -4,8 +4,8 @@
 
 Start: a rollout of one sandbox from a memory snapshot with 35 modules imported, from the submission to the end of its
 first command, beside `runsc restore` and `runsc exec true` of a container that holds the same interpreter; and beside
-a cold rollout that imports the modules. Sleep: a sandbox with a heap of random bytes hibernates and is woken by its next
-command, beside `runsc checkpoint`, and `runsc restore` with `runsc exec true`, of a container with the same heap.
+a cold rollout that imports the modules. Sleep: a sandbox with a heap of random bytes hibernates and is woken by its
+next command, beside `runsc checkpoint`, and `runsc restore` with `runsc exec true`, of a container with the same heap.
 """
 
 import argparse
@@ -108,7 +108,8 @@ async def measure(rounds: int, heap: int) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     place = Path(tempfile.mkdtemp(prefix="shoal-gvisor-"))
     try:
-        async with LocalSystem(place / "state", port=0, driver="gvisor") as system, shoal.connect(system.url) as cluster:
+        local = LocalSystem(place / "state", port=0, driver="gvisor")
+        async with local as system, shoal.connect(system.url) as cluster:
             program = await runsc.find()
             program.root = place / "runsc"
             program.platform = program.platforms[0]
@@ -168,8 +169,8 @@ def main() -> None:
           f"times bare runsc restore + exec ({ms['bare']:.0f} ms)")  # fmt: skip
     print(f"cold start and the same imports: {ms['cold']:.0f} ms, {ms['cold'] / ms['warm']:.1f} times as long; "
           f"a cold start alone: {ms['cold_true']:.0f} ms")  # fmt: skip
-    print(f"hibernate with the heap: {ms['hibernate']:.0f} ms, {ms['hibernate'] / ms['bare_checkpoint']:.2f} times bare "
-          f"runsc checkpoint ({ms['bare_checkpoint']:.0f} ms)")  # fmt: skip
+    print(f"hibernate with the heap: {ms['hibernate']:.0f} ms, {ms['hibernate'] / ms['bare_checkpoint']:.2f} times "
+          f"bare runsc checkpoint ({ms['bare_checkpoint']:.0f} ms)")  # fmt: skip
     print(f"wake with it: {ms['wake']:.0f} ms, {ms['wake'] / ms['bare_restore']:.2f} times bare runsc restore + exec "
           f"({ms['bare_restore']:.0f} ms)")  # fmt: skip
 

@@ -15,6 +15,8 @@ from shoal.wire.quantities import BadValueError, parse_bytes
 from shoal.wire.subjects import token
 from shoal_executor.drivers.disks import CachedDisks
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
+from shoal_executor.drivers.heat import Budget
+from shoal_executor.drivers.pool import Pool
 from shoal_executor.drivers.protocol import Driver
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
@@ -86,6 +88,16 @@ def _default_state(executor: str) -> Path:
     "--parallel", envvar="SHOAL_PARALLEL", type=click.IntRange(1), help="Starts at a time; default: by cores."
 )
 @click.option(
+    "--pool",
+    envvar="SHOAL_POOL",
+    default=8,
+    type=click.IntRange(0, 1024),
+    help="Sandboxes kept started ahead, of what is asked for again and again; 0: none.",
+)
+@click.option(
+    "--pool-memory", envvar="SHOAL_POOL_MEMORY", type=_Size(), help="Their limits together; default: 1/16 of --memory."
+)
+@click.option(
     "--tune-host/--no-tune-host",
     envvar="SHOAL_TUNE_HOST",
     default=True,
@@ -116,6 +128,8 @@ def main(
     memory: int | None,
     overcommit: float,
     parallel: int | None,
+    pool: int,
+    pool_memory: int | None,
     tune_host: bool,
     nodes: int,
     seed: int,
@@ -158,9 +172,15 @@ def main(
             )
             return SimulatedDriver(profile)
         disks = CachedDisks(cache) if cache else None
+        real: Driver
         if driver == Isolation.GVISOR.value:
-            return GvisorDriver(place, disks, parallel=parallel, platform=gvisor_platform or "")
-        return ZygoteDriver(place, disks, parallel=parallel, tune_host=tune_host)
+            real = GvisorDriver(place, disks, parallel=parallel, platform=gvisor_platform or "")
+        else:
+            real = ZygoteDriver(place, disks, parallel=parallel, tune_host=tune_host)
+        if not pool:
+            return real
+        ahead = Budget(pool, (memory or _machine_memory()) // 16 if pool_memory is None else pool_memory)
+        return Pool(real, place / "pool", ahead)
 
     async def run(context: Context) -> None:
         # What is simulated ends with this process, so there is nothing to remember.

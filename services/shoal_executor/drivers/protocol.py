@@ -115,8 +115,15 @@ ExitSink = Callable[[str, EndReason, str], None]
 class Driver(Protocol):
     """One way to isolate. All methods are safe to call concurrently; a cancelled call leaves nothing behind."""
 
-    isolation: str  # the name users choose it by
-    keeps_memory: bool  # whether `capture` can keep what a sandbox has in memory; settled when `open` has returned
+    @property
+    def isolation(self) -> str:
+        """The name users choose it by."""
+        ...
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether `capture` can keep what a sandbox has in memory; settled when `open` has returned."""
+        ...
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         """Test that isolation works here and make ready, with what an earlier process of this node left behind.

@@ -1,0 +1,176 @@
+"""A pool is a driver like any other, and what it gives away is given once."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from conformance.drivers import HOST, Blobs, DriverConformance, fresh, sh, start
+from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
+from shoal_executor.drivers import pool as module
+from shoal_executor.drivers.heat import Budget
+from shoal_executor.drivers.pool import Pool
+from shoal_executor.drivers.protocol import NoSuchSandboxError, Started, StartFailed, StartSpec
+from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+from shoal_executor.drivers.zygote.driver import ZygoteDriver
+
+pytestmark = pytest.mark.sandbox
+SMALL = Resources(memory=64 * 1024**2)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_QUIET_S", 0.01)
+
+
+@pytest.fixture
+def blobs() -> Blobs:
+    return Blobs()
+
+
+class TestPooledZygote(DriverConformance):
+    @pytest_asyncio.fixture
+    async def driver(self, tmp_path: Path, blobs: Blobs) -> AsyncIterator[Pool]:
+        driver = Pool(ZygoteDriver(tmp_path / "state", blobs), tmp_path / "pool", Budget(4, 1 << 30))
+        await driver.open(lambda *_: None)
+        for _ in range(2):  # what most tests start is hot by now
+            names = [fresh() for _ in range(4)]
+            await start(driver, [StartSpec(name, HOST) for name in names])
+            await driver.destroy(names)
+        await until(driver, 4)
+        yield driver
+        await driver.close()
+
+
+class TestPooledSimulation(DriverConformance):
+    real = False
+
+    @pytest_asyncio.fixture
+    async def driver(self, tmp_path: Path) -> AsyncIterator[Pool]:
+        driver = Pool(SimulatedDriver(Profile()), tmp_path / "pool", Budget(4, 1 << 30))
+        await driver.open(lambda *_: None)
+        yield driver
+        await driver.close()
+
+
+async def until(driver: Pool, ready: int) -> None:
+    async with asyncio.timeout(20):
+        while driver.ready != ready:
+            await asyncio.sleep(0.01)
+
+
+async def warm(driver: Pool, ready: int = 4, **options: object) -> None:
+    for _ in range(2):
+        names = [fresh() for _ in range(ready)]
+        await start(driver, [StartSpec(name, HOST, SMALL, **options) for name in names])  # type: ignore[arg-type]
+        await driver.destroy(names)
+    await until(driver, ready)
+
+
+@pytest_asyncio.fixture
+async def inner(tmp_path: Path) -> ZygoteDriver:
+    return ZygoteDriver(tmp_path / "state")
+
+
+@pytest_asyncio.fixture
+async def driver(inner: ZygoteDriver, tmp_path: Path) -> AsyncIterator[Pool]:
+    driver = Pool(inner, tmp_path / "pool", Budget(4, 1 << 30))
+    await driver.open(lambda *_: None)
+    yield driver
+    await driver.close()
+
+
+async def test_what_is_ready_is_given_away_once_and_only_to_those_it_fits(driver: Pool, inner: ZygoteDriver) -> None:
+    await warm(driver)
+    waiting = set(await inner.list())
+    assert await driver.list() == []
+    names = [fresh() for _ in range(10)]
+    specs = [StartSpec(name, HOST, SMALL, (InputFile("in", name.encode()),)) for name in names]
+    outcomes = await asyncio.gather(*(start(driver, [spec]) for spec in specs))
+    assert {type(outcome) for (outcome,) in outcomes} == {Started}
+    assert sorted(await driver.list()) == sorted(names)
+    assert [(await driver.read_file(name, "in")).data for name in names] == [name.encode() for name in names]
+    for name in names:
+        assert (await sh(driver, name, "test -e mine || touch mine; ls")).stdout == b"in\nmine\n"
+    assert waiting <= set(await inner.list())  # they were given away, not replaced
+    (other,) = await start(driver, [StartSpec(fresh(), HOST, SMALL, env=(("WHO", "me"),))])
+    assert (await sh(driver, other.name, "echo $WHO")).stdout == b"me\n"
+    await driver.destroy([*names, other.name])
+    assert await driver.list() == []
+
+
+async def test_one_that_died_while_it_waited_is_not_given_away(driver: Pool, inner: ZygoteDriver) -> None:
+    await warm(driver, 2)
+    for name in await inner.list():
+        pid = await inner._live[name].zygote.where(name)
+        os.kill(pid, signal.SIGKILL)
+    names = [fresh(), fresh()]
+    outcomes = await start(driver, [StartSpec(name, HOST, SMALL) for name in names])
+    assert sorted(outcome.name for outcome in outcomes if isinstance(outcome, Started)) == sorted(names)
+    for name in names:
+        assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+
+
+async def test_its_ends_and_errors_have_the_name_it_was_given(inner: ZygoteDriver, tmp_path: Path) -> None:
+    ends: list[tuple[str, EndReason]] = []
+    driver = Pool(inner, tmp_path / "pool", Budget(4, 1 << 30))
+    await driver.open(lambda name, reason, _: ends.append((name, reason)))
+    try:
+        await warm(driver, 2)
+        name = fresh()
+        await start(driver, [StartSpec(name, HOST, SMALL)])
+        pid = await inner._live[driver._given[name]].zygote.where(driver._given[name])
+        running = asyncio.create_task(sh(driver, name, "sleep 60"))
+        await sh(driver, name, "true")
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(NoSuchSandboxError, match=name):
+            await running
+        assert ends == [(name, EndReason.DIED)]
+        (refused,) = await start(driver, [StartSpec(fresh(), HOST, SMALL, (InputFile("/usr/no", b""),))])
+        assert isinstance(refused, StartFailed)
+        assert "input file" in refused.detail
+        assert refused.name not in await driver.list()
+    finally:
+        await driver.close()
+
+
+async def test_what_is_hot_no_more_is_ended(driver: Pool, inner: ZygoteDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    await warm(driver, 2)
+    driver._heat._known.clear()
+    driver._stirred.set()
+    await until(driver, 0)
+    assert await inner.list() == []
+    for _ in range(2):
+        (bad,) = await start(driver, [StartSpec(fresh(), Snapshot("dir-x", "dir", "/no/such/directory"), SMALL)])
+        assert isinstance(bad, StartFailed)
+    await asyncio.sleep(0.1)
+    assert driver.ready == 0
+
+
+async def test_the_next_process_knows_who_was_given_what(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("left_pool.py")
+    with subprocess.Popen([sys.executable, program, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        words = next(line for line in process.stdout if line.startswith("ready")).split()
+        process.kill()
+    ends: list[str] = []
+    inner = ZygoteDriver(tmp_path / "state")
+    driver = Pool(inner, tmp_path / "pool", Budget(4, 1 << 30))
+    given, gone = words[1:]
+    await driver.open(lambda name, *_: ends.append(name), keep=[given, gone])
+    try:
+        assert await driver.list() == [given]
+        assert len(await inner.list()) == 1  # those that nobody had are ended
+        assert ends == [gone]
+        assert (await driver.run(given, Command(line="cat note"))).stdout == b"kept"
+        await driver.destroy([given, gone])
+        assert list((tmp_path / "pool").iterdir()) == []
+    finally:
+        await driver.close()
+    assert not (tmp_path / "pool").exists()

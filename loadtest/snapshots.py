@@ -22,7 +22,9 @@ import uvloop
 import shoal
 from shoal.cli.system import LocalSystem
 from shoal.wire.messages import Blob, Command, Snapshot
-from shoal_executor.drivers.protocol import Started, StartSpec
+from shoal_executor.drivers.heat import Budget
+from shoal_executor.drivers.pool import Pool
+from shoal_executor.drivers.protocol import Driver, Started, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from starts import pss_mib
 
@@ -53,7 +55,7 @@ class Blobs:
         return self.paths[blob.digest]
 
 
-async def to_first_answer(driver: ZygoteDriver, name: str, snapshot: Snapshot) -> float:
+async def to_first_answer(driver: Driver, name: str, snapshot: Snapshot) -> float:
     """Start a sandbox and have it use a module; returns ms until it has answered."""
     began = time.perf_counter()
     async for outcome in driver.start([StartSpec(name, snapshot)]):
@@ -111,9 +113,28 @@ async def by_the_driver(rounds: int, live: int) -> dict[str, float]:
                     raise SystemExit(f"a start failed: {outcome.detail}")
             crowded = [await to_first_answer(driver, f"crowded-{number}", WARM) for number in range(rounds)]
             figures[f"warm_ms_with_{live}_live"] = statistics.median(crowded)
+            pids = processes(many)
+            figures[f"warm_mib_with_{live}_live"] = await asyncio.to_thread(pss_mib, pids) * len(pids) / live
         finally:
             await driver.close()
+        figures["warm_ahead_ms"] = await started_ahead(Path(place) / "ahead", rounds)
     return figures
+
+
+async def started_ahead(place: Path, rounds: int) -> float:
+    """Return the median ms to the first answer of a warm sandbox that the executor's pool had ready."""
+    pool = Pool(ZygoteDriver(place / "state"), place / "pool", Budget(1, 1 << 30))
+    times: list[float] = []
+    try:
+        await pool.open(lambda *_: None)
+        for number in range(rounds + 2):
+            while number > 1 and not pool.ready:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+            times.append(await to_first_answer(pool, f"ahead-{number}", WARM))
+            await pool.destroy([f"ahead-{number}"])
+    finally:
+        await pool.close()
+    return statistics.median(times[2:])
 
 
 async def through_the_system(forks: int) -> dict[str, float]:

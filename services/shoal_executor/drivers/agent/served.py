@@ -10,6 +10,7 @@ alone of all that touches namespaces: it owns the sandboxes' user namespaces, an
 """
 
 import ast
+import gc
 import json
 import linecache
 import os
@@ -75,6 +76,9 @@ def warm(control: socket.socket, space: "dict[str, object]") -> None:
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
+        holding = ctypes.PyDLL(None)  # keeps the interpreter's lock
+        gc.collect()
+        gc.freeze()  # what collections in its copies do not look at stays shared
         run(told["code"], space, "<warm>")
         sys.stdout.flush()
     except BaseException:
@@ -89,7 +93,7 @@ def warm(control: socket.socket, space: "dict[str, object]") -> None:
         fds = [fd for _, _, each in ancillary for (fd,) in struct.iter_unpack("i", each[: len(each) // 4 * 4])]
         if not data:
             os._exit(0)
-        pid = os.fork()
+        pid = holding.fork()  # not os.fork: what that repairs in a child, the one that this one forks repairs, too
         if pid == 0:
             try:
                 _enter(json.loads(data), fds, libc, program, space, ctypes)

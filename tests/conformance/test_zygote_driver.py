@@ -1,6 +1,7 @@
 import ast
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -310,6 +311,21 @@ async def test_a_warm_template_runs_its_code_once_and_every_sandbox_goes_on_from
     (forked,) = await start(driver, [StartSpec(fresh(), second)])
     assert (await driver.run(forked.name, Command(python="count"))).stdout == b"41\n"  # the template's, not names[1]'s
     await driver.destroy([*names, outcome.name, forked.name])
+
+
+async def test_many_copies_at_once_though_one_that_waited_to_be_one_was_killed(driver: ZygoteDriver) -> None:
+    snapshot = Snapshot("warm", "host", warm="n = 41")
+    await driver.prepare(snapshot)
+    group = (await driver._templates.server_of(snapshot)).group
+    if group is None or not group.directories:
+        pytest.skip("without control groups nobody knows which processes these are")
+    members = [int(line) for line in (group.directories[0] / "cgroup.procs").read_text().split()]
+    os.kill(max(members), signal.SIGKILL)
+    names = [fresh() for _ in range(24)]
+    assert len(await start(driver, [StartSpec(name, snapshot) for name in names])) == 24
+    said = await asyncio.gather(*(driver.run(name, Command(python="n += 1; n")) for name in names))
+    assert {result.stdout for result in said} == {b"42\n"}
+    await driver.destroy(names)
 
 
 async def test_code_that_fails_to_warm_fails_the_start_with_its_traceback(driver: ZygoteDriver) -> None:

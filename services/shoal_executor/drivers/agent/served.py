@@ -18,12 +18,15 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 import types
 import typing
 
 _LENGTH = struct.Struct(">I")
 _CODE = struct.Struct(">i")
+_SPARES = 2
+_OVER = 77  # with this a spare says that there is nobody any more to ask for copies
 
 
 def serve(control: socket.socket, space: "dict[str, object]") -> None:
@@ -77,34 +80,50 @@ def warm(control: socket.socket, space: "dict[str, object]") -> None:
 
         libc = ctypes.CDLL(None, use_errno=True)
         holding = ctypes.PyDLL(None)  # keeps the interpreter's lock
-        gc.collect()
-        gc.freeze()  # what collections in its copies do not look at stays shared
         run(told["code"], space, "<warm>")
         sys.stdout.flush()
+        gc.collect()
+        gc.freeze()  # what collections in its copies do not look at stays shared
     except BaseException:
         control.send(traceback.format_exc()[-4096:].encode())
         os._exit(1)
-    control.send(b"ready")
     program = bytes.fromhex(told["filter"])
     requests = socket.socket(fileno=told["requests"])
     requests.set_inheritable(False)
+    spares = {_spare(requests, holding, libc, program, space, ctypes) for _ in range(_SPARES)}
+    control.send(b"ready")
     while True:
-        data, ancillary, _, _ = requests.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 32))
-        fds = [fd for _, _, each in ancillary for (fd,) in struct.iter_unpack("i", each[: len(each) // 4 * 4])]
-        if not data:
+        pid, status = os.waitpid(-1, 0)
+        if pid not in spares:
+            continue
+        spares.remove(pid)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _OVER:
             os._exit(0)
-        pid = holding.fork()  # not os.fork: what that repairs in a child, the one that this one forks repairs, too
-        if pid == 0:
-            try:
-                _enter(json.loads(data), fds, libc, program, space, ctypes)
-            except BaseException as error:
-                try:
-                    os.write(fds[2], f"the warm interpreter cannot enter the sandbox: {error!r}\n".encode())
-                finally:
-                    os._exit(1)
-        for fd in fds:
-            os.close(fd)
-        os.waitpid(pid, 0)
+        if status:
+            time.sleep(0.1)  # whatever it is, it must not go on at full speed
+        spares.add(_spare(requests, holding, libc, program, space, ctypes))
+
+
+def _spare(
+    requests: socket.socket, holding: typing.Any, libc: typing.Any, program: bytes, space: "dict[str, object]",
+    ctypes: typing.Any,
+) -> int:  # fmt: skip
+    """Fork one that waits for a request, so that a request does not wait for a fork; returns its pid."""
+    pid = int(holding.fork())  # not os.fork: what that repairs in a child, the copy that it forks repairs, too
+    if pid:
+        return pid
+    fds = []  # type: typing.List[int]
+    try:
+        data, ancillary, _, _ = requests.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 32))
+        if not data:
+            os._exit(_OVER)
+        fds += [fd for _, _, each in ancillary for (fd,) in struct.iter_unpack("i", each[: len(each) // 4 * 4])]
+        _enter(json.loads(data), fds, libc, program, space, ctypes)
+    except BaseException as error:
+        if len(fds) > 2:
+            os.write(fds[2], f"the warm interpreter cannot enter the sandbox: {error!r}\n".encode())
+    finally:
+        os._exit(1)
 
 
 def _enter(

@@ -411,6 +411,27 @@ class DriverConformance:
             assert (await sh(driver, name, "echo on")).stdout == b"on\n"
         await driver.destroy([name])
 
+    async def test_what_starts_processes_all_the_time_stands_still_all_the_same(
+        self, driver: Driver, tmp_path: Path
+    ) -> None:
+        self.needs_real()
+        needs_snapshots()
+        name = await one(driver)
+        for _ in range(3):
+            await sh(driver, name, "while :; do sleep 0.002; done >/dev/null 2>&1 &")
+        code = "import subprocess\nwhile True:\n  subprocess.run(['true'])\n  open('count', 'a').write('x')"
+        await driver.write_file(name, "busy.py", code.encode())
+        await sh(driver, name, "python3 busy.py >/dev/null 2>&1 & until [ -s count ]; do sleep 0.02; done")
+        for number in range(12):
+            directory = tmp_path / f"kept{number}"
+            directory.mkdir()
+            await driver.capture(name, directory, memory=False)
+        before = (await driver.read_file(name, "count", limit=0)).size
+        async with asyncio.timeout(20):
+            while (await driver.read_file(name, "count", limit=0)).size <= before:
+                await asyncio.sleep(0.02)
+        await driver.destroy([name])
+
     async def test_one_that_is_held_has_lost_nothing(self, driver: Driver, tmp_path: Path, blobs: Blobs) -> None:
         self.needs_real()
         needs_snapshots()

@@ -247,6 +247,35 @@ async def test_a_capture_that_is_given_up_leaves_the_sandbox_as_it_was(
     await driver.destroy([name])
 
 
+async def test_captures_take_turns_and_an_end_comes_first(driver: GvisorDriver, blobs: Blobs, tmp_path: Path) -> None:
+    needs_snapshots()
+    name = await one(driver)
+    await driver.run(name, Command(python="n = 1"))
+    suite = TestGvisorDriver()
+    asked = [asyncio.create_task(sh(driver, name, f"echo {number}")) for number in range(3)]
+    kept = await asyncio.gather(
+        *(suite.captured(driver, name, tmp_path / f"kept{number}", blobs, memory=number != 1) for number in range(3))
+    )
+    assert [(await each).stdout for each in asked] == [b"0\n", b"1\n", b"2\n"]
+    assert (await driver.run(name, Command(python="n"))).stdout == b"1\n"
+    (copy,) = await start(driver, [StartSpec(fresh(), kept[2])])
+    assert (await driver.run(copy.name, Command(python="n"))).stdout == b"1\n"
+    await driver.destroy([copy.name])
+    for number, moment in enumerate((0.0, 0.05, 0.15, 0.3)):
+        (copy,) = await start(driver, [StartSpec(fresh(), HOST)])
+        place = tmp_path / f"ended{number}"
+        place.mkdir()
+        capturing = asyncio.create_task(driver.capture(copy.name, place, memory=True))
+        await asyncio.sleep(moment)
+        await driver.destroy([copy.name])
+        try:
+            await capturing
+        except DriverError:
+            assert list(place.iterdir()) == []
+        assert await driver.list() == [name]
+    await driver.destroy([name])
+
+
 async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver) -> None:
     for moment in (0.0, 0.02, 0.1, 0.3):
         seen: list[str] = []

@@ -15,18 +15,28 @@ _NAMED: Final = 5  # processes whose names are told
 
 def stop() -> list[int]:
     """Stop every other process, and return those that were not stopped before. Raises OSError after 5 s."""
-    before = {pid for pid, state in _states().items() if state == "T"}
+    before = {pid for pid, (state, _) in _states().items() if state == "T"}
     with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGSTOP)  # a fork that is under way fails and comes again: none escapes
+        os.kill(-1, signal.SIGSTOP)  # in Linux a fork that is under way fails and comes again: none escapes
     until = time.monotonic() + _WITHIN_S
     states = _states()
-    while any(state not in "TtZX" for state in states.values()):
+    while moving := _moving(states):
         if time.monotonic() > until:
             go_on([pid for pid in states if pid not in before])
             raise OSError(0, "a process of the sandbox does not stop")
         time.sleep(0.0005)
+        for pid in moving:  # gVisor lets one escape that was being forked
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         states = _states()
     return [pid for pid in states if pid not in before]
+
+
+def _moving(states: dict[int, tuple[str, int]]) -> list[int]:
+    """Return who does not stand still. One that waits for what it has vforked does, when that does."""
+    still = {pid for pid, (state, _) in states.items() if state in "TtZX"}
+    vforked = {parent for pid, (_, parent) in states.items() if pid in still}
+    return [pid for pid, (state, _) in states.items() if pid not in still and not (state == "D" and pid in vforked)]
 
 
 def go_on(stopped: list[int]) -> None:
@@ -39,7 +49,7 @@ def go_on(stopped: list[int]) -> None:
 def holding(spared: int) -> str:
     """Return what would be lost if only the disk were kept, in words for people; a process may be spared."""
     names: list[str] = []
-    for pid, state in _states().items():
+    for pid, (state, _) in _states().items():
         if pid != spared and state not in "ZX":
             with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
                 names.append(file.read().strip())
@@ -78,10 +88,12 @@ def unkeepable() -> str:
     return ""
 
 
-def _states() -> dict[int, str]:
-    states: dict[int, str] = {}
+def _states() -> dict[int, tuple[str, int]]:
+    """Return the state and the parent of every process but the first."""
+    states: dict[int, tuple[str, int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit() and entry != "1":
             with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-                states[int(entry)] = file.read().rpartition(b")")[2].split()[0].decode()
+                fields = file.read().rpartition(b")")[2].split()
+                states[int(entry)] = fields[0].decode(), int(fields[1])
     return states

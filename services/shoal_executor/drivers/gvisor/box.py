@@ -45,7 +45,7 @@ class Root:
 class Box(Inhabited):
     """See the module. `shm`: bytes of its /dev/shm, which a checkpoint has, too.
 
-    `held`: the checkpoint it can go on from, while it has no container.
+    `alone`: for who takes its container from it. `held`: the checkpoint it can go on from, while it has no container.
     """
 
     place: Path
@@ -54,6 +54,7 @@ class Box(Inhabited):
     shm: int
     cpu_milli: int
     held: Path | None = None
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
     stem: str = field(default_factory=lambda: secrets.token_hex(8))
     _count: int = 0
     _pidfd: int | None = None

@@ -32,6 +32,7 @@ from shoal_executor.drivers.protocol import (
     DriverReport,
     ExitSink,
     IsolationFailedError,
+    NoSuchSandboxError,
     StartSpec,
     UnsupportedError,
 )
@@ -241,7 +242,9 @@ class GvisorDriver(AgentDriver[Box]):
 
     async def _end(self, sandbox: Box) -> None:
         try:
-            await self._clear_away(sandbox)
+            await sandbox.killed()
+            async with sandbox.alone:  # what is being captured fails now, and must be done with it
+                await self._clear_away(sandbox)
         finally:
             del self._ending[sandbox.name]
 
@@ -258,7 +261,7 @@ class GvisorDriver(AgentDriver[Box]):
         if not self.keeps_memory:
             raise UnsupportedError("snapshots need mkfs.erofs and setpriv on the node: install erofs-utils, util-linux")
         # To its end in any case: in between the sandbox has no container.
-        work = asyncio.create_task(self._capture(box, directory, memory=memory, hold=hold))
+        work = asyncio.create_task(self._captured(box, directory, memory=memory, hold=hold))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -271,29 +274,46 @@ class GvisorDriver(AgentDriver[Box]):
                     await self.go_on(name)
             raise
 
+    async def _captured(self, box: Box, directory: Path, *, memory: bool, hold: bool) -> Captured:
+        async with box.alone:
+            if self._live.get(box.name) is not box or box.held is not None:
+                raise NoSuchSandboxError(box.name, box.wanted)
+            return await self._capture(box, directory, memory=memory, hold=hold)
+
     async def _capture(self, box: Box, directory: Path, *, memory: bool, hold: bool) -> Captured:
         layer, kept, image = directory / "layer", directory / "memory", directory / "image"
         began = time.monotonic_ns()
         box.channel.hold_after_one()
         try:
             frozen = await box.link.ask(lambda id: frames.Freeze(id, not memory, memory))
+            if isinstance(frozen, frames.Failed):
+                raise UnsupportedError(frozen.detail)
             if not isinstance(frozen, frames.Frozen):
-                raise UnsupportedError(frozen.detail if isinstance(frozen, frames.Failed) else "the sandbox has ended")
+                raise NoSuchSandboxError(box.name, box.wanted)
             if hold and not memory and frozen.holding:
                 raise UnsupportedError(f"this sandbox has {frozen.holding}: end or remove them first, or keep memory")
             if memory:
                 image.mkdir()
                 await self._checkpoint(box, image)
-            await self._keep(box, layer, kept if memory else None, image, hold=hold)
-        except BaseException:
+            await self._keep(box, layer, image if memory else None, hold=hold)
+            stood_us = (time.monotonic_ns() - began) // 1000
+            if not hold or not memory:
+                self._thaw(box)
+            if memory:
+                await asyncio.to_thread(pack, box.held or image, self._about(box.shm), kept)
+        except BaseException as error:
             for path in (layer, kept):
                 path.unlink(missing_ok=True)
+            if box.held is not None:
+                await self._go_on(box)
+            else:
+                self._thaw(box)
+            if isinstance(error, OSError):
+                raise DriverError(f"the sandbox could not be kept: {error.strerror or error}") from error
             raise
         finally:
-            if box.held is None:
-                self._thaw(box)
             shutil.rmtree(image, ignore_errors=True)
-        return Captured(layer, kept if memory else None, (time.monotonic_ns() - began) // 1000)
+        return Captured(layer, kept if memory else None, stood_us)
 
     @staticmethod
     def _thaw(box: Box) -> None:
@@ -313,28 +333,19 @@ class GvisorDriver(AgentDriver[Box]):
                 self._lose(box, str(error))
             raise
 
-    async def _keep(self, box: Box, layer: Path, kept: Path | None, image: Path, *, hold: bool) -> None:
-        """Write what is captured of one that stands still; with a checkpoint it goes on from that meanwhile."""
-
-        def write() -> None:
-            make_layer(str(box.upper), layer, within=_CAREFULLY)
-            if kept is not None:
-                pack(image, self._about(box.shm), kept)
-
-        writing = asyncio.create_task(asyncio.to_thread(write))
+    async def _keep(self, box: Box, layer: Path, image: Path | None, *, hold: bool) -> None:
+        """Write what it wrote, while it stands still; after a checkpoint it comes back meanwhile, or is held."""
+        writing = asyncio.create_task(asyncio.to_thread(make_layer, str(box.upper), layer, within=_CAREFULLY))
         try:
-            if kept is not None and not hold:
+            if image is not None and hold:
+                held = box.place / "held"
+                await asyncio.to_thread(shutil.move, image, held)
+                box.held = held
+            elif image is not None:
                 await self._restore(box, image)
-            await asyncio.shield(writing)
-            if kept is not None and hold:
-                box.held = box.place / "held"
-                await asyncio.to_thread(shutil.move, image, box.held)
-        except OSError as error:
-            raise DriverError(f"the sandbox could not be kept: {error.strerror or error}") from error
         finally:
             await asyncio.wait([writing])
-            if kept is not None and hold and box.held is None:
-                await self._restore(box, image)
+        writing.result()
 
     async def _restore(self, box: Box, image: Path) -> None:
         try:
@@ -353,7 +364,9 @@ class GvisorDriver(AgentDriver[Box]):
 
     async def go_on(self, name: str) -> None:
         """Restore one that is held."""
-        box = self._get(name)
+        await self._go_on(self._get(name))
+
+    async def _go_on(self, box: Box) -> None:
         held, box.held = box.held, None
         if held is not None:
             await self._restore(box, held)

@@ -260,7 +260,8 @@ class BusConformance:
                 message = (await take(await bus.reader(log.name), 1))[0]
                 if message.payload != b"old":
                     break
-        assert message.payload == b"new" and 1 < message.sequence <= stored.sequence
+        assert message.payload == b"new"
+        assert 1 < message.sequence <= stored.sequence
 
     # --- purging
 

@@ -85,6 +85,14 @@ def _default_state(executor: str) -> Path:
     help="How many times the memory is promised: sandboxes rarely use their limit.",
 )
 @click.option(
+    "--cpu", envvar="SHOAL_CPU", type=click.FloatRange(0.001), help="Cpus to reserve from; default: they are shared."
+)
+@click.option("--disk", envvar="SHOAL_DISK", type=_Size(), help="Disk to reserve from; default: it is shared.")
+@click.option(
+    "--label", "labels", envvar="SHOAL_LABELS", multiple=True, metavar="NAME=VALUE",
+    help="A label of the node, such as zone=a; may be given several times.",
+)  # fmt: skip
+@click.option(
     "--parallel", envvar="SHOAL_PARALLEL", type=click.IntRange(1), help="Starts at a time; default: by cores."
 )
 @click.option(
@@ -127,6 +135,9 @@ def main(
     slots: int,
     memory: int | None,
     overcommit: float,
+    cpu: float | None,
+    disk: int | None,
+    labels: tuple[str, ...],
     parallel: int | None,
     pool: int,
     pool_memory: int | None,
@@ -148,10 +159,13 @@ def main(
         raise click.UsageError("--nodes: a real executor serves one node, the machine it runs on; leave it out")
     promised = int((memory or _machine_memory()) * overcommit)
     names = [executor] if nodes == 1 else [f"{executor}-{number}" for number in range(nodes)]
+    pairs = tuple(sorted(label.partition("=")[::2] for label in labels))
+    if any(not name or not value for name, value in pairs):
+        raise click.UsageError("--label: write NAME=VALUE, such as zone=a")
     offer = Offer(
         executor,
         cell,
-        tuple(NodeSpec(name, slots, promised) for name in names),
+        tuple(NodeSpec(name, slots, promised, pairs, int((cpu or 0) * 1000), disk or 0) for name in names),
         warm=() if simulated else (_HOST,),
     )
 

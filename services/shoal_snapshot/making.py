@@ -22,8 +22,7 @@ from shoal.client.sandbox import Sandbox
 from shoal.machine.core import Make, Publish
 from shoal.machine.lineage import identified, warmed
 from shoal.runtime.steady import SteadyPublisher
-from shoal.wire import messages as m
-from shoal.wire import subjects
+from shoal.wire import messages as m, subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import Isolation
 from shoal_snapshot.images.disk import make_disk

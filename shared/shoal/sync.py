@@ -16,9 +16,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from shoal.bus.protocol import Bus
-from shoal.client import cluster as cluster_
-from shoal.client import rollout as rollout_
-from shoal.client import sandbox as sandbox_
+from shoal.client import cluster as cluster_, rollout as rollout_, sandbox as sandbox_
 from shoal.client.link import ANSWER_GRACE_S
 
 P = ParamSpec("P")

@@ -19,6 +19,7 @@ from shoal.wire import subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import (
     Command,
+    CommandResult as Result,
     RolloutConcluded,
     RolloutSpec,
     RolloutSubmitted,
@@ -26,7 +27,6 @@ from shoal.wire.messages import (
     SandboxResult,
     Tick,
 )
-from shoal.wire.messages import CommandResult as Result
 
 pytestmark = [pytest.mark.broker, pytest.mark.asyncio(loop_scope="module")]
 

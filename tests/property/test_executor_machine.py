@@ -6,8 +6,7 @@ given back once, and a copy from a checkpoint goes on alike.
 from collections import Counter
 from collections.abc import Callable
 
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.machine import ranges

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.machine import ranges
@@ -66,9 +65,10 @@ class LedgerMachine(RuleBasedStateMachine):
         indices = self.some(data)
         gone, again = [], []
         for i in self.current(indices, attempt):
-            lost = reason in (EndReason.NODE_LOST, EndReason.DIED) and self.on_lost is OnLost.RESTART
-            if (reason is EndReason.START_FAILED or lost) and self.starts[i] < self.limit:
-                self.starts[i] += 1
+            lost = reason.infrastructure and self.on_lost is not OnLost.FAIL
+            made_room = reason is EndReason.PREEMPTED
+            if made_room or ((reason is EndReason.START_FAILED or lost) and self.starts[i] < self.limit):
+                self.starts[i] += not made_room
                 self.model[i] = Sandbox(attempt + 1)
                 again.append(i)
             else:

@@ -1,8 +1,7 @@
 """Index ranges behave as the sets they stand for."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from shoal.machine import ranges
 from shoal.wire.messages import Ranges

@@ -3,8 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.machine import ranges
@@ -97,6 +96,10 @@ class Scheduler(RuleBasedStateMachine):
                 ledger.sleep(attempt, index)
             case m.SandboxesWanted(indices=part):
                 ledger.wake(part)
+            case m.SandboxesHedged(attempt=attempt, indices=part):
+                ledger.hedge(attempt, part)
+            case m.SandboxesClosed(indices=part, reason=reason):
+                ledger.close(part, reason)
             case m.RolloutReleased(indices=part):
                 ledger.close(part or ranges.whole(ledger.n), m.EndReason.RELEASED)
             case m.RolloutCancelled():

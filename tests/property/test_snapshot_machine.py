@@ -5,8 +5,7 @@ blob is collected that something needs; also by a copy that goes on from a check
 
 from typing import Any
 
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shoal.machine.core import Cause, Collect, Inspect, Make, Publish

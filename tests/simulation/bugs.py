@@ -9,11 +9,11 @@ import msgspec
 from shoal.machine import ranges
 from shoal.machine.core import Cause, Effect, Publish
 from shoal.testing.replica import Replica
+from shoal.testing.world import LawViolatedError
 from shoal.wire import messages as m
 from shoal_executor import core as x
-from shoal_placement.core.placement import PlacementCore
 from shoal_scheduler.core.scheduler import SchedulerCore
-from simulation.cluster import Cores, Watched
+from simulation.cluster import Cores, Watched, WatchedPlacement as PlacementCore
 from simulation.fleet import SimExecutor
 
 
@@ -29,7 +29,7 @@ class ForgetsARelease(PlacementCore):
     """A release that finds sandboxes waiting leaves those that run."""
 
     def _release(self, message: m.ReleaseRequested, now: int, effects: list[Effect]) -> None:
-        waited = any(each.rollout == message.rollout for each in self._waiting)
+        waited = any(each.rollout == message.rollout for each, _ in self._waiting)
         before = len(effects)
         super()._release(message, now, effects)
         if waited:
@@ -59,7 +59,7 @@ class Oversells(PlacementCore):
         for executor in self._executors.values():
             for node in executor.by_number:
                 for group in [group for group in node.held if group[0] == message.rollout]:
-                    executor.release(node, group, message.indices or node.held[group][0])
+                    executor.release(node, group, message.indices or node.held[group].indices)
         self._place_waiting(now, effects)
 
 
@@ -86,19 +86,24 @@ class ForgetsInDump(SchedulerCore):
 
     def load(self, state: bytes) -> None:
         super().load(state)
-        self._past.clear()
+        self.past.clear()
 
 
 class ReusesTheAttempt(Watched):
     """What is started again keeps the number of its first attempt."""
 
-    def _send(self, rollout: Any, limit: int, effects: list[Effect]) -> None:
-        before = len(effects)
-        super()._send(rollout, limit, effects)
-        effects[before:] = [
+    def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
+        effects = super().handle(message, cause)
+        changed = [
             Publish(e.subject, msgspec.structs.replace(e.message, attempt=0)) if _is(e, m.PlaceRequested) else e  # type: ignore[union-attr]  # as asked
-            for e in effects[before:]
+            for e in effects
         ]
+        for each in changed:
+            if isinstance(each, Publish) and isinstance(each.message, m.PlaceRequested):
+                asked = {(each.message.rollout, 0, index) for index in ranges.indices(each.message.indices)}
+                if asked & self._placed and each not in effects:
+                    raise LawViolatedError(f"{sorted(asked)} are to be placed twice")
+        return changed
 
 
 class ConcludesTwice(Watched):
@@ -106,7 +111,7 @@ class ConcludesTwice(Watched):
 
     def _drop(self, name: str, now: int, effects: list[Effect]) -> None:
         super()._drop(name, now, effects)
-        self._past.pop(name)
+        self.past.pop(name)
 
 
 class LostIsAResult(Watched):
@@ -126,13 +131,12 @@ class Impatient(Watched):
 
 
 class ForgetsReturns(Watched):
-    """Sandboxes that end seven at a time are in flight for ever."""
+    """Sandboxes that end are in flight for ever in the account of the room."""
 
-    def _landed(self, rollout: Any, count: int) -> None:
-        if count == 7:
-            rollout.in_flight -= count
-            return
-        super()._landed(rollout, count)
+    def __init__(self, cell: int, quota: int) -> None:
+        super().__init__(cell, quota)
+        give = self.books.rooms.give
+        self.books.rooms.give = lambda want, count: give(want, max(count, 0))  # type: ignore[method-assign]  # the bug
 
     def check(self) -> None:
         """Its own books would tell."""
@@ -141,8 +145,28 @@ class ForgetsReturns(Watched):
 class Unfair(Watched):
     """Whoever came first goes first, whatever it has already."""
 
-    def _rank(self, rollout: Any) -> tuple[bool, int, int, int]:
-        return (not rollout.again, -rollout.request.spec.priority, 0, rollout.order)
+    def __init__(self, cell: int, quota: int) -> None:
+        super().__init__(cell, quota, "fifo")
+
+
+class HedgesBeforeItIsSaid(Watched):
+    """What is hedged counts for the scheduler at once, and for trainers when they read it."""
+
+    def _pass_time(self, now: int, effects: list[Effect]) -> None:
+        before = len(effects)
+        super()._pass_time(now, effects)
+        for each in list(effects[before:]):
+            if isinstance(each, Publish) and isinstance(each.message, m.SandboxesHedged):
+                self.books.rollouts[each.message.rollout].ledger.end(
+                    each.message.attempt, each.message.indices, m.EndReason.PREEMPTED
+                )
+
+
+class TearsGangs(PlacementCore):
+    """What has to be placed together is placed as there is room."""
+
+    def _request(self, message: m.PlaceRequested, now: int, effects: list[Effect]) -> None:
+        super()._request(msgspec.structs.replace(message, together=False), now, effects)
 
 
 class IgnoresTheQuota(Watched):
@@ -229,6 +253,8 @@ PLANTED: dict[str, tuple[Cores, int]] = {
     "scheduler: no fair share": (replace(REAL, scheduler=Unfair), 200),
     "scheduler: no quota": (replace(REAL, scheduler=IgnoresTheQuota), 200),
     "scheduler: order depends on addresses": (replace(REAL, scheduler=HashOrdered), 400),
+    "scheduler: hedges before it is said": (replace(REAL, scheduler=HedgesBeforeItIsSaid), 400),
+    "placement: a gang is torn": (replace(REAL, placement=TearsGangs), 400),
     "shell: acknowledges too early": (replace(REAL, replica=AcknowledgesTooEarly), 400),
     "shell: a takeover skips what was held": (replace(REAL, replica=SkipsWhatWasHeld), 400),
     "shell: a standby skips a message": (replace(REAL, replica=SkipsAMessage), 400),

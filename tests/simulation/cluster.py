@@ -11,15 +11,17 @@ from typing import Any
 
 from shoal.machine import ranges
 from shoal.machine.core import Cause, Core, Effect, Inspect, Publish, Task
-from shoal.machine.ledger import Ledger
+from shoal.machine.ledger import HEDGE, Ledger, next_attempt
 from shoal.testing.faults import Faults
 from shoal.testing.log import Broker
 from shoal.testing.replica import Partition, Replica
 from shoal.testing.world import LawViolatedError, World
-from shoal.wire import messages as m
-from shoal.wire import subjects
+from shoal.wire import messages as m, subjects
+from shoal_placement.core.nodes import Demand
 from shoal_placement.core.placement import PlacementCore
+from shoal_scheduler.core.books import Books
 from shoal_scheduler.core.scheduler import SchedulerCore
+from shoal_scheduler.core.waiting import Line
 from shoal_snapshot.core.snapshot import SnapshotCore
 from simulation.fleet import SimExecutor, Truth
 
@@ -82,12 +84,13 @@ class Watched(SchedulerCore):
     that has less.
     """
 
-    def __init__(self, cell: int, quota: int) -> None:
-        super().__init__(cell, quota)
+    def __init__(self, cell: int, quota: int, order: str = "fair") -> None:
+        super().__init__(cell, quota, order)
         self._placed: set[tuple[str, int, int]] = set()
+        self._policy, self._order = self._order, self._checked
 
     def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
-        before = self._in_flight
+        before = self.books.rooms.given
         effects = super().handle(message, cause)
         sent = 0
         for each in effects:
@@ -97,22 +100,53 @@ class Watched(SchedulerCore):
                 if asked & self._placed:
                     raise LawViolatedError(f"{sorted(asked & self._placed)} are to be placed twice")
                 self._placed |= asked
-        if sent and self._in_flight > max(self._capacity.slots, before):
-            raise LawViolatedError(f"{self._in_flight} sandboxes in flight, and room for {self._capacity.slots}")
+        given, slots = self.books.rooms.given, self.books.rooms.capacity.slots
+        if sent and given > max(slots, before) and not isinstance(message, m.SandboxesHedged):
+            raise LawViolatedError(f"{given} sandboxes in flight, and room for {slots}")
+        for name, tenant in self.books.tenants.items():
+            most = tenant.limits.sandboxes
+            if sent and most and tenant.used[0] > most and tenant.used[0] > before:
+                raise LawViolatedError(f"tenant {name} has {tenant.used[0]} in flight, and may have {most}")
         return effects
 
-    def _send(self, rollout: Any, limit: int, effects: list[Effect]) -> None:
-        mine = self._tenants.get(rollout.request.tenant, 0)
-        for name in self._waiting:
-            other = self._rollouts[name]
-            same = other.request.spec.priority == rollout.request.spec.priority and bool(other.again) == bool(
-                rollout.again
-            )
-            if same and self._offered(other) and self._tenants.get(other.request.tenant, 0) < mine:
-                raise LawViolatedError(
-                    f"{rollout.request.tenant} with {mine} in flight goes before {other.request.tenant}"
-                )
-        super()._send(rollout, limit, effects)
+    def _checked(self, books: Books, shut: Callable[[Line], bool]) -> Line | None:
+        line = self._policy(books, shut)
+        if line is not None:
+            mine = books.tenants[line.tenant].share(books.total)
+            for other in books.waiting.each():
+                if not shut(other) and books.tenants[other.tenant].share(books.total) < mine:
+                    raise LawViolatedError(f"{line.tenant} with a share of {mine} goes before {other.tenant}")
+        return line
+
+
+class WatchedPlacement(PlacementCore):
+    """Placement under watch: what has to be together starts together, and a hedge goes to another node."""
+
+    def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
+        together = {
+            (w.rollout, w.attempt): ranges.count(w.indices)
+            for w in (*(w for w, _ in self._waiting), *((message,) if isinstance(message, m.PlaceRequested) else ()))
+            if w.together
+        }
+        effects = super().handle(message, cause)
+        begun: Counter[tuple[str, int]] = Counter()
+        for each in effects:
+            if isinstance(each, Publish) and isinstance(start := each.message, m.StartSandboxes):
+                begun[start.rollout, start.attempt] += ranges.count(start.indices)
+                group = (start.rollout, start.attempt - HEDGE)
+                for executor in self._executors.values() if start.attempt >= HEDGE else ():
+                    node = executor.nodes.get(start.node)
+                    others = [n for e in self._executors.values() if e.alive for n in e.by_number if n.fits(_ONE)]
+                    held = node.held.get(group) if node else None
+                    if held and ranges.intersect(held.indices, start.indices) and others:
+                        raise LawViolatedError(f"the hedge of {group} goes to the same node, {start.node}")
+        for group, count in begun.items():
+            if group in together and count < together[group]:
+                raise LawViolatedError(f"{count} of {group} start, which has {together[group]} to start together")
+        return effects
+
+
+_ONE = Demand("", (), 2**28, 1000, 2**27)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +154,16 @@ class Cores:
     """Which cores: the real ones, or ones with a planted bug."""
 
     scheduler: Callable[[int, int], Core] = Watched
-    placement: Callable[[int], Core] = PlacementCore
+    placement: Callable[[int], Core] = WatchedPlacement
     snapshot: Callable[[], Core] = SnapshotCore
     replica: type[Replica] = Replica
     executor: type[SimExecutor] = SimExecutor
+
+
+def ledger_attempts(ledger: Ledger, index: int) -> tuple[int, ...]:
+    """Return the attempts in which a sandbox may run now."""
+    present = ledger.attempt(index)
+    return (present, present + HEDGE) if ledger.hedged(((index, 1),)) else (present,)
 
 
 class Trainer:
@@ -198,12 +238,16 @@ class Trainer:
                 ledger.end(attempt, indices, reason)
             case m.SandboxSlept(attempt=attempt, index=index, snapshot=snapshot):
                 if ledger.sleep(attempt, index):
-                    self.cluster.truth.kept[self.name, index, attempt + 1] = snapshot.digest
+                    self.cluster.truth.kept[self.name, index, next_attempt(attempt)] = snapshot.digest
                     if random_.random() < 0.7:
                         wish = m.SandboxesWanted(self.name, ((index, 1),))
                         self.cluster.world.after(random_.randint(1, 3000), self._say, wish)
             case m.SandboxesWanted(indices=indices):
                 ledger.wake(indices)
+            case m.SandboxesHedged(attempt=attempt, indices=indices):
+                ledger.hedge(attempt, indices)
+            case m.SandboxesClosed(indices=indices, reason=reason):
+                ledger.close(indices, reason)
             case m.RolloutReleased(indices=indices):
                 ledger.close(indices or ranges.whole(ledger.n), m.EndReason.RELEASED)
             case m.RolloutCancelled():
@@ -274,7 +318,10 @@ class Cluster:
             for number in range(shape.executors):
                 name = f"e{cell}{number}"
                 memory = 2**28 * world.random.choice((shape.slots, max(shape.slots // 2, 1)))
-                nodes = tuple(m.NodeSpec(f"{name}n{node}", shape.slots, memory) for node in range(shape.nodes))
+                nodes = tuple(
+                    m.NodeSpec(f"{name}n{node}", shape.slots, memory, (("zone", f"z{node % 2}"),))
+                    for node in range(shape.nodes)
+                )
                 world.after(world.random.randint(1, 3000), self._join, name, cell, nodes)
         if self.faults.prompt:
             world.after(AUDIT_MS, self._audit)
@@ -312,10 +359,21 @@ class Cluster:
             timeout_ms=draw.choice((5_000, 30_000, 60_000)), on_lost=draw.choice(list(m.OnLost)),
             max_attempts=draw.randint(1, 4), priority=draw.choice((0, 0, 1)),
             idle_after_ms=(0, 300, 3_000)[zlib.crc32(f"{self.seed}{name}".encode()) % 3] if kind == "none" else 0,
+            **self._extras(name, n),
         )  # fmt: skip
         cell = subjects.cell_of(name, self.shape.cells)
         tenant = f"t{draw.randrange(self.shape.tenants)}"
         self.trainers.append(Trainer(self, name, cell, tenant, spec))
+
+    def _extras(self, name: str, n: int) -> dict[str, Any]:
+        """Return what some rollouts ask for; drawn by themselves, so that older seeds stay what they were."""
+        draw = random.Random(zlib.crc32(f"{self.seed}{name}extras".encode()))
+        return {
+            "min_ready": draw.choice((0, 0, 1, n, (n + 1) // 2)),
+            "start_within_ms": draw.choice((0, 0, 0, 2_000, 20_000)),
+            "on_preempted": draw.choice(list(m.OnPreempted)),
+            "spread_over": draw.choice(("", "", "zone")),
+        }
 
     def _audit(self) -> None:
         """Look for sandboxes whose rollout, or attempt, is over, and that go on."""
@@ -323,7 +381,8 @@ class Cluster:
         for executor in self.executors:
             for sandbox in executor.sandboxes:
                 rollout, index, attempt = sandbox
-                owned = owners[rollout].reason(index) is None and owners[rollout].attempt(index) == attempt
+                ledger, mine = owners[rollout], ledger_attempts(owners[rollout], index)
+                owned = ledger.reason(index) is None and attempt in mine
                 if owned or executor.was_away(ORPHANED_MS):
                     self._orphans.pop(sandbox, None)
                 elif self.world.now_ms - self._orphans.setdefault(sandbox, self.world.now_ms) > ORPHANED_MS:
@@ -366,8 +425,8 @@ class Cluster:
             partition.dumped(len(partition.log.entries), copy.dump())
             if isinstance(core, PlacementCore):
                 self._check_books(core)
-            if isinstance(core, SchedulerCore) and (core._in_flight or core._rollouts):
-                raise LawViolatedError(f"{partition.name} still counts {core._in_flight} sandboxes in flight")
+            if isinstance(core, SchedulerCore) and (core.books.rooms.given or core.books.rollouts):
+                raise LawViolatedError(f"{partition.name} still counts {core.books.rooms.given} sandboxes in flight")
 
     def _check_trainer(self, trainer: Trainer) -> None:
         name = trainer.name

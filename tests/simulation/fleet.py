@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from shoal.machine import ranges
 from shoal.testing.log import Broker
 from shoal.testing.world import LawViolatedError, World
-from shoal.wire import messages as m
-from shoal.wire import subjects
+from shoal.wire import messages as m, subjects
 from shoal.wire.streams import stream_of
 from shoal_executor import core as x
 
@@ -162,6 +161,8 @@ class SimExecutor:
                     self._apply(self.core.start(message))
                 case m.DestroySandboxes():
                     self._apply(self.core.destroy(message))
+                case m.PreemptSandboxes():
+                    self._apply(self.core.preempt(message))
                 case m.RunCommand():
                     self._apply(self.core.command(message))
 
@@ -183,9 +184,9 @@ class SimExecutor:
             idle_ms = core.groups[key].order.idle_after_ms if key in core.groups else 0
             if idle_ms:
                 self.world.after(idle_ms, self._later, core.boot, "idle", key, index)
-        elif what == "idle":
+        elif what in ("idle", "preempted"):
             kept = m.Snapshot(f"kept-{key[0]}-{index}-{key[1]}", "host")
-            self._apply(core.slept(key, index, kept))
+            self._apply(core.slept(key, index, kept, preempted=what == "preempted"))
         elif what == "failed":
             self._apply(core.start_failed(key, index, "it would not"))
         elif what == "done":
@@ -217,6 +218,8 @@ class SimExecutor:
                 case x.Destroy(group=key, indices=indices):
                     for index in ranges.indices(indices):
                         world.after(world.random.randint(1, 50), self._later, self.core.boot, "destroyed", key, index)
+                case x.LetSleep(group=key, index=index):
+                    world.after(world.random.randint(1, 2000), self._later, self.core.boot, "preempted", key, index)
                 case x.CarryOut(asked=asked):
                     assert isinstance(asked, m.RunCommand)
                     answer = m.CommandFinished(
@@ -271,7 +274,7 @@ class SimExecutor:
     def _report(self, effect: x.Effect) -> None:
         match effect:
             case x.ReportReady(group=(rollout, attempt, node), order=order, index=index, job=job):
-                if not job:
+                if not job or index % 2:
                     ready = m.SandboxesReady(rollout, attempt, ((index, 1),), node, self.name, "zygote")
                     self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), ready)
             case x.ReportFinished(group=(rollout, attempt, node), order=order, index=index, result=result):
@@ -281,8 +284,10 @@ class SimExecutor:
             case x.ReportEnded(group=(rollout, attempt, node), order=order, indices=indices, reason=reason):
                 ended = m.SandboxesEnded(rollout, attempt, indices, node, reason)
                 self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), ended, tells=True)
-            case x.ReportSlept(group=(rollout, attempt, node), order=order, index=index, snapshot=snapshot):
-                slept = m.SandboxSlept(rollout, attempt, index, node, snapshot)
+            case x.ReportSlept(
+                group=(rollout, attempt, node), order=order, index=index, snapshot=snapshot, preempted=preempted
+            ):
+                slept = m.SandboxSlept(rollout, attempt, index, node, snapshot, preempted)
                 self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), slept, tells=True)
             case x.ReportReleased(group=(rollout, attempt, node), indices=indices):
                 released = m.SlotsReleased(self.name, self.core.boot, node, rollout, attempt, indices)

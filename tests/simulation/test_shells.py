@@ -188,8 +188,8 @@ class System:
                 held = [node.held for executor in core._executors.values() for node in executor.by_number if node.held]
                 assert not held, f"placement still holds {held}"
             if isinstance(core, SchedulerCore):
-                assert not core._rollouts
-                assert not core._in_flight
+                assert not core.books.rollouts
+                assert not core.books.rooms.given
 
     def replay(self, partition: str, until: int) -> Core:
         """Fold a partition's log from its beginning, up to and with a sequence."""

@@ -1,8 +1,7 @@
 """The executor's roster: every event in, exactly these effects out."""
 
 import msgspec
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shoal.machine import ranges

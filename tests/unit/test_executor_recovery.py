@@ -36,8 +36,7 @@ from shoal.wire.messages import (
 from shoal_executor.drivers.protocol import DriverReport, ExitSink, OutputSink
 from shoal_executor.drivers.simulated import SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
-from shoal_executor.service.journal import Journal, JournalError, Took, Up
-from shoal_executor.service.journal import Stored as StoredTo
+from shoal_executor.service.journal import Journal, JournalError, Stored as StoredTo, Took, Up
 
 HEAD = ("acme", "run", 0, "r1")
 

@@ -1,7 +1,6 @@
 """What is started ahead: the hottest, within the budget, and nothing that was asked for once."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from shoal.wire.messages import Resources, Snapshot
 from shoal_executor.drivers.heat import HALF_LIFE_S, Budget, Heat, Kind, kind_of

@@ -20,19 +20,22 @@ from shoal.wire.messages import (
     ExecutorLeft,
     NodeSpec,
     PlaceRequested,
+    Pool,
     PrefetchSnapshot,
     Ranges,
     ReleaseRequested,
     Resources,
     RolloutSpec,
+    Room,
     SandboxesEnded,
     SlotsReleased,
     Snapshot,
     StartSandboxes,
     Tick,
 )
-from shoal_placement.core.fleet import CHUNK
-from shoal_placement.core.placement import SILENCE_MS, PlacementCore
+from shoal_placement.core.nodes import CHUNK
+from shoal_placement.core.placement import PlacementCore
+from shoal_placement.core.roster import SILENCE_MS
 
 HOST = Snapshot("host", "host")
 MEMORY = 100
@@ -77,7 +80,8 @@ def released(start: StartSandboxes, executor: str = "e1") -> SlotsReleased:
 
 def test_a_group_goes_to_one_node_with_room_in_one_message() -> None:
     drive = Driven()
-    assert drive(joined()) == [CellCapacity(8, 1, ("zygote",))]
+    room = Room(8, 10_000)
+    assert drive(joined()) == [CellCapacity(8, 1, ("zygote",), (Pool("zygote", (), 1, room, room),))]
     (start,) = drive.starts(place(n=6))
     assert (start.node, start.boot, start.indices) == ("e1-n0", "b1", ((0, 6),))
 

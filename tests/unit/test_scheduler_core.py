@@ -26,7 +26,7 @@ def submitted(n: int = 4, slots: int = 10) -> tuple[SchedulerCore, list[Any]]:
 def test_partial_dispatch_says_what_waits() -> None:
     _, said = submitted(n=4, slots=3)
     assert said[0].indices == ((0, 3),)
-    assert said[1] == m.RolloutQueued("r", 0, 1, "every slot is taken")
+    assert said[1] == m.RolloutQueued("r", 0, 1, "waiting for 1 slot of 256 MiB")
 
 
 def test_release_of_part_then_the_deadline() -> None:
@@ -118,7 +118,7 @@ def test_a_sleeping_sandbox_occupies_nothing_and_wakes_from_what_was_kept_of_it(
     copy = SchedulerCore(0)
     copy.load(core.dump())
     (queued,) = fold(copy, m.SandboxesWanted("r", ((0, 3),)))  # those that do not sleep are none the wiser
-    assert (queued.waiting, queued.reason) == (1, "every slot is taken")
+    assert (queued.waiting, queued.reason) == (1, "waiting for 1 slot of 256 MiB")
     assert fold(copy, m.SandboxesWanted("r", ((1, 1),))) == []
     (place,) = fold(copy, m.RolloutReleased("r", ((2, 1),)))[1:]
     assert (place.attempt, place.indices, place.snapshot) == (1, ((1, 1),), kept)

@@ -11,6 +11,7 @@ from shoal.wire import streams
 from shoal.wire.codec import decode, encode
 from shoal.wire.messages import (
     DeadLetter,
+    EndReason as Reason,
     ResolveTemplate,
     RolloutCancelled,
     RolloutReleased,
@@ -19,7 +20,6 @@ from shoal.wire.messages import (
     TemplateResolved,
     Tick,
 )
-from shoal.wire.messages import EndReason as Reason
 from unit.toy_core import INBOX, OUT, REQUEST, SYSTEM, Toy, acknowledge, out, running, shell_of, until
 
 

@@ -14,6 +14,7 @@ from shoal.wire import streams, subjects
 from shoal.wire.codec import decode
 from shoal.wire.messages import (
     AnyMessage,
+    EndReason as Reason,
     ReleaseRequested,
     ResolveTemplate,
     RolloutCancelled,
@@ -23,7 +24,6 @@ from shoal.wire.messages import (
     TemplateResolved,
     Tick,
 )
-from shoal.wire.messages import EndReason as Reason
 
 INBOX = "SHOAL_ROLLOUT_0"
 OUT = "SHOAL_PLACEMENT_0"

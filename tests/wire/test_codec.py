@@ -3,8 +3,7 @@
 import msgpack
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from shoal.wire import codec
 from shoal.wire.messages import AnyMessage

@@ -4,8 +4,7 @@ import contextlib
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from shoal.wire.quantities import BadValueError, format_bytes, parse_bytes, parse_seconds
 

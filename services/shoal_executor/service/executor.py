@@ -22,12 +22,12 @@ from shoal.wire.messages import (
     Command,
     DestroySandboxes,
     EndReason,
-    ExecutorBeat,
     ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
     Hibernate,
     NodeSpec,
+    PreemptSandboxes,
     PrefetchSnapshot,
     ReadFile,
     RollBack,
@@ -41,6 +41,7 @@ from shoal_executor.core import (
     CarryOut,
     Destroy,
     Key,
+    LetSleep,
     Phase,
     RunJob,
     Start,
@@ -70,6 +71,7 @@ from shoal_executor.service.keeping import Keeping
 from shoal_executor.service.known import Known, ToDo
 from shoal_executor.service.names import name_of, parse
 from shoal_executor.service.outgoing import Outgoing
+from shoal_executor.service.pace import Pace
 
 BEAT_S: Final = 1.0
 JOIN_EVERY_BEATS: Final = 5
@@ -113,6 +115,7 @@ class ExecutorService:
         self._cache = cache
         self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._happened)
+        self._pace = Pace()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines: dict[Key, asyncio.TimerHandle] = {}
         self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
@@ -220,9 +223,9 @@ class ExecutorService:
                 elif name not in live:
                     reason, detail = exits.get(name, (EndReason.NODE_LOST, "it was gone when its executor came back"))
                     self._happened(Exited(key, index, reason, detail))
-                elif index not in group.commands:
-                    self._keep_saving(key, index, group.order)
                 else:
+                    self._keep_saving(key, index, group.order)
+                if phase is Phase.LIVE and name in live and index in group.commands:
                     self._carry_on(RunJob(key, index, group.commands[index]))
             for index in again:
                 self._carry_on(Start(key, group.order_of(index), ((index, 1),)))
@@ -245,7 +248,7 @@ class ExecutorService:
                 held = holds
                 self._loose.send(nodes, ExecutorHolds(joined.executor, joined.boot, holds))
             if self._loose.is_stored(number):  # else one word of life is enough, when there is room for it
-                beat = ExecutorBeat(joined.executor, joined.boot, self._core.live, self._core.starting)
+                beat = self._pace.beat(joined, self._core)
                 number = self._loose.send(nodes, joined if beats % JOIN_EVERY_BEATS == 0 else beat)
 
     async def _prefetch(self, snapshot: Snapshot) -> None:
@@ -268,8 +271,8 @@ class ExecutorService:
             return
         match message:
             case (
-                StartSandboxes() | DestroySandboxes() | RunCommand() | WriteFile() | ReadFile() | TakeSnapshot()
-                | RollBack() | Hibernate()
+                StartSandboxes() | DestroySandboxes() | PreemptSandboxes() | RunCommand() | WriteFile()
+                | ReadFile() | TakeSnapshot() | RollBack() | Hibernate()
             ):  # fmt: skip
                 self._happened(Took(delivery.sequence, message))
             case PrefetchSnapshot(snapshot=snapshot):
@@ -297,6 +300,8 @@ class ExecutorService:
                 self._spawn(self._run_job(key, index, command))
             case Destroy(group=key, indices=indices):
                 self._spawn(self._destroy(key, tuple(ranges.indices(indices))))
+            case LetSleep(group=key, index=index):
+                self._spawn(self._keeping.make_room(key, index))
             case CarryOut(group=key, asked=asked):
                 self._spawn(self._carrying.carry_out(key, asked))
 
@@ -307,13 +312,15 @@ class ExecutorService:
             specs = [
                 StartSpec(name, order.snapshot, order.resources, order.files, order.env, order.user) for name in names
             ]
-            async for outcome in self._driver.start(specs):
-                index = names.pop(outcome.name)
-                if isinstance(outcome, Started):
-                    self._happened(Up(key, index))
-                    self._keep_saving(key, index, order)
-                else:
-                    self._happened(Failed(key, index, outcome.detail))
+            with self._pace.busy():
+                async for outcome in self._driver.start(specs):
+                    index = names.pop(outcome.name)
+                    if isinstance(outcome, Started):
+                        self._pace.started += 1
+                        self._happened(Up(key, index, int(time.time() * 1000) if order.lifetime_ms else 0))
+                        self._keep_saving(key, index, order)
+                    else:
+                        self._happened(Failed(key, index, outcome.detail))
             problem = "the driver gave no outcome"
         except DriverError as error:
             problem = str(error)
@@ -330,6 +337,13 @@ class ExecutorService:
             self._spawn(self._keeping.checkpoint_every(key, index, order))
         if order.idle_after_ms and not order.commands:
             self._spawn(self._keeping.hibernate_when_idle(key, index, order))
+        group = self._core.groups.get(key)
+        if order.lifetime_ms and group is not None and index in group.since_ms:
+            self._spawn(self._end_after(key, index, group.since_ms[index] + order.lifetime_ms))
+
+    async def _end_after(self, key: Key, index: int, end_ms: int) -> None:
+        await asyncio.sleep(max(end_ms / 1000 - time.time(), 0))
+        self._happened(Exited(key, index, EndReason.TIMED_OUT, "its lifetime was up"))
 
     async def _run_job(self, key: Key, index: int, command: Command) -> None:
         began = time.monotonic_ns()

@@ -27,6 +27,7 @@ from shoal.wire.messages import (
     Hibernate,
     Hibernated,
     NodeSpec,
+    PreemptSandboxes,
     Ranges,
     ReadFile,
     RollBack,
@@ -84,15 +85,17 @@ class Took(Record, frozen=True):
 
     sequence: int
     message: (
-        StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
+        StartSandboxes | DestroySandboxes | PreemptSandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot
+        | RollBack | Hibernate
     )  # fmt: skip
 
 
 class Up(Record, frozen=True):
-    """A sandbox takes commands."""
+    """A sandbox takes commands, since that moment (ms since the epoch)."""
 
     group: Key
     index: int
+    since_ms: int = 0
 
 
 class Failed(Record, frozen=True):
@@ -143,6 +146,7 @@ class Slept(Record, frozen=True):
     group: Key
     index: int
     snapshot: Snapshot
+    preempted: bool = False
 
 
 class Expired(Record, frozen=True):

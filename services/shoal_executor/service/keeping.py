@@ -31,6 +31,9 @@ from shoal_executor.service.outgoing import Outgoing
 
 _NO_STORE: Final = "this executor has no blob store to keep snapshots in: start it with --blobs"
 
+_BUSY_PAUSE_S: Final = 0.1
+"""How often a sandbox that is to make room is looked at while a command is under way in it."""
+
 log = structlog.get_logger()
 
 
@@ -101,7 +104,7 @@ class Keeping:
         self._loose.send(subjects.rollout_sandbox(order.cell, order.tenant, order.run), saved)
         return snapshot, stood_us
 
-    async def hibernate(self, key: Key, index: int, mine: int = 0) -> Snapshot:
+    async def hibernate(self, key: Key, index: int, mine: int = 0, *, preempted: bool = False) -> Snapshot:
         """Keep all of a sandbox and let it sleep; `mine`: of the commands in it, so many are the caller's own.
 
         Raises BusyError, DriverError, BlobError, BusError: it goes on then as it was.
@@ -112,7 +115,7 @@ class Keeping:
             raise BusyError("a command is under way in it: wait for its end, then let it sleep")
         async with self._apart(name):
             snapshot, _ = await self._kept(key, index, self._driver.keeps_memory, "", hold=True, automatic=True)
-            self._happened(Slept(key, index, snapshot))
+            self._happened(Slept(key, index, snapshot, preempted))
         return snapshot
 
     async def return_to(self, asked: Asked, snapshot: Snapshot) -> None:
@@ -212,6 +215,23 @@ class Keeping:
                 if not told and not isinstance(error, BusyError):
                     log.warning("a sandbox cannot sleep", sandbox=name, error=str(error))
                     told = True
+
+    async def make_room(self, key: Key, index: int) -> None:
+        """Let a sandbox sleep as soon as no command is under way in it, if nothing of it is lost by that."""
+        name = name_of(key, index)
+        if not self._driver.keeps_memory:
+            log.info("a sandbox stays: its driver keeps no memory", sandbox=name)
+            return
+        while self._lives(key, index):
+            try:
+                await self.hibernate(key, index, preempted=True)
+            except BusyError:
+                await asyncio.sleep(_BUSY_PAUSE_S)
+            except NoSuchSandboxError:
+                return
+            except (DriverError, BlobError, BusError) as error:
+                log.warning("a sandbox cannot make room", sandbox=name, error=str(error))
+                return
 
     def _lives(self, key: Key, index: int) -> bool:
         group = self._known.core.groups.get(key)

@@ -18,10 +18,11 @@ from shoal.wire.messages import (
     DestroySandboxes,
     EndReason,
     FileWritten,
+    PreemptSandboxes,
     Snapshot,
     StartSandboxes,
 )
-from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, Refuse, RunJob, Start
+from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, LetSleep, Refuse, RunJob, Start
 from shoal_executor.service.answers import Answers
 from shoal_executor.service.journal import (
     LARGE,
@@ -49,7 +50,7 @@ from shoal_executor.service.reports import Reports
 
 _STORED_EVERY: Final = 64
 
-ToDo = Start | RunJob | Destroy | CarryOut
+ToDo = Start | RunJob | Destroy | LetSleep | CarryOut
 """What must be carried out, and is not only said."""
 
 log = structlog.get_logger()
@@ -174,6 +175,8 @@ class Known:
             return self.core.start(message)
         if isinstance(message, DestroySandboxes):
             return self.core.destroy(message)
+        if isinstance(message, PreemptSandboxes):
+            return self.core.preempt(message)
         return self._asked(message)
 
     def _gone(self, record: Gone) -> Sequence[Effect]:
@@ -225,7 +228,7 @@ class Known:
     def _say(self, effects: Sequence[Effect]) -> list[ToDo]:
         todo: list[ToDo] = []
         for effect in effects:
-            if isinstance(effect, Start | RunJob | Destroy | CarryOut):
+            if isinstance(effect, ToDo):
                 todo.append(effect)
             elif isinstance(effect, Refuse):
                 reason = effect.reason
@@ -268,13 +271,13 @@ class Known:
 
 _FOLDS: Final[dict[type[AnyRecord], Callable[[Known, Any], Sequence[Effect]]]] = {
     Took: Known._took,
-    Up: lambda known, r: known.core.started(r.group, r.index),
+    Up: lambda known, r: known.core.started(r.group, r.index, r.since_ms),
     Failed: lambda known, r: known.core.start_failed(r.group, r.index, r.detail),
     JobDone: lambda known, r: known.core.job_done(r.group, r.index, r.result, r.run_us),
     Exited: lambda known, r: known.core.exited(r.group, r.index, r.reason, r.detail),
     Gone: Known._gone,
     Returned: Known._returned,
-    Slept: lambda known, r: known.core.slept(r.group, r.index, r.snapshot),
+    Slept: lambda known, r: known.core.slept(r.group, r.index, r.snapshot, preempted=r.preempted),
     Expired: lambda known, r: known.core.expire(r.group),
     Answered: Known._answered,
 }

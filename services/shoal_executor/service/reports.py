@@ -67,7 +67,7 @@ class Reports:
         self._job_ready: dict[Key, dict[int, None]] = {}
         self._finished: dict[Key, list[SandboxResult]] = {}
         self._ended: dict[tuple[Key, EndReason, str], list[int]] = {}
-        self._slept: dict[Key, list[tuple[int, Snapshot]]] = {}
+        self._slept: dict[Key, list[tuple[int, Snapshot, bool]]] = {}
         self._released: dict[Key, list[int]] = {}
         self._flush_due = False
         self._job_flush_due = False
@@ -96,8 +96,8 @@ class Reports:
                 self._finished.setdefault(key, []).append(SandboxResult(index, result, run_us))
             case ReportEnded(indices=indices, reason=reason, detail=detail):
                 self._ended.setdefault((key, reason, detail), []).extend(ranges.indices(indices))
-            case ReportSlept(index=index, snapshot=snapshot):
-                self._slept.setdefault(key, []).append((index, snapshot))
+            case ReportSlept(index=index, snapshot=snapshot, preempted=preempted):
+                self._slept.setdefault(key, []).append((index, snapshot, preempted))
             case ReportReleased(indices=indices):
                 self._released.setdefault(key, []).extend(ranges.indices(indices))
         self._schedule()
@@ -129,8 +129,8 @@ class Reports:
             self._telling.setdefault(key, []).append(send(self._subject(key), ended))
         for key, sleepers in self._slept.items():
             rollout, attempt, node = key
-            for index, snapshot in sleepers:
-                slept = SandboxSlept(rollout, attempt, index, node, snapshot)
+            for index, snapshot, preempted in sleepers:
+                slept = SandboxSlept(rollout, attempt, index, node, snapshot, preempted)
                 self._telling.setdefault(key, []).append(send(self._subject(key), slept))
         for key, indices in self._released.items():
             self._held.setdefault(key, []).extend(indices)

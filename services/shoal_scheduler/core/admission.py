@@ -3,10 +3,11 @@
 import re
 from typing import Final
 
-from shoal.wire.messages import RolloutSpec, Snapshot
+from shoal.wire.messages import Limits, RolloutSpec, Snapshot
 
 _TEMPLATE: Final = re.compile(r"host|(dir|tar):/[^\0]*|snapshot:[0-9a-f]{8,64}|[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LABEL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}")
 _USER: Final = re.compile(r"([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9}(:[0-9]{1,9})?)?")
 _LONGEST_MS: Final = 7 * 86_400_000
 _MIB: Final = 1024**2
@@ -40,6 +41,16 @@ def lasting(template: str) -> bool:
     return template == "host" or template.startswith(("dir:", "tar:", "snapshot:"))
 
 
+def limits_problem(limits: Limits) -> str | None:
+    """Return what is wrong with a tenant's limits, or None."""
+    if not 0.001 <= limits.weight <= 1000:
+        return f"weight: {limits.weight} cannot be used; give a number from 0.001 to 1000"
+    for field in ("sandboxes", "memory", "cpu_milli", "starts_per_s", "waiting"):
+        if not 0 <= getattr(limits, field) < 2**60:
+            return f"{field}: {getattr(limits, field)} cannot be used; give 0 for no limit, or more"
+    return None
+
+
 def _bad(spec: RolloutSpec) -> str | None:
     r = spec.resources
     numbers = (
@@ -49,6 +60,9 @@ def _bad(spec: RolloutSpec) -> str | None:
         ("checkpoint_every_ms", spec.checkpoint_every_ms, 0, _LONGEST_MS),
         ("checkpoint_commands", spec.checkpoint_commands, 0, 10**6),
         ("idle_after_ms", spec.idle_after_ms, 0, _LONGEST_MS),
+        ("min_ready", spec.min_ready, 0, max(spec.n, 0)),
+        ("start_within_ms", spec.start_within_ms, 0, _LONGEST_MS),
+        ("lifetime_ms", spec.lifetime_ms, 0, _LONGEST_MS),
         ("resources.memory", r.memory, 16 * _MIB, 2**60),
         ("resources.cpu_milli", r.cpu_milli, 1, 10**7),
         ("resources.pids", r.pids, 4, 2**22),
@@ -57,6 +71,9 @@ def _bad(spec: RolloutSpec) -> str | None:
     for field, number, least, most in numbers:
         if not least <= number <= most:
             return f"{field}: {number} cannot be used; give a number from {least} to {most}"
+    for name, value in (*spec.labels, *(((spec.spread_over, "x"),) if spec.spread_over else ())):
+        if not _LABEL.fullmatch(name) or not value or "\0" in value:
+            return f"labels: {name!r} = {value!r} is no label; use letters, digits, '.', '-' and '_', and a value"
     if len(spec.commands) not in (0, 1, spec.n):
         return f"commands: there are {len(spec.commands)}; give none, one for all, or one for each of the {spec.n}"
     for command in spec.commands:

@@ -1,17 +1,33 @@
 """A rollout as the scheduler keeps it, and the whole state as it is written into a checkpoint."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
 from shoal.machine import ranges
 from shoal.machine.core import Publish
 from shoal.machine.ledger import Dumped, Ledger
-from shoal.wire import messages as m
-from shoal.wire import subjects
+from shoal.wire import messages as m, subjects
+from shoal_scheduler.core.admission import wants
+from shoal_scheduler.core.room import Needs, Want
 
-Again = tuple[int, m.Ranges, str]
-"""attempt, indices, the node that failed"""
+
+class Again(NamedTuple):
+    """Sandboxes to be started once more: in which attempt, on which nodes rather not, and when at the earliest."""
+
+    attempt: int
+    indices: m.Ranges
+    avoid: tuple[str, ...] = ()
+    not_before_ms: int = 0
+
+
+class Sent(NamedTuple):
+    """Sandboxes that were given to placement in one attempt, and are not known to be ready."""
+
+    attempt: int
+    indices: m.Ranges
+    sent_ms: int
 
 
 @dataclass(slots=True)
@@ -25,16 +41,71 @@ class Rollout:
     fresh: m.Ranges
     snapshot: m.Snapshot | None = None
     again: list[Again] = field(default_factory=list)
-    in_flight: int = 0
-    queued: str = ""
+    in_flight: int = 0  # those in two attempts count twice
+    queued: tuple[str, int] = ("", 0)  # why it waits, as it was told last, and behind how many
     saved: dict[int, m.Snapshot] = field(default_factory=dict)
     """What sandboxes go on from when they are started again, where that is not the rollout's own snapshot."""
     held: bool = False  # whether the catalogue was told that it is needed
+    gathering: bool = False  # whether its first `min_ready` have to be placed together still
+    begun: bool = True  # whether the others may follow
+    sent: list[Sent] = field(default_factory=list)
+    took_ms: list[int] = field(default_factory=list)  # its sandboxes' starts
+    hedge_ms: int = 0  # when its slowest are started elsewhere, too
+    failed_on: dict[str, None] = field(default_factory=dict)  # nodes
+    setbacks: int = 0
+    closing: m.Ranges = ()  # given up, and told so; it counts when it is read back
+    leaving: m.Ranges = ()  # asked to make room, until
+    leaving_until_ms: int = 0
 
     @property
     def unsent(self) -> int:
         """How many sandboxes wait to be dispatched."""
-        return ranges.count(self.fresh) + sum(ranges.count(waiting) for _, waiting, _ in self.again)
+        return ranges.count(self.fresh) + sum(ranges.count(each.indices) for each in self.again)
+
+    @property
+    def queue(self) -> m.Ranges:
+        """The sandboxes that wait to be dispatched."""
+        found = self.fresh
+        for each in self.again:
+            found = ranges.union(found, each.indices)
+        return found
+
+    @property
+    def want(self) -> Want:
+        """What one of its sandboxes takes, and where it can be."""
+        spec = self.request.spec
+        limits = spec.resources
+        return Want(Needs(wants(spec, self.snapshot), spec.labels), limits.memory, limits.cpu_milli, limits.disk)
+
+    @property
+    def unit(self) -> int:
+        """How many have to be placed together next."""
+        if not self.gathering:
+            return 1
+        return min(self.request.spec.min_ready, ranges.count(self.again[0].indices if self.again else self.fresh))
+
+    @property
+    def may_send_fresh(self) -> bool:
+        """Whether some may be dispatched that never were."""
+        return bool(self.fresh) and (self.gathering or self.begun)
+
+    def due(self, now: int) -> bool:
+        """Return whether something may be started again now."""
+        return any(each.not_before_ms <= now for each in self.again)
+
+    def in_flight_indices(self) -> m.Ranges:
+        """Return the sandboxes that take room, or soon will."""
+        found = ranges.without(ranges.without(self.ledger.open(), self.queue), self.closing)
+        return ranges.without(found, self.ledger.asleep(found))
+
+    def no_longer_sent(self, attempt: int, indices: m.Ranges) -> None:
+        """Forget that these sandboxes are being started."""
+        left = [(each, ranges.without(each.indices, indices)) for each in self.sent]
+        self.sent = [
+            each if each.attempt != attempt else each._replace(indices=rest)
+            for each, rest in left
+            if each.attempt != attempt or rest
+        ]
 
     def outcome(self, cell: int, message: m.Message) -> Publish:
         """Return the effect that tells the rollout's trainer."""
@@ -58,7 +129,9 @@ class Rollout:
         """Return it as data."""
         return DumpedRollout(
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
-            self.queued, list(self.saved.items()), self.held,
+            self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.sent,
+            self.took_ms, self.hedge_ms, list(self.failed_on), self.setbacks, self.closing, self.leaving,
+            self.leaving_until_ms,
         )  # fmt: skip
 
 
@@ -72,30 +145,59 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     fresh: m.Ranges
     snapshot: m.Snapshot | None
     again: list[Again]
-    queued: str
+    queued: tuple[str, int]
     saved: list[tuple[int, m.Snapshot]]
     held: bool
+    gathering: bool
+    begun: bool
+    sent: list[Sent]
+    took_ms: list[int]
+    hedge_ms: int
+    failed_on: list[str]
+    setbacks: int
+    closing: m.Ranges
+    leaving: m.Ranges
+    leaving_until_ms: int
 
     def load(self) -> Rollout:
         """Return the rollout. Raises ValueError."""
         ledger = Ledger.load(self.request.spec, self.ledger)
         rollout = Rollout(
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
-            self.queued, dict(self.saved), self.held,
+            self.queued, dict(self.saved), self.held, self.gathering, self.begun, list(self.sent),
+            list(self.took_ms), self.hedge_ms, dict.fromkeys(self.failed_on), self.setbacks, self.closing, self.leaving,
+            self.leaving_until_ms,
         )  # fmt: skip
-        rollout.in_flight = ledger.live - rollout.unsent - ledger.asleep_count()
+        away = rollout.unsent + ledger.asleep_count() + ranges.count(rollout.closing)
+        rollout.in_flight = ledger.live - away + ledger.hedged_count()
         return rollout
+
+
+class DumpedTenant(msgspec.Struct, frozen=True, array_like=True):
+    """A tenant in a checkpoint; what it uses follows from its rollouts."""
+
+    name: str
+    limits: m.Limits
+    starts: float
+    starts_ms: int
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
     """The scheduler's whole state. Orders are kept, so that equal states are equal bytes."""
 
     rollouts: list[DumpedRollout]
-    waiting: list[str]
+    waiting: list[tuple[str, bool]]
     past: list[tuple[str, int]]
     templates: list[tuple[str, str, m.Snapshot, int]]
     unresolved: list[tuple[str, str, list[str]]]
-    deadlines: list[tuple[int, str]]
+    timers: list[tuple[int, str, str]]
     capacity: m.CellCapacity
     orders: int
-    tenants: list[str]
+    known: list[str]
+    tenants: list[DumpedTenant]
+    pace: tuple[float, int, list[tuple[str, str, float]]]
+    gang: tuple[str, int]
+    tell_ms: int
+    untold: list[str]
+    shut: list[tuple[Want, int]]
+    suspects: list[tuple[str, str, list[str], int, str]]

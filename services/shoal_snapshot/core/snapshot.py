@@ -10,8 +10,7 @@ from typing import Final
 import msgspec
 
 from shoal.machine.core import Cause, Collect, Effect, Inspect, LawBrokenError, Publish
-from shoal.wire import messages as m
-from shoal.wire import subjects
+from shoal.wire import messages as m, subjects
 from shoal.wire.quantities import BadValueError
 from shoal_snapshot.core import builds, catalogue
 from shoal_snapshot.core.builds import Builds, told

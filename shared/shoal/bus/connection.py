@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
+from nats.errors import Error as NatsError, NoRespondersError
 
 from shoal.bus.ending import end
 from shoal.bus.protocol import UnreachableError

@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
-from nats.errors import BadHeaderError, BadSubjectError, MaxPayloadError
-from nats.errors import Error as NatsError
+from nats.errors import BadHeaderError, BadSubjectError, Error as NatsError, MaxPayloadError
 
 from shoal.bus.ending import end
 from shoal.bus.lane import Entry, Lane, lane_of

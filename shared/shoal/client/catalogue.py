@@ -13,8 +13,7 @@ from shoal.client.feed import decoded
 from shoal.client.link import Link
 from shoal.client.requests import Resources, recipe, token
 from shoal.client.snapshots import Snapshot
-from shoal.wire import messages as m
-from shoal.wire import streams, subjects
+from shoal.wire import messages as m, streams, subjects
 
 Progress = Callable[[str, str], None]
 """Called with what a build does, and the last line of what that had to say."""

@@ -5,7 +5,7 @@ from typing import Final
 
 from shoal.client.results import CommandResult, RolloutStatus, RolloutSummary, SandboxOutcome
 from shoal.machine import ranges
-from shoal.machine.ledger import Ledger, reason_of
+from shoal.machine.ledger import HEDGE, Ledger, next_attempt, reason_of
 from shoal.wire.messages import (
     AnyMessage,
     EndReason,
@@ -18,8 +18,10 @@ from shoal.wire.messages import (
     RolloutReleased,
     RolloutSpec,
     RolloutSubmitted,
+    SandboxesClosed,
     SandboxesEnded,
     SandboxesFinished,
+    SandboxesHedged,
     SandboxesReady,
     SandboxesWanted,
     SandboxSaved,
@@ -57,12 +59,13 @@ class News:
     ready: list[Ready] = field(default_factory=list)
     ended: list[SandboxOutcome] = field(default_factory=list)
     again: list[tuple[int, EndReason, str]] = field(default_factory=list)
-    slept: list[Ready] = field(default_factory=list)
+    slept: list[tuple[int, Ready]] = field(default_factory=list)  # and the attempt that does
     kept: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 _PASSING: Final = (
     SandboxesReady, SandboxesFinished, SandboxesEnded, SandboxSlept, SandboxesWanted, RolloutReleased, RolloutCancelled,
+    SandboxesHedged, SandboxesClosed,
 )  # fmt: skip
 """What counts only before the rollout's deadline: the scheduler ends it then, whatever comes after."""
 
@@ -139,13 +142,18 @@ class RolloutFold:
                 if 0 <= index < self.spec.n and self.ledger.sleep(attempt, index):
                     before = self.where.get(index)
                     isolation = before.isolation if before else ""
-                    self.where[index] = Ready(index, attempt + 1, "", "", isolation, time_ms, asleep=True)
-                    news.slept.append(self.where[index])
+                    self.where[index] = Ready(index, next_attempt(attempt), "", "", isolation, time_ms, asleep=True)
+                    news.slept.append((attempt, self.where[index]))
             case SandboxesWanted():
                 self.ledger.wake(indices)
                 return news
             case SandboxSaved(attempt=attempt, index=index, commands=commands):
                 news.kept.append((index, attempt, commands))
+            case SandboxesHedged(attempt=attempt):
+                self.ledger.hedge(attempt, indices)
+                return news
+            case SandboxesClosed(reason=reason, detail=detail):
+                self._close(self.ledger.close(indices, reason), reason, detail, news)
             case RolloutQueued():
                 self.queued = message
             case RolloutDispatched():
@@ -218,7 +226,7 @@ class RolloutFold:
             outcome = SandboxOutcome(
                 self.name(done.index),
                 done.index,
-                message.attempt,
+                message.attempt & (HEDGE - 1),
                 reason_of(done.result),
                 message.node,
                 message.isolation,
@@ -236,7 +244,7 @@ class RolloutFold:
             outcome = SandboxOutcome(
                 self.name(index),
                 index,
-                self.ledger.attempt(index),
+                self.ledger.attempt(index) & (HEDGE - 1),
                 reason,
                 where.node if where else node,
                 where.isolation if where else "",

@@ -7,6 +7,7 @@ from typing import Final
 from shoal.client.errors import SandboxResumed, ShoalError, Timeout
 from shoal.client.fold import Ready
 from shoal.client.link import Pending
+from shoal.machine.ledger import HEDGE, next_attempt
 from shoal.wire.messages import EndReason
 
 _KEPT: Final = 1000
@@ -77,11 +78,11 @@ class Presence:
 
         `logged`: the log says so.
         """
-        if logged and attempt + 1 >= self.attempt:
+        if logged and next_attempt(attempt) >= self.attempt & (HEDGE - 1):
             self._logged.set()
         if attempt != self.attempt or self.asleep or self._error is not None:
             return
-        self.attempt = attempt + 1
+        self.attempt = next_attempt(attempt)
         self.node = self.executor = ""
         self.asleep = True
         self._anew()

@@ -216,9 +216,9 @@ class Rollout:
         return subjects.rollout_request(self.cell, self.tenant, self.run)
 
     def _apply(self, news: News) -> None:
-        for where in news.slept:
+        for attempt, where in news.slept:
             if where.index in self._live:
-                self._live[where.index].presence.slept(where.attempt - 1, self.link.grace_s, logged=True)
+                self._live[where.index].presence.slept(attempt, self.link.grace_s, logged=True)
         for index, attempt, commands in news.kept:
             if index in self._live:
                 self._live[index].presence.kept(attempt, commands)

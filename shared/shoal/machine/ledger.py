@@ -3,7 +3,8 @@
 The scheduler and every trainer fold the same log with this same code, so they agree on every sandbox without asking
 each other: a report counts only for the sandbox's present attempt and only until the sandbox has ended. Six bytes a
 sandbox, whatever happened to it. A sandbox that sleeps is one that will be started again when it is wanted: its next
-attempt has begun, and asks for nothing yet.
+attempt has begun, and asks for nothing yet. One that is hedged is being started in two attempts at once: the first to
+be ready is the present one from then on, and the other one's reports mean nothing any more.
 """
 
 from array import array
@@ -22,23 +23,35 @@ _REASONS: Final = tuple(EndReason)
 _NUMBER_OF: Final = {reason: number for number, reason in enumerate(_REASONS)}
 
 
+HEDGE: Final = 1 << 20
+"""Added to an attempt's number, this is the number of its hedge."""
+
+
+def next_attempt(attempt: int) -> int:
+    """Return the number of the attempt after this one, which may be a hedge."""
+    return (attempt & (HEDGE - 1)) + 1
+
+
 def reason_of(result: CommandResult) -> EndReason:
     """Return how a sandbox ended whose one command gave this result."""
     if result.timed_out:
         return EndReason.TIMED_OUT
     if result.exit_code == 0:
         return EndReason.SUCCEEDED
-    return EndReason.OUT_OF_MEMORY if result.out_of_memory else EndReason.COMMAND_FAILED
+    if result.out_of_memory:
+        return EndReason.OUT_OF_MEMORY
+    return EndReason.DISK_FULL if result.disk_full else EndReason.COMMAND_FAILED
 
 
-Dumped = tuple[bytes, list[int], bytes]
-"""Of each sandbox its state, its attempt (none at all where nobody had a second), and how often it failed."""
+Dumped = tuple[bytes, list[int], bytes, list[int], list[tuple[int, int]]]
+"""Of each sandbox its state, its attempt (none at all where nobody had a second), how often it failed; the hedged, and
+those that ever were."""
 
 
 class Ledger:
     """The sandboxes of one rollout: each pending, ready or ended, in its present attempt."""
 
-    __slots__ = ("_attempts", "_ended", "_failures", "_limit", "_on_lost", "_states", "n")
+    __slots__ = ("_attempts", "_ended", "_failures", "_hedged", "_limit", "_on_lost", "_states", "_tried", "n")
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.n = spec.n
@@ -48,16 +61,21 @@ class Ledger:
         self._on_lost = spec.on_lost
         self._limit = min(max(spec.max_attempts, 1), 255)
         self._ended = 0
+        self._hedged: dict[int, None] = {}
+        self._tried: dict[int, int] = {}  # the last attempt that was hedged: once is enough
 
     def dump(self) -> "Dumped":
         """Return the whole state beyond the spec: of each sandbox what it is, its attempt, and how often it failed."""
-        return bytes(self._states), list(self._attempts) if any(self._attempts) else [], bytes(self._failures)
+        attempts = list(self._attempts) if any(self._attempts) else []
+        return bytes(self._states), attempts, bytes(self._failures), sorted(self._hedged), sorted(self._tried.items())
 
     @classmethod
     def load(cls, spec: RolloutSpec, dumped: "Dumped") -> "Ledger":
         """Return the ledger that was dumped. Raises ValueError where it is not one of this spec."""
         ledger = cls(spec)
-        states, attempts, failures = dumped
+        states, attempts, failures, hedged, tried = dumped
+        ledger._tried = dict(tried)
+        ledger._hedged = dict.fromkeys(hedged)
         ledger._states, ledger._failures = bytearray(states), bytearray(failures)
         ledger._attempts = array("I", attempts or bytes(4 * spec.n))
         if not len(ledger._states) == len(ledger._attempts) == len(ledger._failures) == spec.n:
@@ -113,16 +131,48 @@ class Ledger:
         tally = Counter(self._states)
         return tuple((r, tally[_ENDED + i]) for i, r in enumerate(_REASONS) if tally[_ENDED + i])
 
+    def pending(self, attempt: int, among: Ranges) -> Ranges:
+        """Return those of these indices that are being started in this attempt, which was not hedged."""
+        return ranges.collect(
+            i
+            for i in ranges.indices(among)
+            if self._attempts[i] == attempt and self._states[i] == _PENDING and self._tried.get(i) != attempt
+        )
+
+    def hedged(self, among: Ranges) -> Ranges:
+        """Return those of these indices that are being started in two attempts."""
+        return ranges.collect(i for i in self._hedged if ranges.intersect(((i, 1),), among)) if self._hedged else ()
+
+    def hedged_count(self) -> int:
+        """Return how many are being started in two attempts."""
+        return len(self._hedged)
+
+    def hedge(self, attempt: int, indices: Ranges) -> Ranges:
+        """Note that these sandboxes are started in a second attempt, too; returns those it is news for."""
+        news = self.pending(attempt, indices) if attempt < HEDGE else ()
+        self._hedged.update(dict.fromkeys(ranges.indices(news)))
+        self._tried.update(dict.fromkeys(ranges.indices(news), attempt))
+        return news
+
+    def _present(self, attempt: int, index: int) -> bool:
+        """Return whether an attempt is the present one of a sandbox; of two, the one that is heard of first."""
+        if self._attempts[index] != attempt:
+            if index not in self._hedged or self._attempts[index] + HEDGE != attempt:
+                return False
+            self._attempts[index] = attempt
+        self._hedged.pop(index, None)
+        return True
+
     def ready(self, attempt: int, indices: Ranges) -> Ranges:
         """Note readiness; returns the indices for which this is news."""
-        news = [i for i in ranges.indices(indices) if self._attempts[i] == attempt and self._states[i] == _PENDING]
+        news = [i for i in ranges.indices(indices) if self._states[i] == _PENDING and self._present(attempt, i)]
         for index in news:
             self._states[index] = _READY
         return ranges.collect(news)
 
     def finish(self, attempt: int, index: int, result: CommandResult) -> bool:
         """Note the result of the sandbox's one command; returns whether it counts."""
-        if self._attempts[index] != attempt or self._states[index] >= _ASLEEP:
+        if self._states[index] >= _ASLEEP or not self._present(attempt, index):
             return False
         self._end(index, reason_of(result))
         return True
@@ -131,17 +181,19 @@ class Ledger:
         """Note ends without a result; returns the indices that ended for good, and those to be started again.
 
         A sandbox that failed to start holds nothing yet, so it is always tried again; one that was lost is by the
-        rollout's policy. Both within its `max_attempts`.
+        rollout's policy. Both within its `max_attempts`, which what made room for others does not count for. Of two
+        attempts, the other one goes on.
         """
         gone: list[int] = []
         again: list[int] = []
+        made_room = reason is EndReason.PREEMPTED
         retried = reason is EndReason.START_FAILED or (reason.infrastructure and self._on_lost is not OnLost.FAIL)
         for index in ranges.indices(indices):
-            if self._attempts[index] != attempt or self._states[index] >= _ASLEEP:
+            if self._states[index] >= _ASLEEP or self._hedge_ended(attempt, index) or self._attempts[index] != attempt:
                 continue
-            if retried and self._failures[index] + 1 < self._limit:
-                self._attempts[index] = attempt + 1
-                self._failures[index] += 1
+            if made_room or (retried and self._failures[index] + 1 < self._limit):
+                self._attempts[index] = next_attempt(attempt)
+                self._failures[index] += not made_room
                 self._states[index] = _PENDING
                 again.append(index)
             else:
@@ -149,11 +201,21 @@ class Ledger:
                 gone.append(index)
         return ranges.collect(gone), ranges.collect(again)
 
+    def _hedge_ended(self, attempt: int, index: int) -> bool:
+        """Note that one of two attempts is over; returns whether the other one goes on."""
+        present = self._attempts[index]
+        if index not in self._hedged or attempt not in (present, present + HEDGE):
+            return False
+        del self._hedged[index]
+        if attempt == present:
+            self._attempts[index] = present + HEDGE
+        return True
+
     def sleep(self, attempt: int, index: int) -> bool:
         """Note that a sandbox sleeps; its next attempt begins when it is wanted. Returns whether it is news."""
-        if self._attempts[index] != attempt or self._states[index] >= _ASLEEP:
+        if self._states[index] >= _ASLEEP or not self._present(attempt, index):
             return False
-        self._attempts[index] = attempt + 1
+        self._attempts[index] = next_attempt(attempt)
         self._states[index] = _ASLEEP
         return True
 
@@ -179,6 +241,7 @@ class Ledger:
         return [(attempt, ranges.collect(groups[attempt])) for attempt in sorted(groups)]
 
     def _end(self, index: int, reason: EndReason) -> None:
+        self._hedged.pop(index, None)
         self._states[index] = _ENDED + _NUMBER_OF[reason]
         self._ended += 1
 
@@ -186,3 +249,4 @@ class Ledger:
         """Assert the ledger's invariants."""
         assert self._ended == sum(state >= _ENDED for state in self._states)
         assert all(failures < self._limit for failures in self._failures)
+        assert all(self._states[index] == _PENDING and self._attempts[index] < HEDGE for index in self._hedged)

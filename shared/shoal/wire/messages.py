@@ -11,44 +11,23 @@ import msgspec
 
 from shoal.wire.values import (
     Blob as Blob,
-)
-from shoal.wire.values import (
     Command as Command,
-)
-from shoal.wire.values import (
     CommandResult as CommandResult,
-)
-from shoal.wire.values import (
     EndReason as EndReason,
-)
-from shoal.wire.values import (
     InputFile as InputFile,
-)
-from shoal.wire.values import (
     Isolation as Isolation,
-)
-from shoal.wire.values import (
+    Limits as Limits,
+    NodeSpec as NodeSpec,
     OnLost as OnLost,
-)
-from shoal.wire.values import (
+    OnPreempted as OnPreempted,
+    Pool as Pool,
     Ranges as Ranges,
-)
-from shoal.wire.values import (
     Recipe as Recipe,
-)
-from shoal.wire.values import (
     Resources as Resources,
-)
-from shoal.wire.values import (
     RolloutSpec as RolloutSpec,
-)
-from shoal.wire.values import (
+    Room as Room,
     Snapshot as Snapshot,
-)
-from shoal.wire.values import (
     SnapshotEntry as SnapshotEntry,
-)
-from shoal.wire.values import (
     Value as Value,
 )
 
@@ -145,25 +124,33 @@ class SandboxSaved(Message, frozen=True):
 
 
 class SandboxSlept(Message, frozen=True):
-    """A sandbox was put to sleep: all of it is in the snapshot, and it occupies no slot until it is wanted."""
+    """A sandbox was put to sleep: all of it is in the snapshot, and it occupies no slot until it is wanted.
+
+    `preempted`: nobody wanted that but the scheduler, which wakes it when there is room.
+    """
 
     rollout: str
     attempt: int
     index: int
     node: str
     snapshot: Snapshot
+    preempted: bool = False
 
 
 # --- the rollout log: what the scheduler says
 
 
 class RolloutQueued(Message, frozen=True):
-    """A rollout was admitted and waits: `waiting` of its sandboxes, behind `ahead` others, because of `reason`."""
+    """A rollout was admitted and waits: `waiting` of its sandboxes, behind `ahead` of others, because of `reason`.
+
+    `start_ms`: when the last of them may be given to a node, going by how fast room came free lately; 0: unknown.
+    """
 
     rollout: str
     ahead: int
     waiting: int
     reason: str
+    start_ms: int = 0
 
 
 class RolloutDispatched(Message, frozen=True):
@@ -174,10 +161,35 @@ class RolloutDispatched(Message, frozen=True):
 
 
 class RolloutRejected(Message, frozen=True):
-    """A rollout was not admitted. `code` is for programs, `detail` says what would be right."""
+    """A rollout was not admitted. `code` is for programs, `detail` says what would be right.
+
+    `retry_after_ms`: when it may be, asked again under another id; 0: not as it is.
+    """
 
     rollout: str
     code: str
+    detail: str
+    retry_after_ms: int = 0
+
+
+class SandboxesHedged(Message, frozen=True):
+    """These sandboxes take long to start: the attempt `hedge` of them starts elsewhere, and the first one ready counts.
+
+    Counts from where it is in the log, for the scheduler, too.
+    """
+
+    rollout: str
+    attempt: int
+    hedge: int
+    indices: Ranges
+
+
+class SandboxesClosed(Message, frozen=True):
+    """The scheduler gives these sandboxes up. Counts from where it is in the log, for the scheduler, too."""
+
+    rollout: str
+    indices: Ranges
+    reason: EndReason
     detail: str
 
 
@@ -202,11 +214,12 @@ class TemplateResolved(Message, frozen=True):
 
 
 class CellCapacity(Message, frozen=True):
-    """How many sandboxes the cell's living nodes hold at most, and which isolations they offer."""
+    """How many sandboxes the cell's living nodes hold at most, and which isolations they offer; `pools` says more."""
 
     slots: int
     nodes: int
     isolations: tuple[str, ...]
+    pools: tuple[Pool, ...] = ()
 
 
 class TenantAdded(Message, frozen=True):
@@ -219,6 +232,13 @@ class TenantRemoved(Message, frozen=True):
     """A tenant exists no longer; its rollouts that were admitted go on."""
 
     tenant: str
+
+
+class TenantSet(Message, frozen=True):
+    """What a tenant may have, from now on."""
+
+    tenant: str
+    limits: Limits
 
 
 class Tick(Message, frozen=True):
@@ -234,7 +254,7 @@ class PlaceRequested(Message, frozen=True):
     """The scheduler wants these sandboxes placed.
 
     `spec.commands` is empty, has one entry, or one for each of `indices` in order. `deadline_ms` is their rollout's
-    end; `avoid` names nodes that failed them.
+    end; `avoid` names nodes that failed them; `together`: all are placed at once, or none.
     """
 
     rollout: str
@@ -247,23 +267,39 @@ class PlaceRequested(Message, frozen=True):
     snapshot: Snapshot
     deadline_ms: int
     avoid: tuple[str, ...] = ()
+    together: bool = False
 
 
 class ReleaseRequested(Message, frozen=True):
-    """The scheduler wants these sandboxes gone (no indices: all of the rollout), placed or still waiting."""
+    """The scheduler wants these sandboxes gone (no indices: all of the rollout), placed or still waiting.
+
+    `attempt`: only that one of them; -1: whichever.
+    """
 
     rollout: str
     indices: Ranges
     reason: EndReason
+    attempt: int = -1
 
 
-class NodeSpec(Value, frozen=True):
-    """A node as its executor describes it. `memory` in bytes and `slots` are what may be reserved there."""
+class PreemptRequested(Message, frozen=True):
+    """The scheduler wants the room of these sandboxes for others; `how` they make room, hibernate or restart."""
+
+    rollout: str
+    attempt: int
+    indices: Ranges
+    how: OnPreempted
+
+
+class NodeDrained(Message, frozen=True):
+    """Somebody wants a node empty: nothing is placed there until it is `drained` no longer.
+
+    `hibernate`: what runs there is put to sleep where it can be, and wakes elsewhere; else it is waited for.
+    """
 
     node: str
-    slots: int
-    memory: int
-    labels: tuple[tuple[str, str], ...] = ()
+    drained: bool
+    hibernate: bool = False
 
 
 class ExecutorJoined(Message, frozen=True):
@@ -278,12 +314,14 @@ class ExecutorJoined(Message, frozen=True):
 
 
 class ExecutorBeat(Message, frozen=True):
-    """An executor lives. `live` sandboxes, and `starting` more in its queue."""
+    """An executor lives. `live` sandboxes, and `starting` more in its queue; what it started tells how fast it is."""
 
     executor: str
     boot: str
     live: int = 0
     starting: int = 0
+    started: int = 0  # sandboxes started in this boot, and
+    busy_ms: int = 0  # how long there was something to start
 
 
 class ExecutorHolds(Message, frozen=True):
@@ -342,15 +380,27 @@ class StartSandboxes(Message, frozen=True):
     checkpoint_every_ms: int = 0
     checkpoint_commands: int = 0
     idle_after_ms: int = 0
+    lifetime_ms: int = 0
 
 
 class DestroySandboxes(Message, frozen=True):
-    """End these sandboxes (no indices: all of the rollout on this executor)."""
+    """End these sandboxes (no indices: all of the rollout on this executor). `attempt`: of that one only; -1: any."""
 
     boot: str
     rollout: str
     indices: Ranges
     reason: EndReason
+    attempt: int = -1
+
+
+class PreemptSandboxes(Message, frozen=True):
+    """Make room: these sandboxes go to sleep as soon as no command is under way in them, or are ended."""
+
+    boot: str
+    rollout: str
+    attempt: int
+    indices: Ranges
+    how: OnPreempted
 
 
 # --- an executor's inbox: commands by trainers
@@ -711,11 +761,11 @@ class DeadLetter(Message, frozen=True):
 AnyMessage = (
     RolloutSubmitted | RolloutReleased | RolloutCancelled | SandboxesWanted
     | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
-    | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded
-    | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | Tick
-    | PlaceRequested | ReleaseRequested | ExecutorJoined | ExecutorBeat | ExecutorHolds
+    | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded | SandboxesHedged | SandboxesClosed
+    | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | TenantSet | Tick
+    | PlaceRequested | ReleaseRequested | PreemptRequested | NodeDrained | ExecutorJoined | ExecutorBeat | ExecutorHolds
     | ExecutorLeft | SlotsReleased | PrefetchSnapshot
-    | StartSandboxes | DestroySandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
+    | StartSandboxes | DestroySandboxes | PreemptSandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
     | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
     | CommandRefused
     | ResolveTemplate | TemplateInspected | SnapshotAdded | SnapshotHeld | SnapshotLetGo

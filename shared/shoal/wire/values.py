@@ -21,11 +21,19 @@ class EndReason(StrEnum):
     DIED = "died"  # its first process ended though nobody asked: the agent inside was killed
     NODE_LOST = "node_lost"  # its node went silent, or its executor restarted without it
     START_FAILED = "start_failed"  # its node could not start it
+    DISK_FULL = "disk_full"  # its command failed, and its disk was full
+    PREEMPTED = "preempted"  # it made room for what goes before it, and is started again
+    NOT_STARTED = "not_started"  # there was no room for it before its submit deadline
 
     @property
     def infrastructure(self) -> bool:
         """True where the platform failed: never a verdict on what ran inside."""
-        return self in (EndReason.NODE_LOST, EndReason.START_FAILED, EndReason.DIED)
+        return self in _INFRASTRUCTURE
+
+
+_INFRASTRUCTURE: Final = frozenset(
+    (EndReason.NODE_LOST, EndReason.START_FAILED, EndReason.DIED, EndReason.PREEMPTED, EndReason.NOT_STARTED)
+)
 
 
 class Isolation(StrEnum):
@@ -42,6 +50,14 @@ class OnLost(StrEnum):
     RESTART = "restart"  # start it again elsewhere, empty, with its command
     FAIL = "fail"  # conclude it with its reason
     RESUME = "resume"  # go on elsewhere from its last snapshot; from its start where it has none
+
+
+class OnPreempted(StrEnum):
+    """How a sandbox makes room for what has a higher priority."""
+
+    HIBERNATE = "hibernate"  # put it to sleep, and wake it when there is room; one that cannot sleep is left alone
+    RESTART = "restart"  # end it, and start it again, empty, with its command
+    NEVER = "never"  # leave it alone
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
@@ -89,6 +105,7 @@ class CommandResult(Value, frozen=True):
     stdout_dropped: int = 0
     stderr_dropped: int = 0
     out_of_memory: bool = False
+    disk_full: bool = False  # it failed, and there was no room left on the disk
 
 
 class InputFile(Value, frozen=True):
@@ -137,7 +154,8 @@ class RolloutSpec(Value, frozen=True):
     """What a rollout asks for.
 
     `commands` is empty (sandboxes wait for their trainer), has one entry (all run it) or `n` entries (one each).
-    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout.
+    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout. The first `min_ready`
+    sandboxes start together or not at all (`n`: a gang), the others as there is room.
     """
 
     template: str
@@ -156,6 +174,63 @@ class RolloutSpec(Value, frozen=True):
     checkpoint_commands: int = 0  # or after so many commands
     warm: str = ""  # Python that the sandboxes' interpreters have run already when they start
     idle_after_ms: int = 0  # put a sandbox to sleep that has had no command for so long; 0: never
+    min_ready: int = 0
+    start_within_ms: int = 0  # what has not been given to a node by then is not started; 0: it waits
+    lifetime_ms: int = 0  # of each sandbox, from its readiness; 0: as long as the rollout
+    labels: tuple[tuple[str, str], ...] = ()  # of the nodes to run on
+    spread_over: str = ""  # a label of nodes: as many sandboxes on those of each value, as there is room
+    on_preempted: OnPreempted = OnPreempted.HIBERNATE
+    hedge: bool = True  # start elsewhere, too, what takes much longer to start than the others of its rollout
+
+
+class Room(Value, frozen=True):
+    """What sandboxes take, or what there is of it. memory and disk in bytes, cpu in thousandths of a core.
+
+    Of a node's room, cpu or disk of 0 is not counted: as much as its sandboxes like.
+    """
+
+    slots: int = 0
+    memory: int = 0
+    cpu_milli: int = 0
+    disk: int = 0
+
+
+class NodeSpec(Value, frozen=True):
+    """A node as its executor describes it. `memory` in bytes and `slots` are what may be reserved there.
+
+    So are `cpu_milli` and `disk` (bytes); 0: not counted, as much as its sandboxes like.
+    """
+
+    node: str
+    slots: int
+    memory: int
+    labels: tuple[tuple[str, str], ...] = ()
+    cpu_milli: int = 0
+    disk: int = 0
+
+
+class Pool(Value, frozen=True):
+    """The living nodes of one isolation and these labels: how many, what all have together, and the largest of each."""
+
+    isolation: str
+    labels: tuple[tuple[str, str], ...]
+    nodes: int
+    total: Room
+    largest: Room
+
+
+class Limits(Value, frozen=True):
+    """What a tenant may have at once over the whole cluster, and its weight in the fair share; 0 is no limit.
+
+    `starts_per_s`: sandboxes started a second; `waiting`: sandboxes that may wait for room.
+    """
+
+    weight: float = 1.0
+    sandboxes: int = 0
+    memory: int = 0
+    cpu_milli: int = 0
+    starts_per_s: float = 0.0
+    waiting: int = 0
 
 
 SOURCES: Final = "host, dir:/path, tar:/path, docker-archive:/path, oci:/path[:TAG], docker://NAME or template:NAME"

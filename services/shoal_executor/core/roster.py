@@ -6,7 +6,6 @@ goes STARTING > LIVE > ENDING > gone; in job mode it goes from LIVE to ENDING by
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Final
 
 import msgspec
@@ -17,131 +16,32 @@ from shoal.wire.messages import (
     CommandResult,
     DestroySandboxes,
     EndReason,
-    Hibernate,
+    OnPreempted,
+    PreemptSandboxes,
     Ranges,
-    ReadFile,
-    RollBack,
-    RunCommand,
     Snapshot,
     StartSandboxes,
-    TakeSnapshot,
-    WriteFile,
 )
-
-Asked = RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
-Key = tuple[str, int, str]
-"""A group: rollout, attempt and node. Placement never names an index of a group twice."""
+from shoal_executor.core.effects import (
+    Asked,
+    CarryOut,
+    Destroy,
+    Effect,
+    Key,
+    LetSleep,
+    Phase,
+    Refuse,
+    ReportEnded,
+    ReportFinished,
+    ReportReady,
+    ReportReleased,
+    ReportSlept,
+    RunJob,
+    Start,
+)
 
 REMEMBERED_ENDS: Final = 65_536
 """How many ended sandboxes keep their reason, so that a late command learns why it is refused."""
-
-
-class Phase(IntEnum):
-    """Where a sandbox is in its life here."""
-
-    STARTING = 0
-    LIVE = 1
-    ENDING = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start these sandboxes; answer with `started` or `start_failed` for each."""
-
-    group: Key
-    order: StartSandboxes
-    indices: Ranges
-
-
-@dataclass(frozen=True, slots=True)
-class RunJob:
-    """Run the command that travelled with the rollout; answer with `job_done`."""
-
-    group: Key
-    index: int
-    command: Command
-
-
-@dataclass(frozen=True, slots=True)
-class Destroy:
-    """End these sandboxes; answer with `destroyed`."""
-
-    group: Key
-    indices: Ranges
-
-
-@dataclass(frozen=True, slots=True)
-class CarryOut:
-    """Carry out a trainer's command or file operation in a live sandbox."""
-
-    group: Key
-    asked: Asked
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Tell the trainer that its sandbox is gone, and why where that is known; or that it sleeps."""
-
-    asked: Asked
-    reason: EndReason | None
-    asleep: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ReportReady:
-    """Say that this sandbox takes commands. `job`: its command travels along, so nobody waits for this word."""
-
-    group: Key
-    order: StartSandboxes
-    index: int
-    job: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ReportFinished:
-    """Say what the sandbox's one command returned."""
-
-    group: Key
-    order: StartSandboxes
-    index: int
-    result: CommandResult
-    run_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReportEnded:
-    """Say that these sandboxes ended without a result."""
-
-    group: Key
-    order: StartSandboxes
-    indices: Ranges
-    reason: EndReason
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReportSlept:
-    """Say that this sandbox sleeps, and what it will go on from."""
-
-    group: Key
-    order: StartSandboxes
-    index: int
-    snapshot: Snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class ReportReleased:
-    """Say that these sandboxes no longer occupy their node."""
-
-    group: Key
-    order: StartSandboxes
-    indices: Ranges
-
-
-Effect = (
-    Start | RunJob | Destroy | CarryOut | Refuse
-    | ReportReady | ReportFinished | ReportEnded | ReportSlept | ReportReleased
-)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -155,6 +55,7 @@ class Group:
     commands: dict[int, Command]
     phases: dict[int, Phase]
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    since_ms: dict[int, int] = field(default_factory=dict)  # when they became ready, where their lifetime is limited
 
     def order_of(self, index: int) -> StartSandboxes:
         """Return the order as it is for one sandbox."""
@@ -162,18 +63,31 @@ class Group:
         return self.order if snapshot is None else msgspec.structs.replace(self.order, snapshot=snapshot)
 
 
+class _DumpedGroup(msgspec.Struct, frozen=True, array_like=True):
+    order: StartSandboxes
+    commands: list[tuple[int, Command]]
+    phases: list[tuple[int, Phase]]
+    snapshots: list[tuple[int, Snapshot]]
+    since_ms: list[tuple[int, int]]
+
+    def load(self) -> Group:
+        return Group(
+            self.order, dict(self.commands), dict(self.phases), dict(self.snapshots), dict(self.since_ms)
+        )  # fmt: skip
+
+
 class _State(msgspec.Struct, frozen=True, array_like=True):
     """The whole state. Orders are kept, so that equal states are equal bytes."""
 
     boot: str
-    groups: list[tuple[StartSandboxes, list[tuple[int, Command]], list[tuple[int, int]], list[tuple[int, Snapshot]]]]
+    groups: list["_DumpedGroup"]
     ended: list[tuple[str, int, int, EndReason | None]]
 
 
 class ExecutorCore:
     """The roster of one executor under one `boot`, which lasts for as long as its sandboxes can be found again."""
 
-    state_version = 2
+    state_version = 3
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -219,7 +133,34 @@ class ExecutorCore:
             return []
         effects: list[Effect] = []
         for key in tuple(self._by_rollout.get(order.rollout, ())):
-            effects += self._end(key, order.indices, order.reason, "")
+            if order.attempt in (-1, key[1]):
+                effects += self._end(key, order.indices, order.reason, "")
+        return effects
+
+    def preempt(self, order: PreemptSandboxes) -> list[Effect]:
+        """Accept an order to make room; those not here, or ending already, are passed over.
+
+        Of those that are to sleep, what has not started is ended: nothing is lost. A command that travelled with its
+        rollout cannot be put to sleep: such a sandbox stays.
+        """
+        if order.boot != self.boot:
+            return []
+        effects: list[Effect] = []
+        for key in tuple(self._by_rollout.get(order.rollout, ())):
+            if key[1] != order.attempt:
+                continue
+            group, ending = self.groups[key], []
+            for index in ranges.indices(order.indices):
+                phase = group.phases.get(index, Phase.ENDING)
+                if phase is Phase.ENDING:
+                    continue
+                if order.how is OnPreempted.RESTART or phase is Phase.STARTING:
+                    ending.append(index)
+                elif order.how is OnPreempted.HIBERNATE and index not in group.commands:
+                    effects.append(LetSleep(key, index))
+            if ending:
+                why = "it made room for what goes before it"
+                effects += self._end(key, ranges.collect(ending), EndReason.PREEMPTED, why)
         return effects
 
     def expire(self, key: Key) -> list[Effect]:
@@ -243,7 +184,7 @@ class ExecutorCore:
 
     # --- what the driver says
 
-    def started(self, key: Key, index: int) -> list[Effect]:
+    def started(self, key: Key, index: int, since_ms: int = 0) -> list[Effect]:
         """A sandbox takes commands; one whose end was ordered while it started is ended now, and never reported."""
         group = self.groups.get(key)
         phase = group.phases.get(index) if group else None
@@ -254,6 +195,8 @@ class ExecutorCore:
         group.phases[index] = Phase.LIVE
         self.starting -= 1
         self.live += 1
+        if group.order.lifetime_ms:
+            group.since_ms[index] = since_ms
         command = group.commands.get(index)
         effects: list[Effect] = [ReportReady(key, group.order, index, command is not None)]
         if command is not None:
@@ -289,14 +232,14 @@ class ExecutorCore:
             return []
         return self._end(key, ((index, 1),), reason, detail)
 
-    def slept(self, key: Key, index: int, snapshot: Snapshot) -> list[Effect]:
+    def slept(self, key: Key, index: int, snapshot: Snapshot, *, preempted: bool = False) -> list[Effect]:
         """All of a sandbox is kept, and it stands still: it sleeps, and what is left of it here is cleared away."""
         group = self.groups.get(key)
         if group is None or group.phases.get(index) is not Phase.LIVE:
             return []
         self._move_to_ending(group, index)
         self._ended_by(key, index, None)
-        return [ReportSlept(key, group.order, index, snapshot), Destroy(key, ((index, 1),))]
+        return [ReportSlept(key, group.order, index, snapshot, preempted), Destroy(key, ((index, 1),))]
 
     def destroyed(self, key: Key, indices: Ranges) -> list[Effect]:
         """Nothing is left of these sandboxes."""
@@ -348,6 +291,7 @@ class ExecutorCore:
             phase = group.phases.pop(index)
             group.commands.pop(index, None)
             group.snapshots.pop(index, None)
+            group.since_ms.pop(index, None)
             if phase is Phase.STARTING:
                 self.starting -= 1
             elif phase is Phase.LIVE:
@@ -362,14 +306,12 @@ class ExecutorCore:
     def dump(self) -> bytes:
         """Return the whole state; equal states give equal bytes."""
         groups = [
-            (
-                group.order,
-                list(group.commands.items()),
-                [(index, int(phase)) for index, phase in group.phases.items()],
-                list(group.snapshots.items()),
+            _DumpedGroup(
+                group.order, list(group.commands.items()), list(group.phases.items()), list(group.snapshots.items()),
+                list(group.since_ms.items()),
             )
             for group in self.groups.values()
-        ]
+        ]  # fmt: skip
         ended = [(*sandbox, reason) for sandbox, reason in self._ended.items()]
         return msgspec.msgpack.encode(_State(self.boot, groups, ended))
 
@@ -377,13 +319,14 @@ class ExecutorCore:
         """Take over a dumped state. Raises ValueError."""
         found = msgspec.msgpack.decode(state, type=_State)
         self.boot = found.boot
-        for order, commands, phases, snapshots in found.groups:
+        for each in found.groups:
+            group, order = each.load(), each.order
             key = (order.rollout, order.attempt, order.node)
-            moved = {index: Phase(phase) for index, phase in phases}
-            self.groups[key] = Group(order, dict(commands), moved, dict(snapshots))
+            self.groups[key] = group
             self._by_rollout.setdefault(order.rollout, []).append(key)
-            self.starting += sum(phase == Phase.STARTING for _, phase in phases)
-            self.live += sum(phase == Phase.LIVE for _, phase in phases)
+            phases = list(group.phases.values())
+            self.starting += phases.count(Phase.STARTING)
+            self.live += phases.count(Phase.LIVE)
         self._ended = {(rollout, index, attempt): reason for rollout, index, attempt, reason in found.ended}
 
     def check(self) -> None:

@@ -1,0 +1,66 @@
+"""Policies: which executors take the next sandboxes. Each is a small pure function; `POLICIES` names them.
+
+A policy says how many of `count` sandboxes one executor takes next, and what its start queue is then; it is asked again
+for the rest. `aside` are executors that turned out to have no node for this group.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+from shoal.wire import messages as m
+from shoal_placement.core.fleet import Fleet
+from shoal_placement.core.nodes import Demand, Executor
+
+THROTTLE_MS: Final = 10_000
+"""No executor is given what it could start only later than this; it waits, and whoever is free first takes it."""
+
+Share = tuple[Executor, int]
+Policy = Callable[[Fleet, Demand, m.Snapshot, int, int, dict[int, None], str], Share | int | None]
+"""fleet, demand, snapshot, count, now, aside, group: a share; when to ask again (ms); None where there is no room."""
+
+
+def soonest(
+    fleet: Fleet, demand: Demand, snapshot: m.Snapshot, count: int, now: int, aside: dict[int, None], group: str
+) -> Share | int | None:
+    """Where they are started soonest: water-filling over what each has to start already and how fast it is.
+
+    An executor gets as many as it starts before the next best would start one. Who lacks bytes of the snapshot can
+    begin only when they are fetched, which holds up nobody else there.
+    """
+    choices = fleet.choices(demand, snapshot, now, aside)
+    if not choices:
+        return None
+    best = choices[0]
+    executor = best.executor
+    if best.done_ms - best.fetch_ms > now + THROTTLE_MS + executor.start_ms:
+        return int(best.done_ms - best.fetch_ms) - THROTTLE_MS
+    part = min(count, executor.room(demand))
+    others = [other for other in choices[1:] if other.executor is not executor]
+    others += [other for other in fleet.choices(demand, snapshot, now, {**aside, executor.order: None}) if part > 1]
+    if others and part > 1:
+        level = min(other.done_ms for other in others)
+        part = min(part, max(int((level - best.done_ms) / executor.start_ms), 0) + 1)
+    begins = max(executor.busy_until_ms, now)
+    part = min(part, max(int((now + THROTTLE_MS - begins) / executor.start_ms), 0) + 1)
+    executor.busy_until_ms = begins + part * executor.start_ms
+    return executor, part
+
+
+def at_random(
+    fleet: Fleet, demand: Demand, snapshot: m.Snapshot, count: int, now: int, aside: dict[int, None], group: str
+) -> Share | int | None:
+    """Anywhere there is room, by lot: a baseline to compare with. Cost: all executors, for each sandbox."""
+    able = [
+        each
+        for each in fleet.executors.values()
+        if each.alive and each.order not in aside and demand.isolation in ("", each.isolation) and each.room(demand)
+    ]
+    if not able:
+        return None
+    executor = able[zlib.crc32(f"{group}:{count}:{now}".encode()) % len(able)]
+    executor.busy_until_ms = max(executor.busy_until_ms, now) + executor.start_ms
+    return executor, 1
+
+
+POLICIES: Final[dict[str, Policy]] = {"soonest": soonest, "random": at_random}

@@ -1,0 +1,148 @@
+"""Executors as they come and go, and their nodes as they are drained: what a cell has, told to its scheduler."""
+
+from abc import ABC, abstractmethod
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.machine.core import Effect, LawBrokenError, Publish
+from shoal.wire import messages as m, subjects
+from shoal_placement.core.capacity import capacity_of
+from shoal_placement.core.fleet import Fleet
+from shoal_placement.core.nodes import Executor, Node
+from shoal_placement.core.records import Record
+
+SILENCE_MS: Final = 10_000
+_BOOTS_KEPT: Final = 16
+
+
+class Roster(ABC):
+    """See the module. What a silent executor held stays reserved, in case the same boot comes back."""
+
+    def __init__(self, cell: int) -> None:
+        self._cell = cell
+        self._fleet = Fleet()
+        self._boots: dict[str, list[str]] = {}  # past boots, whose late messages mean nothing
+        self._rollouts: dict[str, Record] = {}
+        self._drained: dict[str, None] = {}
+        self._told: m.CellCapacity | None = None
+        self._fleet_changed = True
+
+    @property
+    def _executors(self) -> dict[str, Executor]:
+        return self._fleet.executors
+
+    @abstractmethod
+    def _wake_by(self, when_ms: int) -> None: ...
+
+    @abstractmethod
+    def _place_waiting(self, now: int, effects: list[Effect]) -> None: ...
+
+    def _join(self, message: m.ExecutorJoined, now: int, effects: list[Effect]) -> None:
+        names = [node.node for node in message.nodes]
+        if len(dict.fromkeys(names)) != len(names) or not message.starts_per_s > 0:
+            raise LawBrokenError("an executor names each node once and starts more than none a second")
+        if any(min(node.slots, node.memory, node.cpu_milli, node.disk) < 0 for node in message.nodes):
+            raise LawBrokenError("a node has no fewer than 0 slots, bytes and cpus")
+        subjects.executor_control(message.executor)
+        known = self._executors.get(message.executor)
+        if known is not None and known.boot == message.boot:
+            known.heard(now)
+            if not known.alive:
+                known.alive = True
+                self._fleet.gained(known)
+                self._fleet_changed = True
+                self._wake_by(now + SILENCE_MS + 1)
+                for node in known.nodes.values():
+                    for (rollout, _), held in node.held.items():
+                        destroy = m.DestroySandboxes(known.boot, rollout, held.indices, m.EndReason.NODE_LOST)
+                        effects.append(Publish(subjects.executor_control(known.name), destroy))
+                self._place_waiting(now, effects)
+            return
+        if message.boot in self._boots.get(message.executor, ()):
+            return
+        if known is not None:
+            self._lose(known, "its executor restarted", effects)
+            self._forget(known)
+        nodes = {spec.node: Node(spec, number) for number, spec in enumerate(message.nodes)}
+        for node in nodes.values():
+            node.drained = node.spec.node in self._drained
+        pace_ms = 1000 / message.starts_per_s
+        self._fleet.joined += 1
+        self._fleet.add(
+            Executor(message.executor, message.boot, message.isolation, pace_ms, now, nodes, self._fleet.joined)
+        )
+        self._fleet_changed = True
+        self._wake_by(now + SILENCE_MS + 1)
+        self._place_waiting(now, effects)
+
+    def _lose(self, executor: Executor, why: str, effects: list[Effect]) -> None:
+        if not executor.alive:
+            return
+        executor.alive = False
+        self._fleet.lost(executor)
+        self._fleet_changed = True
+        for node in executor.nodes.values():
+            for (rollout, attempt), held in node.held.items():
+                record = self._rollouts.get(rollout)
+                if record is not None and record.tenant:  # else its time was up, and the scheduler has ended it
+                    lost = m.EndReason.NODE_LOST
+                    self._end(record, rollout, attempt, held.indices, node.spec.node, lost, why, effects)
+
+    def _forget(self, executor: Executor) -> None:
+        self._fleet.remove(executor)
+        past = self._boots.setdefault(executor.name, [])
+        past.append(executor.boot)
+        del past[:-_BOOTS_KEPT]
+
+    def _drain(self, message: m.NodeDrained, now: int, effects: list[Effect]) -> None:
+        if message.drained:
+            self._drained[message.node] = None
+        else:
+            self._drained.pop(message.node, None)
+        for executor in self._executors.values():
+            node = executor.nodes.get(message.node)
+            if node is None:
+                continue
+            self._fleet_changed |= node.drained != message.drained
+            node.drained = message.drained
+            if not node.drained:
+                executor.gained(node)
+                self._fleet.gained(executor)
+                continue
+            for (rollout, attempt), held in node.held.items() if message.hibernate and executor.alive else ():
+                how = m.OnPreempted.HIBERNATE
+                order = m.PreemptSandboxes(executor.boot, rollout, attempt, held.indices, how)
+                effects.append(Publish(subjects.executor_control(executor.name), order))
+        self._place_waiting(now, effects)
+
+    def _free(self, message: m.SlotsReleased) -> None:
+        if not ranges.valid(message.indices, 2**31):
+            raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
+        executor = self._executors.get(message.executor)
+        node = executor.nodes.get(message.node) if executor and executor.boot == message.boot else None
+        if executor is None or node is None:
+            return
+        freed = executor.release(node, (message.rollout, message.attempt), message.indices)
+        if not freed:
+            return
+        self._fleet.gained(executor)
+        record = self._rollouts.get(message.rollout)
+        for _, value in node.spec.labels if record is not None else ():
+            if record is not None and value in record.spread:
+                record.spread[value] = max(record.spread[value] - freed, 0)
+
+    def _end(
+        self, record: Record, rollout: str, attempt: int, indices: m.Ranges, node: str, reason: m.EndReason,
+        detail: str, effects: list[Effect],
+    ) -> None:  # fmt: skip
+        subject = subjects.rollout_sandbox(record.cell, record.tenant, record.run)
+        effects.append(Publish(subject, m.SandboxesEnded(rollout, attempt, indices, node, reason, detail)))
+
+    def _tell(self, effects: list[Effect]) -> None:
+        if not self._fleet_changed:
+            return
+        self._fleet_changed = False
+        capacity = capacity_of(self._executors.values())
+        if capacity != self._told and (self._told is not None or capacity.nodes):
+            self._told = capacity
+            effects.append(Publish(subjects.rollout_system(self._cell), capacity))

@@ -1,0 +1,184 @@
+"""What a scheduler knows of its cell: rollouts, tenants, the queue, the room. Whoever changes one account changes all.
+
+The decisions are elsewhere: whose turn it is in `order`, what is given out in `dispatch`, who makes room in `preempt`.
+"""
+
+import heapq
+from collections.abc import Iterable
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.wire import messages as m
+from shoal_scheduler.core.pace import Pace
+from shoal_scheduler.core.room import Amounts, Rooms, Want
+from shoal_scheduler.core.state import Again, Rollout
+from shoal_scheduler.core.tenants import Tenant
+from shoal_scheduler.core.waiting import Waiting
+
+BACKOFF_MS: Final = 1_000
+"""How long the second retry of what failed to start waits; each after that twice as long, up to"""
+LONGEST_BACKOFF_MS: Final = 60_000
+_FAILED_ON: Final = 16
+
+
+class Books:
+    """See the module."""
+
+    def __init__(self, cell: int) -> None:
+        self.cell = cell
+        self.rollouts: dict[str, Rollout] = {}
+        self.tenants: dict[str, Tenant] = {}
+        self.waiting = Waiting()
+        self.rooms = Rooms()
+        self.pace = Pace()
+        self.timers: list[tuple[int, str, str]] = []
+        """When to look at what: a heap of (ms, what, rollout or tenant). One that is out of date changes nothing."""
+        self.gang: tuple[str, int] = ("", 0)
+        """The rollout that room is kept for, and since when: what has to be placed together, or is too large now."""
+        self.shut: dict[Want, int] = {}
+        """What placement found no room for, though there seemed to be some: until when it is not sent."""
+        self.untold: dict[str, None] = {}
+        """Rollouts that wait, and were not told so."""
+        self.tell_ms = 0
+        """When those that wait are told how they stand."""
+
+    @property
+    def total(self) -> Amounts:
+        """What all nodes have together; 0 for what is not counted."""
+        return self.rooms.total
+
+    def tenant(self, name: str) -> Tenant:
+        """Return a tenant's account."""
+        found = self.tenants.get(name)
+        if found is None:
+            found = self.tenants[name] = Tenant(name)
+        return found
+
+    def admit(self, rollout: Rollout) -> None:
+        """Take in a rollout; all of it waits."""
+        self.rollouts[rollout.request.rollout] = rollout
+        tenant = self.tenant(rollout.request.tenant)
+        tenant.rollouts += 1
+        tenant.waiting += rollout.unsent
+
+    def at(self, when_ms: int, what: str, name: str) -> None:
+        """Look at something then."""
+        heapq.heappush(self.timers, (when_ms, what, name))
+
+    def due(self, now: int) -> list[tuple[str, str]]:
+        """Take what is to be looked at now."""
+        found: list[tuple[str, str]] = []
+        while self.timers and self.timers[0][0] <= now:
+            _, what, name = heapq.heappop(self.timers)
+            if (what, name) not in found:
+                found.append((what, name))
+        return found
+
+    def enqueue(self, rollout: Rollout, now: int) -> None:
+        """Let a rollout wait if it has something to be given out now, and not if it has not."""
+        name = rollout.request.rollout
+        if rollout.snapshot is not None and rollout.due(now):
+            self.waiting.add(rollout, urgent=True)
+        elif rollout.snapshot is not None and rollout.may_send_fresh:
+            if name in self.waiting:
+                self.waiting.remove(name)  # it may have been urgent
+            self.waiting.add(rollout, urgent=False)
+        else:
+            self.waiting.remove(name)
+        if not rollout.queued[0]:
+            self.untold[name] = None
+
+    def give(self, rollout: Rollout, count: int, now: int) -> None:
+        """Note that so many sandboxes of a rollout are in flight; negative: that they no longer are."""
+        if not count:
+            return
+        want, request = rollout.want, rollout.request
+        rollout.in_flight += count
+        self.rooms.give(want, count)
+        self.tenant(request.tenant).give(request.run, want, count)
+        if count < 0:
+            self.pace.landed(-count, now)
+
+    def start_again(self, rollout: Rollout, parts: Iterable[Again], now: int) -> None:
+        """Let sandboxes of a rollout wait once more."""
+        for each in parts:
+            rollout.again.append(each)
+            self.tenant(rollout.request.tenant).waiting += ranges.count(each.indices)
+            if each.not_before_ms > now:
+                self.at(each.not_before_ms, "retry", rollout.request.rollout)
+        self.enqueue(rollout, now)
+
+    def retry(
+        self, rollout: Rollout, attempt: int, again: m.Ranges, node: str, reason: m.EndReason, now: int
+    ) -> None:  # fmt: skip
+        """Let sandboxes wait once more that ended without a fault of their own.
+
+        They go elsewhere. The first retry after a failed start is at once; the next ones wait, each twice as long.
+        """
+        not_before = now
+        avoid: tuple[str, ...] = (node,) if node else ()
+        if reason is m.EndReason.START_FAILED:
+            if node:
+                rollout.failed_on[node] = None
+                while len(rollout.failed_on) > _FAILED_ON:
+                    del rollout.failed_on[next(iter(rollout.failed_on))]
+            avoid = tuple(rollout.failed_on)
+            if rollout.setbacks:
+                not_before += min(BACKOFF_MS << min(rollout.setbacks - 1, 16), LONGEST_BACKOFF_MS)
+            rollout.setbacks += 1
+        elif rollout.request.spec.on_lost is m.OnLost.RESTART or reason is m.EndReason.PREEMPTED:
+            for index in ranges.indices(again):
+                rollout.saved.pop(index, None)  # that policy's sandboxes start again from the start
+        self.start_again(rollout, [Again(attempt, again, avoid, not_before)], now)
+
+    def withdraw(self, rollout: Rollout, indices: m.Ranges, now: int) -> m.Ranges:
+        """Take those of these sandboxes out of the queue that are in it; returns them."""
+        taken = ranges.intersect(rollout.fresh, indices)
+        rollout.fresh = ranges.without(rollout.fresh, indices)
+        kept: list[Again] = []
+        for each in rollout.again:
+            taken = ranges.union(taken, ranges.intersect(each.indices, indices))
+            if left := ranges.without(each.indices, indices):
+                kept.append(each._replace(indices=left))
+        rollout.again = kept
+        self.tenant(rollout.request.tenant).waiting -= ranges.count(taken)
+        self.enqueue(rollout, now)
+        return taken
+
+    def drop(self, rollout: Rollout) -> None:
+        """Forget a rollout that is over; nothing of it may be in flight."""
+        name, tenant = rollout.request.rollout, self.tenant(rollout.request.tenant)
+        self.waiting.remove(name)
+        self.untold.pop(name, None)
+        tenant.waiting -= rollout.unsent
+        tenant.rollouts -= 1
+        del self.rollouts[name]
+        if self.gang[0] == name:
+            self.gang = ("", 0)
+        if tenant.idle:
+            del self.tenants[tenant.name]
+        if len(self.timers) > 8 * len(self.rollouts) + 256:
+            self.timers = sorted(each for each in self.timers if each[2] in self.rollouts or each[2] in self.tenants)
+
+    def check(self) -> None:
+        """Assert that every sandbox is unsent, in flight or ended, that the sums agree, and that limits are kept."""
+        waiting: dict[str, int] = {}
+        used: dict[str, list[int]] = {}
+        for name, rollout in self.rollouts.items():
+            rollout.ledger.check()
+            assert not rollout.ledger.concluded
+            assert rollout.in_flight >= 0
+            away = rollout.unsent + rollout.ledger.asleep_count() + ranges.count(rollout.closing)
+            assert rollout.in_flight + away == rollout.ledger.live + rollout.ledger.hedged_count()
+            assert rollout.unsent or name not in self.waiting
+            tenant = rollout.request.tenant
+            waiting[tenant] = waiting.get(tenant, 0) + rollout.unsent
+            amounts = used.setdefault(tenant, [0, 0, 0, 0])
+            for number, amount in enumerate(rollout.want.amounts):
+                amounts[number] += amount * rollout.in_flight
+        for name, tenant_ in self.tenants.items():
+            assert tenant_.used == used.get(name, [0, 0, 0, 0])
+            assert tenant_.waiting == waiting.get(name, 0)
+            assert tenant_.rollouts == sum(each.request.tenant == name for each in self.rollouts.values())
+        assert all(name in self.tenants for name in (*waiting, *used))
+        assert self.rooms.given == sum(amounts[0] for amounts in used.values())

@@ -1,0 +1,146 @@
+"""How much room a cell has for which sandboxes, as its scheduler knows it: what all nodes have, less what it gave out.
+
+The scheduler knows the sum and not the nodes, so this is an upper bound: what does not fit a single node after all,
+placement gives back. A rollout that needs an isolation or labels has only the pools (`m.Pool`) that offer them; what
+may run anywhere may be in those, too, so their room is at most what is left of the whole.
+"""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from shoal.wire import messages as m
+from shoal.wire.quantities import format_bytes
+
+PLENTY: Final = 10**9
+"""More sandboxes than there is room for anywhere."""
+
+Amounts = tuple[int, int, int, int]
+"""slots, memory, cpu, disk"""
+
+
+class Needs(NamedTuple):
+    """Which nodes: their isolation (empty: any) and labels."""
+
+    isolation: str
+    labels: tuple[tuple[str, str], ...]
+
+    def met_by(self, pool: m.Pool) -> bool:
+        """Return whether these nodes will do."""
+        return self.isolation in ("", pool.isolation) and all(label in pool.labels for label in self.labels)
+
+
+class Want(NamedTuple):
+    """What one sandbox takes, and where it can be."""
+
+    needs: Needs
+    memory: int
+    cpu_milli: int
+    disk: int
+
+    @property
+    def amounts(self) -> Amounts:
+        """What one sandbox takes."""
+        return (1, self.memory, self.cpu_milli, self.disk)
+
+    def text(self, count: int) -> str:
+        """Return it for people: `120 slots of 2 GiB on nodes with gvisor`."""
+        where = [self.needs.isolation] if self.needs.isolation else []
+        where += [f"{name}={value}" for name, value in self.needs.labels]
+        on = f" on nodes with {', '.join(where)}" if where else ""
+        return f"{count} slot{'s' if count != 1 else ''} of {format_bytes(self.memory)}{on}"
+
+
+class Rooms:
+    """See the module. `given` is what is in flight, by what it needs."""
+
+    def __init__(self) -> None:
+        self.capacity = m.CellCapacity(0, 0, ())
+        self.total: Amounts = (0, 0, 0, 0)  # 0: not counted
+        self._given: dict[Needs, list[int]] = {}
+        self._offers: dict[Needs, tuple[m.Pool, ...]] = {}
+        self._sums: dict[Needs, list[int]] = {}
+
+    def set(self, capacity: m.CellCapacity) -> None:
+        """Take over what there is. One that says only how many slots is of nodes that count nothing else."""
+        if not capacity.pools and capacity.slots:
+            isolations = capacity.isolations or ("",)
+            each, rest = divmod(capacity.slots, len(isolations))
+            pools = tuple(
+                m.Pool(isolation, (), capacity.nodes, m.Room(each + (rest if not number else 0)), m.Room(each + rest))
+                for number, isolation in enumerate(isolations)
+            )
+            capacity = m.CellCapacity(capacity.slots, capacity.nodes, capacity.isolations, pools)
+        self.capacity = capacity
+        self._offers.clear()
+        self._sums.clear()
+        counted = _sum(capacity.pools)
+        self.total = (counted[0], counted[1], counted[2], counted[3])
+
+    def offers(self, needs: Needs) -> tuple[m.Pool, ...]:
+        """Return the pools that would do."""
+        found = self._offers.get(needs)
+        if found is None:
+            found = self._offers[needs] = tuple(pool for pool in self.capacity.pools if needs.met_by(pool))
+        return found
+
+    def overlap(self, one: Needs, other: Needs) -> bool:
+        """Return whether some nodes would do for both."""
+        mine = self.offers(one)
+        return any(pool in mine for pool in self.offers(other))
+
+    def fits(self, want: Want) -> int:
+        """Return for how many more sandboxes there is room."""
+        return min(self._fits(want, _ANYWHERE, self.capacity.pools), self._fits(want, want.needs, None))
+
+    def holds(self, want: Want) -> int:
+        """Return for how many sandboxes there would be room, were there no others."""
+        return self._fits(want, want.needs, None, empty=True)
+
+    def _fits(self, want: Want, needs: Needs, pools: tuple[m.Pool, ...] | None, *, empty: bool = False) -> int:
+        offers = self.offers(needs) if pools is None else pools
+        if not offers:
+            return 0
+        total = self._sums.get(needs)
+        if total is None:
+            total = self._sums[needs] = _sum(offers)
+        given = [0, 0, 0, 0] if empty else self._given_within(needs, offers)
+        most = total[0] - given[0]
+        for number, amount in enumerate(want.amounts[1:], 1):
+            if total[number] and amount:
+                most = min(most, (total[number] - given[number]) // amount)
+        return max(most, 0)
+
+    def _given_within(self, needs: Needs, offers: tuple[m.Pool, ...]) -> list[int]:
+        within = [0, 0, 0, 0]
+        for other, amounts in self._given.items():
+            if needs == _ANYWHERE or all(pool in offers for pool in self.offers(other)):
+                for number, amount in enumerate(amounts):
+                    within[number] += amount
+        return within
+
+    def give(self, want: Want, count: int) -> None:
+        """Note that so many more sandboxes are in flight; fewer, where count is negative."""
+        given = self._given.setdefault(want.needs, [0, 0, 0, 0])
+        for number, amount in enumerate(want.amounts):
+            given[number] += amount * count
+        if not given[0]:
+            assert not any(given)
+            del self._given[want.needs]
+
+    @property
+    def given(self) -> int:
+        """How many sandboxes are in flight."""
+        return sum(amounts[0] for amounts in self._given.values())
+
+
+_ANYWHERE: Final = Needs("", ())
+
+
+def _sum(pools: Iterable[m.Pool]) -> list[int]:
+    """Return what pools have together; 0 for what some of them do not count."""
+    found = [pool.total for pool in pools]
+    columns = (
+        [room.slots for room in found], [room.memory for room in found],
+        [room.cpu_milli for room in found], [room.disk for room in found],
+    )  # fmt: skip
+    return [sum(column) if all(column) else 0 for column in columns]

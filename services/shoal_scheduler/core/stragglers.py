@@ -1,0 +1,69 @@
+"""Starts that take much longer than their group's: hedged, so that a group is not as slow as its slowest node.
+
+A start is a straggler when it takes `FACTOR` times as long as 95 % of its own group took (Dean and Barroso, The Tail at
+Scale, 2013: a second request after the 95th percentile costs 5 % more load at most). It is started elsewhere, too; the
+first to be ready counts, the other is destroyed and never seen.
+"""
+
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.machine.ledger import HEDGE
+from shoal.wire import messages as m
+from shoal_scheduler.core.books import Books
+from shoal_scheduler.core.state import Rollout
+
+FACTOR: Final = 2.0
+LEAST_MS: Final = 1_000
+"""Below this a second start would hardly be sooner."""
+_KNOWN: Final = 4
+"""Starts that have to be known before any is called slow; and half of the group."""
+_SAMPLES: Final = 256
+_PART: Final = 10
+"""At most one of so many sandboxes is hedged at a time."""
+
+
+def started(books: Books, rollout: Rollout, attempt: int, indices: m.Ranges, now: int) -> None:
+    """Note that these sandboxes are ready: how long they took, and when the others are late."""
+    for each in rollout.sent:
+        if each.attempt == attempt:
+            count = min(ranges.count(ranges.intersect(each.indices, indices)), _SAMPLES - len(rollout.took_ms))
+            rollout.took_ms += [now - each.sent_ms] * max(count, 0)
+    rollout.no_longer_sent(attempt, indices)
+    if rollout.sent and not rollout.hedge_ms and rollout.request.spec.hedge and _known(rollout):
+        _arm(books, rollout, min(each.sent_ms for each in rollout.sent) + _late_after(rollout))
+
+
+def late(books: Books, rollout: Rollout, now: int) -> list[m.SandboxesHedged]:
+    """Return what is to be started elsewhere, too, now that its time has come."""
+    if not rollout.hedge_ms or now < rollout.hedge_ms:
+        return []
+    rollout.hedge_ms = 0
+    after = _late_after(rollout)
+    most = min(max(rollout.ledger.n // _PART, 1) - rollout.ledger.hedged_count(), books.rooms.fits(rollout.want))
+    hedged: list[m.SandboxesHedged] = []
+    for each in rollout.sent:
+        if each.attempt < HEDGE and each.sent_ms + after <= now and most > 0:
+            part, _ = ranges.take(rollout.ledger.pending(each.attempt, each.indices), most)
+            if part:
+                most -= ranges.count(part)
+                name = rollout.request.rollout
+                hedged.append(m.SandboxesHedged(name, each.attempt, each.attempt + HEDGE, part))
+    if rollout.sent:
+        _arm(books, rollout, now + after)
+    return hedged
+
+
+def _known(rollout: Rollout) -> bool:
+    there = rollout.ledger.ready_count() + rollout.ledger.n - rollout.ledger.live
+    return len(rollout.took_ms) >= _KNOWN and 2 * there >= rollout.ledger.n
+
+
+def _late_after(rollout: Rollout) -> int:
+    took = sorted(rollout.took_ms)
+    return max(int(FACTOR * took[(len(took) * 95 + 99) // 100 - 1]), LEAST_MS)
+
+
+def _arm(books: Books, rollout: Rollout, when_ms: int) -> None:
+    rollout.hedge_ms = when_ms
+    books.at(when_ms, "hedge", rollout.request.rollout)

@@ -15,6 +15,7 @@ from shoal.machine import ranges
 from shoal.machine.core import Cause, LawBrokenError, Publish
 from shoal.machine.ledger import HEDGE, Ledger
 from shoal.wire import messages as m
+from shoal_scheduler.core.order import SLACK
 from shoal_scheduler.core.scheduler import SchedulerCore
 
 GIB = 2**30
@@ -175,7 +176,7 @@ class Scheduling(RuleBasedStateMachine):
         books = self.core.books
         for line in books.waiting.each():
             first = self.rollouts[line.first]
-            if first.tenant == rollout.tenant or self.share(first.tenant) >= mine - 1e-9:
+            if first.tenant == rollout.tenant or self.share(first.tenant) >= mine - SLACK - 1e-9:
                 continue
             slots, taken = self.used()
             waiting = books.rollouts[line.first]

@@ -239,7 +239,7 @@ def _is(effect: Effect, kind: type) -> bool:
 REAL = Cores()
 PLANTED: dict[str, tuple[Cores, int]] = {
     "placement: no deduplication": (replace(REAL, placement=NoDeduplication), 200),
-    "placement: forgets a release": (replace(REAL, placement=ForgetsARelease), 400),
+    "placement: forgets a release": (replace(REAL, placement=ForgetsARelease), 1000),
     "placement: frees slots twice": (replace(REAL, placement=FreesTwice), 400),
     "placement: frees slots too early": (replace(REAL, placement=Oversells), 200),
     "placement: orphans are not destroyed": (replace(REAL, placement=LosesOrphans), 3000),

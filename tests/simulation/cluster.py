@@ -20,6 +20,7 @@ from shoal.wire import messages as m, subjects
 from shoal_placement.core.nodes import Demand
 from shoal_placement.core.placement import PlacementCore
 from shoal_scheduler.core.books import Books
+from shoal_scheduler.core.order import SLACK
 from shoal_scheduler.core.scheduler import SchedulerCore
 from shoal_scheduler.core.waiting import Line
 from shoal_snapshot.core.snapshot import SnapshotCore
@@ -114,7 +115,7 @@ class Watched(SchedulerCore):
         if line is not None:
             mine = books.tenants[line.tenant].share(books.total)
             for other in books.waiting.each():
-                if not shut(other) and books.tenants[other.tenant].share(books.total) < mine:
+                if not shut(other) and books.tenants[other.tenant].share(books.total) < mine - SLACK - 1e-9:
                     raise LawViolatedError(f"{line.tenant} with a share of {mine} goes before {other.tenant}")
         return line
 

@@ -15,6 +15,9 @@ from shoal_placement.core.nodes import Demand, Executor
 THROTTLE_MS: Final = 10_000
 """No executor is given what it could start only later than this; it waits, and whoever is free first takes it."""
 
+_DRAWS: Final = 64
+"""Lots that `random` draws before it takes whoever has room."""
+
 Share = tuple[Executor, int]
 Policy = Callable[[Fleet, Demand, m.Snapshot, int, int, dict[int, None], str], Share | int | None]
 """fleet, demand, snapshot, count, now, aside, group: a share; when to ask again (ms); None where there is no room."""
@@ -50,17 +53,16 @@ def soonest(
 def at_random(
     fleet: Fleet, demand: Demand, snapshot: m.Snapshot, count: int, now: int, aside: dict[int, None], group: str
 ) -> Share | int | None:
-    """Anywhere there is room, by lot: a baseline to compare with. Cost: all executors, for each sandbox."""
-    able = [
-        each
-        for each in fleet.executors.values()
-        if each.alive and each.order not in aside and demand.isolation in ("", each.isolation) and each.room(demand)
-    ]
-    if not able:
-        return None
-    executor = able[zlib.crc32(f"{group}:{count}:{now}".encode()) % len(able)]
-    executor.busy_until_ms = max(executor.busy_until_ms, now) + executor.start_ms
-    return executor, 1
+    """Anywhere there is room, by lot: a baseline to compare with. It looks at all executors when most are full."""
+    executors = list(fleet.executors.values())
+    for draw in range(_DRAWS + len(executors) if executors else 0):
+        lot = zlib.crc32(f"{group}:{count}:{now}:{draw}".encode())
+        number = lot % len(executors) if draw < _DRAWS else draw - _DRAWS
+        each = executors[number]
+        if each.alive and each.order not in aside and demand.isolation in ("", each.isolation) and each.room(demand):
+            each.busy_until_ms = max(each.busy_until_ms, now) + each.start_ms
+            return each, 1
+    return None
 
 
 POLICIES: Final[dict[str, Policy]] = {"soonest": soonest, "random": at_random}

@@ -35,6 +35,8 @@ class Books:
         """When to look at what: a heap of (ms, what, rollout or tenant). One that is out of date changes nothing."""
         self.gang: tuple[str, int] = ("", 0)
         """The rollout that room is kept for, and since when: what has to be placed together, or is too large now."""
+        self.turn = ""
+        """The rollout that something was given out of last, if there is more of it."""
         self.shut: dict[Want, int] = {}
         """What placement found no room for, though there seemed to be some: until when it is not sent."""
         self.untold: dict[str, None] = {}
@@ -153,6 +155,8 @@ class Books:
         tenant.waiting -= rollout.unsent
         tenant.rollouts -= 1
         del self.rollouts[name]
+        if self.turn == name:
+            self.turn = ""
         if self.gang[0] == name:
             self.gang = ("", 0)
         if tenant.idle:

@@ -27,6 +27,7 @@ def dump(core: "SchedulerCore") -> bytes:
         [DumpedTenant(each.name, each.limits, each.starts, each.starts_ms) for each in books.tenants.values()],
         (books.pace.rate, books.pace.as_of_ms, [(*kind, ms) for kind, ms in books.pace.durations.items()]),
         books.gang,
+        books.turn,
         books.tell_ms,
         list(books.untold),
         list(books.shut.items()),
@@ -56,6 +57,7 @@ def load(core: "SchedulerCore", state: bytes) -> None:
         books.waiting.add(books.rollouts[name], urgent=urgent)
     books.timers = list(found.timers)  # sorted, and so a heap
     books.gang = found.gang
+    books.turn = found.turn
     books.tell_ms = found.tell_ms
     books.untold = dict.fromkeys(found.untold)
     books.shut = dict(found.shut)

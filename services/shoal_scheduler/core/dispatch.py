@@ -22,7 +22,7 @@ from shoal_scheduler.core.waiting import Key, Line
 PATIENCE_MS: Final = 30_000
 SHUT_MS: Final = 1_000
 """How long what placement gave back is not sent again."""
-_STEPS: Final = 64
+_STEPS: Final = 64  # as `order.SLACK`
 """While several compete, a rollout is given this part of the cell at a time, and at most so many sandboxes."""
 
 
@@ -161,6 +161,7 @@ class Dispatch:
         tenant.waiting -= count
         tenant.started(count)
         books.give(rollout, count, now)
+        books.turn = rollout.request.rollout if rollout.unsent else ""
         self.parts.append(Part(rollout, attempt, part, avoid, together))
         if not rollout.due(now) and not rollout.may_send_fresh:
             books.waiting.remove(rollout.request.rollout)

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Final
 
 from shoal_scheduler.core.books import Books
-from shoal_scheduler.core.tenants import Tenant
 from shoal_scheduler.core.waiting import Line
+
+SLACK: Final = 1 / 64
+"""Of a cell: shares that differ by no more count as equal."""
 
 Order = Callable[[Books, Callable[[Line], bool]], Line | None]
 """Return the line whose first rollout is served next, or None where all are shut."""
@@ -18,35 +20,39 @@ Order = Callable[[Books, Callable[[Line], bool]], Line | None]
 def fair(books: Books, shut: Callable[[Line], bool]) -> Line | None:
     """Whoever has least for their weight: first among tenants, then, at their highest priority, among their runs.
 
-    Weighted max-min fairness by dominant resource (`tenants`). Cost: the tenants that wait, and the winner's lines.
+    Weighted max-min fairness by dominant resource (`tenants`), to within `SLACK` of the cell. Among those that are as
+    close as that, a rollout keeps its turn until all of it is given out, because one that is whole is worth more than
+    several in part; then the oldest is next. Cost: the tenants that wait, and the winner's lines.
     """
-    best: tuple[tuple[float, int], Line] | None = None
     total = books.total
-    for name, lines in books.waiting.lines.items():
-        tenant = books.tenants[name]
-        share = tenant.share(total)
-        if best is not None and share > best[0][0]:
-            continue
-        line = _within(books, tenant, [line for line in lines.values() if not shut(line)])
-        if line is None:
-            continue
-        rank = (share, books.rollouts[line.first].order)
-        if best is None or rank < best[0]:
-            best = (rank, line)
-    return best[1] if best else None
-
-
-def _within(books: Books, tenant: Tenant, lines: list[Line]) -> Line | None:
-    if not lines:
+    shares = [
+        (books.tenants[name].share(total), open_)
+        for name, lines in books.waiting.lines.items()
+        if (open_ := [line for line in lines.values() if not shut(line)])
+    ]
+    if not shares:
         return None
+    least = min(share for share, _ in shares)
+    close = [lines for share, lines in shares if share <= least + SLACK]
+    return _next(books, [_within(books, lines) for lines in close])
+
+
+def _within(books: Books, lines: list[Line]) -> Line:
+    """Return whose turn it is among lines of one tenant."""
     if len(lines) == 1:
         return lines[0]
-    total = books.total
+    tenant, total = books.tenants[lines[0].tenant], books.total
     highest = max(line.priority for line in lines)
+    among = [(tenant.run_share(line.run, total), line) for line in lines if line.priority == highest]
+    least = min(share for share, _ in among)
+    return _next(books, [line for share, line in among if share <= least + SLACK])
+
+
+def _next(books: Books, lines: list[Line]) -> Line:
+    """Return whose turn it is among lines that have as much."""
     return min(
-        (line for line in lines if line.priority == highest),
-        key=lambda line: (tenant.run_share(line.run, total), not line.urgent, books.rollouts[line.first].order),
-    )
+        lines, key=lambda line: (line.first != books.turn, not line.urgent, books.rollouts[line.first].order)
+    )  # fmt: skip
 
 
 def fifo(books: Books, shut: Callable[[Line], bool]) -> Line | None:

@@ -197,6 +197,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     tenants: list[DumpedTenant]
     pace: tuple[float, int, list[tuple[str, str, float]]]
     gang: tuple[str, int]
+    turn: str
     tell_ms: int
     untold: list[str]
     shut: list[tuple[Want, int]]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from shoal_scheduler.core.room import Want
 from shoal_scheduler.core.state import Rollout
 
-
 Key = tuple[str, int, str, Want]
 """tenant, priority, run, want"""
 

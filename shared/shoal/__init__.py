@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FileError,
         InfrastructureError,
         NoSuchSnapshot,
+        QueueFull,
         Rejected,
         RolledBack,
         RolloutEnded,
@@ -46,9 +47,10 @@ if TYPE_CHECKING:
     )
     from shoal.client.rollout import Rollout
     from shoal.client.sandbox import Files, Sandbox
+    from shoal.client.scheduling import Scheduling
     from shoal.client.snapshots import Snapshot
     from shoal.sync import connect as connect_sync
-    from shoal.wire.messages import EndReason
+    from shoal.wire.messages import EndReason, Limits
 
 __all__ = [
     "BadRequest",
@@ -63,8 +65,10 @@ __all__ = [
     "FileError",
     "Files",
     "InfrastructureError",
+    "Limits",
     "NoSuchSnapshot",
     "NodeInfo",
+    "QueueFull",
     "Rejected",
     "Resources",
     "RolledBack",
@@ -78,6 +82,7 @@ __all__ = [
     "SandboxLost",
     "SandboxOutcome",
     "SandboxResumed",
+    "Scheduling",
     "ShoalError",
     "Snapshot",
     "SnapshotError",
@@ -95,8 +100,8 @@ _HOMES = {
     "shoal.client.cluster": ("Cluster", "connect"),
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
-        "BadRequest", "BuildFailed", "CommandFailed", "FileError", "InfrastructureError", "NoSuchSnapshot", "Rejected",
-        "RolledBack", "RolloutEnded",
+        "BadRequest", "BuildFailed", "CommandFailed", "FileError", "InfrastructureError", "NoSuchSnapshot",
+        "QueueFull", "Rejected", "RolledBack", "RolloutEnded",
         "SandboxEnded", "SandboxLost", "SandboxResumed", "ShoalError", "SnapshotError", "StreamFull", "Timeout",
         "Unreachable",
     ),
@@ -106,8 +111,9 @@ _HOMES = {
     ),
     "shoal.client.rollout": ("Rollout",),
     "shoal.client.sandbox": ("Files", "Sandbox"),
+    "shoal.client.scheduling": ("Scheduling",),
     "shoal.client.snapshots": ("Snapshot",),
-    "shoal.wire.messages": ("EndReason",),
+    "shoal.wire.messages": ("EndReason", "Limits"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

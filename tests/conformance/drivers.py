@@ -306,6 +306,16 @@ class DriverConformance:
             await driver.write_file(name, "big", bytes(8 * 1024**2))
         await driver.destroy([name])
 
+    async def test_what_fails_on_a_full_disk_says_so(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver, resources=Resources(disk=4 * 1024**2))
+        assert not (await sh(driver, name, "false")).disk_full
+        full = await sh(driver, name, "head -c 8388608 /dev/zero > big")
+        assert full.exit_code
+        assert full.disk_full
+        assert not (await sh(driver, name, "true")).disk_full
+        await driver.destroy([name])
+
     async def test_a_bad_snapshot_is_refused(self, driver: Driver) -> None:
         self.needs_real()
         spec = StartSpec(fresh(), Snapshot("dir-x", "dir", "/no/such/directory"))

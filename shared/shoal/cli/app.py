@@ -18,6 +18,7 @@ _HOMES: Final = {
     "ls": "rollouts",
     "cancel": "rollouts",
     "nodes": "nodes",
+    "node": "nodes",
     "template": "template",
     "snapshot": "snapshot",
     "tenant": "tenant",

@@ -1,12 +1,14 @@
-"""`shoal nodes`."""
+"""`shoal nodes`, and `shoal node`."""
 
+import asyncio
 import dataclasses
 
 import click
 
+from shoal.cli.exits import Exit, Failure
 from shoal.cli.interrupts import run_interruptibly
 from shoal.cli.options import json_option, url_option
-from shoal.cli.output import emit, moment, table
+from shoal.cli.output import emit, moment, say, table
 
 
 @click.command(short_help="List nodes.")
@@ -35,6 +37,68 @@ def nodes(url: str | None, as_json: bool) -> int:
         columns = ("node", "executor", "isolation", "state", "slots", "memory", "live", "starting", "not enforced",
                    "last heard")  # fmt: skip
         table(columns, rows, empty="no node has been heard of lately; start an executor, or everything with `shoal up`")
+        return 0
+
+    return run_interruptibly(work())
+
+
+@click.group(short_help="Take nodes out of use, and back.")
+def node() -> None:
+    """Take a node out of use for a while: to update it, or to switch it off."""
+
+
+@node.command(short_help="Place nothing more on a node.")
+@click.argument("name")
+@click.option("--hibernate", is_flag=True, help="Put what can sleep to sleep; it wakes on another node.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until nothing runs there any more.")
+@url_option
+@json_option
+def drain(name: str, hibernate: bool, wait: bool, url: str | None, as_json: bool) -> int:
+    """Place nothing more on node NAME. What runs there goes on until it ends, unless it can be put to sleep."""
+
+    async def work() -> int:
+        from shoal.client.cluster import connect
+
+        async with connect(url) as cluster:
+            found = [each for each in await cluster.nodes() if each.node == name]
+            if not found:
+                raise Failure(Exit.USAGE, f"there is no node {name!r}; `shoal nodes` lists them")
+            await cluster.drain(name, hibernate=hibernate)
+            told = -1
+            while wait:
+                (known,) = [each for each in await cluster.nodes() if each.node == name] or found
+                left = known.live + known.starting
+                if not left or known.state in ("left", "silent"):
+                    break
+                if left != told and not as_json:
+                    say(f"{name}: {left} sandboxes still run there")
+                told = left
+                await asyncio.sleep(1)
+        if as_json:
+            emit({"node": name, "drained": True, "empty": wait})
+        else:
+            say(f"{name} takes no more sandboxes{', and none is left there' if wait else ''}")
+        return 0
+
+    return run_interruptibly(work())
+
+
+@node.command(short_help="Let a node take sandboxes again.")
+@click.argument("name")
+@url_option
+@json_option
+def undrain(name: str, url: str | None, as_json: bool) -> int:
+    """Let node NAME take sandboxes again."""
+
+    async def work() -> int:
+        from shoal.client.cluster import connect
+
+        async with connect(url) as cluster:
+            await cluster.undrain(name)
+        if as_json:
+            emit({"node": name, "drained": False})
+        else:
+            say(f"{name} takes sandboxes again")
         return 0
 
     return run_interruptibly(work())

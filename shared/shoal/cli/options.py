@@ -58,6 +58,8 @@ class Request:
     inputs: tuple[Path, ...]
     stdin: bool
     isolation: str
+    priority: int
+    scheduling: dict[str, Any]
     command: tuple[str, ...]
 
     def arguments(self) -> dict[str, Any]:
@@ -75,6 +77,8 @@ class Request:
             "files": input_files(self.inputs),
             "env": variables(self.env),
             "isolation": self.isolation,
+            "priority": self.priority,
+            **self.scheduling,
         }
 
     def check(self) -> dict[str, Any]:
@@ -107,14 +111,28 @@ def rollout_options(command: Callable[..., Any]) -> Callable[..., Any]:
                   help="A file to put into each sandbox's working directory; as often as you like.")  # fmt: skip
     @click.option("--stdin", is_flag=True, help="Read standard input to its end and give it to every command.")
     @click.option("--isolation", default="", metavar="NAME", help="A driver: zygote, gvisor, simulated. [default: any]")
+    @click.option("--priority", type=int, default=0, show_default=True, help="Before the tenant's others with less.")
+    @click.option("--gang", is_flag=True, help="All sandboxes start together, or none.")
+    @click.option("--min-ready", type=int, metavar="K", help="The first K start together, the others follow.")
+    @click.option("--start-within", metavar="DURATION", help="What has no room by then is not started.")
+    @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Of the nodes to run on.")
+    @click.option("--spread-over", metavar="NAME", help="A label: as many on the nodes of each of its values.")
     @wraps(command)
     def with_request(
         *args: Any, template: str, command_: tuple[str, ...] = (), n: int, run_name: str, timeout: str | None,
         memory: str, cpu: float, pids: int, disk: str, env: tuple[str, ...], inputs: tuple[Path, ...], stdin: bool,
-        isolation: str, **kwargs: Any,
+        isolation: str, priority: int, gang: bool, min_ready: int | None, start_within: str | None,
+        labels: tuple[str, ...], spread_over: str | None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         argv = kwargs.pop("command", command_)
-        request = Request(template, n, run_name, timeout, memory, cpu, pids, disk, env, inputs, stdin, isolation, argv)
+        scheduling = {
+            "gang": gang or None, "min_ready": min_ready, "start_within": start_within, "spread_over": spread_over,
+            "labels": variables(labels, "--label", "label") or None,
+        }  # fmt: skip
+        request = Request(
+            template, n, run_name, timeout, memory, cpu, pids, disk, env, inputs, stdin, isolation, priority,
+            {name: value for name, value in scheduling.items() if value is not None}, argv,
+        )  # fmt: skip
         return command(*args, request=request, **kwargs)
 
     return with_request
@@ -126,13 +144,13 @@ def absolute(template: str) -> str:
     return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path and kind in _PATHS else template
 
 
-def variables(given: tuple[str, ...]) -> dict[str, str]:
+def variables(given: tuple[str, ...], option: str = "--env", what: str = "variable") -> dict[str, str]:
     """Return NAME=VALUE pairs as a mapping. Raises Failure."""
     found = {}
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise Failure(Exit.USAGE, f"--env: {pair!r} is no variable; write NAME=VALUE")
+            raise Failure(Exit.USAGE, f"{option}: {pair!r} is no {what}; write NAME=VALUE")
         found[name] = value
     return found
 

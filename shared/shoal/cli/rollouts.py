@@ -1,12 +1,16 @@
 """`shoal ls` and `shoal cancel`."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from shoal.cli.interrupts import run_interruptibly
 from shoal.cli.options import json_option, tenant_option, url_option
 from shoal.cli.output import emit, moment, say, table
+
+if TYPE_CHECKING:
+    from shoal.client.results import RolloutInfo
 
 
 @click.command(short_help="List rollouts.")
@@ -35,15 +39,35 @@ def ls(run_name: str | None, since: str, tenant: str, url: str | None, as_json: 
             (
                 info.rollout, info.run, info.template, info.n, info.state, info.ready, info.ended,
                 ", ".join(f"{count} {str(reason).replace('_', ' ')}" for reason, count in info.counts.items()),
-                info.waiting_reason, moment(info.submitted_ms),
+                info.waiting_reason, _position(info), moment(info.submitted_ms),
             )
             for info in found
         ]  # fmt: skip
-        columns = ("rollout", "run", "template", "n", "state", "ready", "ended", "how", "waits because", "submitted")
+        columns = (
+            "rollout",
+            "run",
+            "template",
+            "n",
+            "state",
+            "ready",
+            "ended",
+            "how",
+            "waits because",
+            "position",
+            "submitted",
+        )
         table(columns, rows, empty=f"tenant {tenant} has submitted no rollout in the last {since}")
         return 0
 
     return run_interruptibly(work())
+
+
+def _position(info: "RolloutInfo") -> str:
+    """Return where a rollout is in the queue, for people."""
+    if not info.waiting:
+        return ""
+    when = f", about {moment(info.start_ms)}" if info.start_ms else ""
+    return f"behind {info.ahead} sandboxes{when}"
 
 
 @click.command(short_help="Stop a rollout.")

@@ -1,10 +1,15 @@
-"""`shoal tenant`: who may submit rollouts to the cluster."""
+"""`shoal tenant`: who may submit rollouts to the cluster, and what they may have."""
+
+from typing import TYPE_CHECKING
 
 import click
 
 from shoal.cli.interrupts import run_interruptibly
 from shoal.cli.options import json_option, url_option
 from shoal.cli.output import emit, say, table
+
+if TYPE_CHECKING:
+    from shoal.wire.messages import Limits
 
 
 @click.group(short_help="Say who may submit rollouts.")
@@ -46,22 +51,89 @@ def _change(names: tuple[str, ...], url: str | None, as_json: bool, *, added: bo
     return run_interruptibly(work())
 
 
+@tenant.command("set", short_help="Say what a tenant may have.")
+@click.argument("name")
+@click.option("--weight", type=float, help="Its part of the cluster, beside the others'. [default: 1]")
+@click.option("--sandboxes", type=click.IntRange(0), help="That run at once; 0: no limit.")
+@click.option("--memory", metavar="SIZE", help="Of all its sandboxes' limits; 0: no limit.")
+@click.option("--cpu", type=click.FloatRange(0), metavar="CORES", help="Of all its sandboxes' limits; 0: no limit.")
+@click.option("--rate", type=click.FloatRange(0), metavar="N", help="Sandboxes started a second; 0: no limit.")
+@click.option("--waiting", type=click.IntRange(0), help="Sandboxes that may wait for room; 0: a million.")
+@url_option
+@json_option
+def set_(
+    name: str, weight: float | None, sandboxes: int | None, memory: str | None, cpu: float | None, rate: float | None,
+    waiting: int | None, url: str | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Say what tenant NAME may have over the whole cluster; what is not named stays as it was.
+
+    Holds at once for what is given out from then on: what runs goes on.
+    """
+
+    async def work() -> int:
+        import msgspec
+
+        from shoal.client.cluster import connect
+        from shoal.client.errors import BadRequest
+        from shoal.wire.messages import Limits
+        from shoal.wire.quantities import parse_bytes
+
+        given = {
+            "weight": weight, "sandboxes": sandboxes, "starts_per_s": rate, "waiting": waiting,
+            "memory": None if memory is None else 0 if memory == "0" else parse_bytes(memory, "memory"),
+            "cpu_milli": None if cpu is None else round(cpu * 1000),
+        }  # fmt: skip
+        changed = {field: value for field, value in given.items() if value is not None}
+        if not changed:
+            raise BadRequest("limits", "name at least one, such as --sandboxes 1000 or --weight 2")
+        async with connect(url) as cluster:
+            known = (await cluster.limits()).get(name, Limits())
+            limits = msgspec.structs.replace(known, **changed)
+            await cluster.limit_tenant(name, limits)
+        if as_json:
+            emit({"tenant": name} | msgspec.structs.asdict(limits))
+        else:
+            say(f"{name}: {_text(limits)}")
+        return 0
+
+    return run_interruptibly(work())
+
+
+def _text(limits: "Limits | None") -> str:
+    """Return limits for people."""
+    from shoal.wire.quantities import format_bytes
+
+    if limits is None:
+        return "-"
+    parts = [f"weight {limits.weight:g}"]
+    parts += [f"at most {limits.sandboxes} sandboxes"] if limits.sandboxes else []
+    parts += [f"{format_bytes(limits.memory)} of memory"] if limits.memory else []
+    parts += [f"{limits.cpu_milli / 1000:g} cpus"] if limits.cpu_milli else []
+    parts += [f"{limits.starts_per_s:g} starts a second"] if limits.starts_per_s else []
+    parts += [f"{limits.waiting} waiting"] if limits.waiting else []
+    return ", ".join(parts)
+
+
 @tenant.command(short_help="List tenants.")
 @url_option
 @json_option
 def ls(url: str | None, as_json: bool) -> int:
-    """List the cluster's tenants."""
+    """List the cluster's tenants, and what they may have."""
 
     async def work() -> int:
+        import msgspec
+
         from shoal.client.cluster import connect
 
         async with connect(url) as cluster:
-            found = await cluster.tenants()
+            found, limits = await cluster.tenants(), await cluster.limits()
+        names = sorted({*found, *limits})
         if as_json:
-            for name in found:
-                emit({"tenant": name})
+            for name in names:
+                emit({"tenant": name} | (msgspec.structs.asdict(limits[name]) if name in limits else {}))
         else:
-            table(("tenant",), [(name,) for name in found], empty="no tenant was named: whoever comes is welcome")
+            rows = [(name, _text(limits.get(name))) for name in names]
+            table(("tenant", "limits"), rows, empty="no tenant was named: whoever comes is welcome")
         return 0
 
     return run_interruptibly(work())

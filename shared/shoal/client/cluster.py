@@ -4,10 +4,10 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Final
+from typing import Final, Unpack
 
 from shoal.bus.protocol import Bus, BusError
-from shoal.client import dead, listing, mapping, tenants
+from shoal.client import dead, listing, mapping, nodes as nodes_, tenants
 from shoal.client.catalogue import Catalogued
 from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
 from shoal.client.errors import BadRequest, ShoalError, Timeout, Unreachable
@@ -26,9 +26,10 @@ from shoal.client.requests import (
 )
 from shoal.client.results import Event, NodeInfo, RolloutInfo, SandboxOutcome
 from shoal.client.rollout import Rollout
+from shoal.client.scheduling import Scheduling
 from shoal.client.snapshots import Snapshot
 from shoal.wire import streams, subjects
-from shoal.wire.messages import RolloutCancelled, RolloutSpec, RolloutSubmitted
+from shoal.wire.messages import Limits, RolloutCancelled, RolloutSpec, RolloutSubmitted
 from shoal.wire.quantities import BadValueError, parse_seconds
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
@@ -123,6 +124,7 @@ class Cluster(Catalogued):
         checkpoint_commands: int = 0,
         warm: str = "",
         idle_after: float | str | None = None,
+        **scheduling: Unpack[Scheduling],
     ) -> Opening[Rollout]:
         """Ask for n sandboxes: `await` it, or enter it with `async with`, which releases them.
 
@@ -133,7 +135,7 @@ class Cluster(Catalogued):
         commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a number) take
         snapshots by themselves. warm: Python that a node runs once; the interpreter behind `sandbox.python` is forked
         from there. idle_after ("10m"): let a sandbox sleep that nobody used for so long; its next command wakes it.
-        isolation: a driver's name, or any.
+        isolation: a driver's name, or any. What else is taken says when and where they start: see `Scheduling`.
 
         Returns when the cluster's first word of it has come (two seconds at most: waiting is durable). Raises
         BadRequest before anything is sent, Rejected, Unreachable, StreamFull.
@@ -144,7 +146,7 @@ class Cluster(Catalogued):
                 template, n, timeout=timeout, resources=resources, command=command, commands=commands, files=files,
                 env=env, user=user, on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
                 checkpoint_every=checkpoint_every, checkpoint_commands=checkpoint_commands, warm=warm,
-                idle_after=idle_after,
+                idle_after=idle_after, **scheduling,
             )  # fmt: skip
             return await self._start(spec, run, FIRST_WORD_S)
 
@@ -167,11 +169,13 @@ class Cluster(Catalogued):
         max_attempts: int = 3,
         priority: int = 0,
         isolation: str = "",
+        **scheduling: Unpack[Scheduling],
     ) -> str:
         """Ask for sandboxes as `rollout` does; return the rollout's id as soon as the request is stored."""
         spec = rollout_spec(
             template, n, timeout=timeout, resources=resources, command=command, commands=commands, files=files,
             env=env, user=user, on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
+            **scheduling,
         )  # fmt: skip
         request = RolloutSubmitted(new_id(), self.tenant, token(run, "run"), spec)
         await self._publish(request, check_size(request))
@@ -193,6 +197,7 @@ class Cluster(Catalogued):
         max_attempts: int = 3,
         priority: int = 0,
         isolation: str = "",
+        **scheduling: Unpack[Scheduling],
     ) -> list[SandboxOutcome]:
         """Run each command in a sandbox of its own; return how each ended, in the commands' order.
 
@@ -205,7 +210,7 @@ class Cluster(Catalogued):
         def spec_of(n: int, part: Sequence[CommandLike]) -> RolloutSpec:
             return rollout_spec(
                 template, n, timeout=timeout, resources=resources, commands=part, files=files, env=env, user=user,
-                on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation,
+                on_lost=on_lost, max_attempts=max_attempts, priority=priority, isolation=isolation, **scheduling,
             )  # fmt: skip
 
         async def start(spec: RolloutSpec) -> Rollout:
@@ -288,6 +293,22 @@ class Cluster(Catalogued):
     async def remove_tenant(self, name: str) -> None:
         """Unmake a tenant: its rollouts go on, and no new one is admitted."""
         await tenants.remove(self._link, token(name, "tenant"))
+
+    async def limits(self) -> dict[str, Limits]:
+        """Return what tenants may have, of those that were given limits."""
+        return await tenants.limits(self._link)
+
+    async def limit_tenant(self, name: str, limits: Limits) -> None:
+        """Say what a tenant may have, from now on. Raises BadRequest."""
+        await tenants.limit(self._link, token(name, "tenant"), limits)
+
+    async def drain(self, node: str, *, hibernate: bool = False) -> None:
+        """Place nothing more on a node; what can sleep is put to sleep if so wanted. Raises BadRequest."""
+        await nodes_.drain(self._link, node, drained=True, hibernate=hibernate)
+
+    async def undrain(self, node: str) -> None:
+        """Let a node take sandboxes again. Raises BadRequest."""
+        await nodes_.drain(self._link, node, drained=False)
 
     def dead_letters(
         self, since: float | str | None = None, *, stream: str | None = None, reader: str | None = None,

@@ -31,6 +31,14 @@ class Rejected(ShoalError):
         self.detail = detail
 
 
+class QueueFull(Rejected):
+    """As many sandboxes of the tenant wait for room as may; try again after `retry_after` seconds."""
+
+    def __init__(self, rollout: str, code: str, detail: str, retry_after: float) -> None:
+        super().__init__(rollout, code, f"{detail}; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
 class InfrastructureError(ShoalError):
     """The platform failed. Never a verdict on what ran inside a sandbox: do not score it, try again."""
 
@@ -43,6 +51,8 @@ class SandboxLost(InfrastructureError):
             EndReason.NODE_LOST: "its node was lost",
             EndReason.START_FAILED: "it could not be started",
             EndReason.DIED: "its first process was killed though nobody asked",
+            EndReason.PREEMPTED: "it made room for what has a higher priority",
+            EndReason.NOT_STARTED: "it was not started in the time it was given",
         }.get(reason, str(reason))
         todo = (
             "it is being started again, empty: take it from ready()"

@@ -211,6 +211,7 @@ class RolloutFold:
             waiting.ahead if waiting else 0,
             waiting.reason if waiting else "",
             asleep,
+            waiting.start_ms or None if waiting else None,
         )
 
     def summary(self) -> RolloutSummary:

@@ -9,6 +9,7 @@ from typing import Final
 from shoal.bus.protocol import Bus, Delivery
 from shoal.client.feed import decoded, history
 from shoal.client.fold import RolloutFold
+from shoal.client.nodes import drained
 from shoal.client.results import Event, NodeInfo, RolloutInfo
 from shoal.wire import streams, subjects
 from shoal.wire.codec import UndecodableError, decode
@@ -72,6 +73,7 @@ def info(fold: RolloutFold) -> RolloutInfo:
 async def nodes(bus: Bus, cells: int, since_ms: int, now_ms: int) -> list[NodeInfo]:
     """Return the nodes whose executors said anything since then, by name."""
     found: list[NodeInfo] = []
+    draining = await drained(bus)
     for cell in range(cells):
         joined: dict[str, ExecutorJoined] = {}
         beats: dict[str, ExecutorBeat] = {}
@@ -98,9 +100,13 @@ async def nodes(bus: Bus, cells: int, since_ms: int, now_ms: int) -> list[NodeIn
             state = "left" if executor in left else "silent" if silent else "alive"
             beat = beats.get(executor)
             live, starting = (beat.live, beat.starting) if beat and beat.boot == message.boot else (0, 0)
+            emptied = "draining" if live + starting else "drained"
+            states = {
+                node.node: emptied if state == "alive" and node.node in draining else state for node in message.nodes
+            }
             found += [
                 NodeInfo(
-                    node.node, executor, message.isolation, state, node.slots, node.memory, live, starting,
+                    node.node, executor, message.isolation, states[node.node], node.slots, node.memory, live, starting,
                     seen[executor], node.labels, message.unenforced,
                 )
                 for node in message.nodes

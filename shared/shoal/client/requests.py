@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, Unpack
 
 import msgspec
 
 from shoal.client.errors import BadRequest
+from shoal.client.scheduling import Scheduling, scheduled
 from shoal.wire import messages, subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import Command, InputFile, Isolation, OnLost, Recipe, RolloutSpec, RolloutSubmitted
@@ -178,6 +179,7 @@ def rollout_spec(
     checkpoint_commands: int = 0,
     warm: str = "",
     idle_after: float | str | None = None,
+    **scheduling: Unpack[Scheduling],
 ) -> RolloutSpec:
     """Return the spec of a rollout. Raises BadRequest for everything that can be known to be wrong beforehand."""
     template = str(template) if template is not None else ""
@@ -198,7 +200,7 @@ def rollout_spec(
     policy = (OnLost.RESTART if given else OnLost.FAIL) if on_lost is None else on_lost
     if policy not in tuple(OnLost):
         raise BadRequest("on_lost", f"{on_lost!r} is no policy; write 'fail', 'restart' or 'resume'")
-    return RolloutSpec(
+    spec = RolloutSpec(
         template,
         n,
         given,
@@ -216,6 +218,7 @@ def rollout_spec(
         warm,
         milliseconds(idle_after, "idle_after"),
     )
+    return scheduled(spec, scheduling) if scheduling else spec
 
 
 _command = command  # `rollout_spec` has a parameter of this name

@@ -22,6 +22,7 @@ class CommandResult:
     out_of_memory: bool = False
     stdout_dropped: int = 0  # bytes beyond the output limit
     stderr_dropped: int = 0
+    disk_full: bool = False  # it failed, and there was no room left on the disk
 
     @property
     def stdout(self) -> str:
@@ -55,6 +56,7 @@ class CommandResult:
             result.out_of_memory,
             result.stdout_dropped,
             result.stderr_dropped,
+            result.disk_full,
         )
 
 
@@ -145,8 +147,9 @@ class RolloutStatus:
     """A rollout at one moment.
 
     `state` is submitted (no word yet), queued, running, rejected, or its conclusion: finished, released, cancelled,
-    timed_out. While sandboxes wait for room, `waiting` counts them, `ahead` those before them, and `waiting_reason`
-    says why. Those that are `asleep` are kept and run nowhere; their next command wakes them.
+    timed_out. While sandboxes wait for room, `waiting` counts them, `ahead` those before them, `waiting_reason` says
+    why, and `start_ms` when the last of them may start (ms since the epoch; None: unknown), going by how fast room came
+    free lately. Those that are `asleep` are kept and run nowhere; their next command wakes them.
     """
 
     rollout: str
@@ -163,6 +166,7 @@ class RolloutStatus:
     ahead: int = 0
     waiting_reason: str = ""
     asleep: int = 0
+    start_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,7 @@ class RolloutInfo(RolloutStatus):
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A node. `state`: alive, silent or left. `live` and `starting` count sandboxes of its whole executor."""
+    """A node. `state`: alive, draining, drained, silent or left. `live`, `starting`: sandboxes of its whole executor."""
 
     node: str
     executor: str

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 
-from shoal.client.errors import BadRequest, Rejected, RolloutEnded, ShoalError, Timeout
+from shoal.client.errors import BadRequest, QueueFull, Rejected, RolloutEnded, ShoalError, Timeout
 from shoal.client.feed import Feed
 from shoal.client.fold import News, Ready, RolloutFold
 from shoal.client.link import Link
@@ -264,6 +264,8 @@ class Rollout:
     def _raise_failure(self) -> None:
         rejected = self._fold.rejected
         if rejected is not None:
+            if rejected.retry_after_ms:
+                raise QueueFull(self.id, rejected.code, rejected.detail, rejected.retry_after_ms / 1000)
             raise Rejected(self.id, rejected.code, rejected.detail)
         if self._failure is not None:
             raise self._failure.with_traceback(None)

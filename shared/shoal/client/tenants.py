@@ -1,14 +1,23 @@
-"""Which tenants a cluster has: told to every scheduler through its log, and listed in the cluster's bucket."""
+"""Which tenants a cluster has, and what they may have: told to every scheduler in its log, and listed in a bucket.
+
+A tenant's rollouts are spread over the cells by their names, and each cell keeps its part of a limit. Together they
+never give out more than the whole, except for a limit below the number of cells: each of them gives out one. What one
+cell's part leaves unused no other gets.
+"""
 
 import secrets
 from typing import Final
 
+import msgspec
+
 from shoal.bus.protocol import BusError
+from shoal.client.errors import BadRequest
 from shoal.client.link import Link
 from shoal.wire import streams, subjects
-from shoal.wire.messages import TenantAdded, TenantRemoved
+from shoal.wire.messages import Limits, TenantAdded, TenantRemoved, TenantSet
 
 _KEYS: Final = "tenant"
+_LIMITS: Final = "limits"
 
 
 async def tenants(link: Link) -> list[str]:
@@ -30,6 +39,48 @@ async def remove(link: Link, tenant: str) -> None:
     """Unmake a tenant: its running rollouts go on, and no new one is admitted. Raises a ShoalError."""
     await _tell(link, TenantRemoved(tenant))
     await _list(link, tenant, listed=False)
+
+
+async def limits(link: Link) -> dict[str, Limits]:
+    """Return what tenants may have, of those that were given limits. Raises a ShoalError."""
+    found: dict[str, Limits] = {}
+    try:
+        for key in await link.bus.keys(streams.CLUSTER_BUCKET, _LIMITS):
+            entry = await link.bus.get(streams.CLUSTER_BUCKET, key)
+            if entry is not None:
+                found[key.partition(".")[2]] = msgspec.msgpack.decode(entry.value, type=Limits)
+    except BusError as error:
+        raise link.explained(error) from error
+    return found
+
+
+async def limit(link: Link, tenant: str, limits: Limits) -> None:
+    """Say what a tenant may have; returns when every cell's log has it. Raises BadRequest, a ShoalError."""
+    if not 0.001 <= limits.weight <= 1000:
+        raise BadRequest("weight", f"{limits.weight} cannot be used; give a number from 0.001 to 1000")
+    for field in ("sandboxes", "memory", "cpu_milli", "starts_per_s", "waiting"):
+        if getattr(limits, field) < 0:
+            raise BadRequest(field, f"{getattr(limits, field)} cannot be used; give 0 for no limit, or more")
+    id = f"limits:{tenant}:{secrets.token_hex(8)}"
+    for cell in range(link.cells):
+        await link.publish(subjects.rollout_system(cell), TenantSet(tenant, part(limits, cell, link.cells)), id)
+    key = f"{_LIMITS}.{tenant}"
+    try:
+        await link.bus.put(streams.CLUSTER_BUCKET, key, msgspec.msgpack.encode(limits))
+    except BusError as error:
+        raise link.explained(error) from error
+
+
+def part(limits: Limits, cell: int, cells: int) -> Limits:
+    """Return one cell's part of a tenant's limits."""
+
+    def share(whole: int) -> int:
+        return max(whole // cells + (cell < whole % cells), 1) if whole else 0
+
+    return Limits(
+        limits.weight, share(limits.sandboxes), share(limits.memory), share(limits.cpu_milli),
+        limits.starts_per_s / cells, share(limits.waiting),
+    )  # fmt: skip
 
 
 async def _tell(link: Link, message: TenantAdded | TenantRemoved) -> None:

@@ -71,7 +71,16 @@ class Running:
             self.timed_out,
             self._dropped[1],
             self._dropped[2],
+            disk_full=bool(code) and _disk_full(),
         )
+
+
+def _disk_full() -> bool:
+    """Return whether nothing more can be written to the sandbox's disk."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs("/")
+        return disk.f_bavail == 0 or (disk.f_files > 0 and disk.f_favail == 0)
+    return False
 
 
 def account(user: str) -> tuple[int, int, str]:

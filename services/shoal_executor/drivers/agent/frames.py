@@ -7,7 +7,7 @@ import msgspec
 
 from shoal.wire.values import Command, CommandResult
 
-PROTOCOL: Final = 5
+PROTOCOL: Final = 6
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 _HEAD: Final = struct.Struct(">I")

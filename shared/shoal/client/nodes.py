@@ -1,0 +1,35 @@
+"""Nodes that are to take no more sandboxes: told to placement through its log, and listed in the cluster's bucket."""
+
+import secrets
+from typing import Final
+
+from shoal.bus.protocol import Bus, BusError
+from shoal.client.errors import BadRequest
+from shoal.client.link import Link
+from shoal.wire import streams, subjects
+from shoal.wire.messages import NodeDrained
+
+_KEYS: Final = "drained"
+
+
+async def drain(link: Link, node: str, *, drained: bool, hibernate: bool = False) -> None:
+    """Drain a node, or let it take sandboxes again; returns when every cell's log has it. Raises a ShoalError."""
+    if not node or any(character in node for character in " *>\t\n"):
+        raise BadRequest("node", f"{node!r} is not a node's name; `shoal nodes` lists them")
+    id = f"drain:{node}:{secrets.token_hex(8)}"
+    for cell in range(link.cells):
+        await link.publish(subjects.placement_node(cell), NodeDrained(node, drained, hibernate), id)
+    key = f"{_KEYS}.{node.encode().hex()}"
+    try:
+        if drained:
+            await link.bus.put(streams.CLUSTER_BUCKET, key, b"{}")
+        else:
+            await link.bus.delete(streams.CLUSTER_BUCKET, key)
+    except BusError as error:
+        raise link.explained(error) from error
+
+
+async def drained(bus: Bus) -> set[str]:
+    """Return the nodes that are to take no more sandboxes."""
+    keys = await bus.keys(streams.CLUSTER_BUCKET, _KEYS)
+    return {bytes.fromhex(key.partition(".")[2]).decode() for key in keys}

@@ -270,6 +270,12 @@ class Executor:
             self.gained(node)
         return freed
 
+    def holds(self, rollout: str, attempt: int) -> bool:
+        """Return whether sandboxes of a rollout are here; of one attempt, unless that is -1."""
+        if attempt < 0 or rollout not in self.held:
+            return rollout in self.held
+        return any((rollout, attempt) in node.held for node in self.by_number)
+
     def gained(self, node: Node) -> None:
         """Note that there is more room on a node than there was."""
         for roomiest in self._roomiest.values():

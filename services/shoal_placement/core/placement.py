@@ -197,7 +197,7 @@ class PlacementCore(Roster):
             record.all_gone = True
         self._waiting = [(left, since) for w, since in self._waiting if (left := remaining(w, message))]
         for executor in self._where(record):
-            if executor.alive and message.rollout in executor.held:  # it passes over those it does not have
+            if executor.alive and executor.holds(message.rollout, message.attempt):  # it passes over what it has not
                 destroy = m.DestroySandboxes(
                     executor.boot, message.rollout, message.indices, message.reason, message.attempt
                 )

@@ -42,6 +42,11 @@ class Part:
         self.last = not attempt and not rollout.fresh
         """Whether with it all of the rollout was given out for the first time."""
 
+    def extend(self, indices: m.Ranges) -> None:
+        """Add what the same rollout is given next."""
+        self.indices = ranges.union(self.indices, indices)
+        self.last = not self.attempt and not self.rollout.fresh
+
 
 class Dispatch:
     """One round: `parts` is what is given out, `held_up` why the other lines wait (a kind, and a sentence)."""
@@ -73,7 +78,7 @@ class Dispatch:
         if first is not None:
             self.blocked.append(first)
         for line in self._books.waiting.each():
-            self.held_up[line.key] = ("room", "")
+            self.held_up[line.key] = ("room" if self._books.rooms.offers(line.want.needs) else "nodes", "")
             if line is not first:
                 self.blocked.append(line)
 
@@ -162,7 +167,11 @@ class Dispatch:
         tenant.started(count)
         books.give(rollout, count, now)
         books.turn = rollout.request.rollout if rollout.unsent else ""
-        self.parts.append(Part(rollout, attempt, part, avoid, together))
+        last = self.parts[-1] if self.parts else None
+        if last and (last.rollout, last.attempt, last.avoid) == (rollout, attempt, avoid) and not last.together:
+            last.extend(part)
+        else:
+            self.parts.append(Part(rollout, attempt, part, avoid, together))
         if not rollout.due(now) and not rollout.may_send_fresh:
             books.waiting.remove(rollout.request.rollout)
         elif ready:

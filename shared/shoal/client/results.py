@@ -178,7 +178,7 @@ class RolloutInfo(RolloutStatus):
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A node. `state`: alive, draining, drained, silent or left. `live`, `starting`: sandboxes of its whole executor."""
+    """A node. `state`: alive, draining, drained, silent or left. `live`, `starting`: of its whole executor."""
 
     node: str
     executor: str

@@ -1,0 +1,300 @@
+"""The scheduler's policies: each event in, exactly what follows."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from shoal.machine.core import Cause, LawBrokenError
+from shoal.machine.ledger import HEDGE
+from shoal.wire import messages as m
+from shoal_scheduler.core.dispatch import PATIENCE_MS
+from shoal_scheduler.core.scheduler import SchedulerCore
+from shoal_scheduler.core.stragglers import LEAST_MS
+
+GIB = 2**30
+HOST = m.Snapshot("host", "host")
+
+
+class Cell:
+    """A core in a cell of so many slots of 1 GiB."""
+
+    def __init__(self, slots: int = 8, order: str = "fair", pools: tuple[m.Pool, ...] = ()) -> None:
+        self.core = SchedulerCore(0, order=order)
+        self.now = 1_000
+        self.names = 0
+        room = m.Room(slots, slots * GIB)
+        pools = pools or (m.Pool("zygote", (), 4, room, room),)
+        isolations = tuple(sorted({pool.isolation for pool in pools}))
+        self(m.CellCapacity(slots, 4, isolations, pools))
+
+    def __call__(self, message: Any, passes_ms: int = 0) -> list[Any]:
+        self.now += passes_ms
+        effects = self.core.handle(message, Cause("S", self.now, self.now))
+        self.core.check()
+        return [effect.message for effect in effects]  # type: ignore[union-attr]
+
+    def submit(self, n: int, tenant: str = "t", run: str = "u", memory: int = GIB, **spec: Any) -> list[Any]:
+        name, self.names = f"r{self.names}", self.names + 1
+        asked = m.RolloutSpec("host", n, resources=m.Resources(memory=memory), **spec)
+        said = self(m.RolloutSubmitted(name, tenant, run, asked))
+        if any(isinstance(each, m.ResolveTemplate) for each in said):
+            said = self(m.TemplateResolved(tenant, "host", HOST))
+        return said
+
+    def ready(self, name: str, indices: m.Ranges, attempt: int = 0, passes_ms: int = 10) -> list[Any]:
+        return self(m.SandboxesReady(name, attempt, indices, "n", "e", "zygote"), passes_ms)
+
+    def end(self, name: str, indices: m.Ranges, reason: m.EndReason, attempt: int = 0, node: str = "n") -> list[Any]:
+        return self(m.SandboxesEnded(name, attempt, indices, node, reason, "why"))
+
+
+def placed(said: list[Any]) -> list[tuple[str, int, m.Ranges]]:
+    return [(each.rollout, each.attempt, each.indices) for each in said if isinstance(each, m.PlaceRequested)]
+
+
+def of(said: list[Any], kind: type) -> Any:
+    (found,) = [each for each in said if isinstance(each, kind)]
+    return found
+
+
+def test_those_with_less_go_first_by_their_weight() -> None:
+    cell = Cell()
+    cell(m.TenantSet("big", m.Limits(weight=3.0)))
+    cell.submit(8, "first")
+    cell.submit(8, "big")
+    cell.submit(8, "small")
+    given = {"r1": 0, "r2": 0}
+    for index in range(8):
+        for rollout, _, indices in placed(cell.end("r0", ((index, 1),), m.EndReason.RELEASED)):
+            given[rollout] += sum(count for _, count in indices)
+    assert given == {"r1": 6, "r2": 2}
+
+
+def test_a_runs_thousands_do_not_starve_anothers_eight() -> None:
+    cell = Cell()
+    cell.submit(1000, run="large")
+    cell.submit(8, run="small")
+    said = [placed(cell.end("r0", ((index, 1),), m.EndReason.RELEASED)) for index in range(4)]
+    assert [each[0][0] for each in said] == ["r1"] * 4
+
+
+def test_dominant_resource_is_what_counts() -> None:
+    cell = Cell(8)
+    cell.submit(8, "other")
+    cell.submit(4, "memory", memory=2 * GIB)
+    cell.submit(8, "slots")
+    said: list[str] = []
+    for index in range(8):
+        said += [name for name, _, _ in placed(cell.end("r0", ((index, 1),), m.EndReason.RELEASED))]
+    assert (said.count("r1"), said.count("r2")) == (2, 4)  # half of the memory each
+
+
+def test_a_queue_has_its_bound_and_says_when_to_come_back() -> None:
+    cell = Cell()
+    cell(m.TenantSet("t", m.Limits(waiting=10)))
+    cell.submit(10)
+    rejected = of(cell.submit(9), m.RolloutRejected)
+    assert (rejected.code, rejected.retry_after_ms >= 1000) == ("queue_full", True)
+    assert "2 sandboxes of tenant 't' wait already, and 10 may" in rejected.detail
+
+
+def test_who_waits_is_told_why_behind_whom_and_until_when() -> None:
+    cell = Cell(pools=(m.Pool("gvisor", (("zone", "a"),), 1, m.Room(8, 8 * GIB), m.Room(8, 8 * GIB)),))
+    cell.submit(8)
+    told = of(cell.submit(120, isolation="gvisor", labels=(("zone", "a"),)), m.RolloutQueued)
+    assert told.reason == "waiting for 120 slots of 1 GiB on nodes with gvisor, zone=a"
+    assert (told.ahead, told.waiting, told.start_ms) == (0, 120, 0)
+    cell.end("r0", ((0, 4),), m.EndReason.RELEASED)
+    told = of(cell.submit(10), m.RolloutQueued)
+    assert (told.ahead, told.waiting) == (116, 10)
+    assert told.start_ms > cell.now
+    cell(m.TenantSet("t2", m.Limits(sandboxes=1)))
+    assert of(cell.submit(2, "t2"), m.RolloutQueued).reason.startswith("waiting for 2 slots")
+    cell(m.CellCapacity(0, 0, ()))
+    assert "no node has joined" in of(cell.submit(1, "t3"), m.RolloutQueued).reason
+
+
+def test_a_quota_holds_and_can_be_changed() -> None:
+    cell = Cell()
+    cell(m.TenantSet("t", m.Limits(sandboxes=2, memory=4 * GIB)))
+    said = cell.submit(4)
+    assert placed(said) == [("r0", 0, ((0, 2),))]
+    assert "quota of 2 sandboxes is used up" in of(said, m.RolloutQueued).reason
+    assert placed(cell(m.TenantSet("t", m.Limits(sandboxes=3)))) == [("r0", 0, ((2, 1),))]
+    assert of(cell.submit(4, min_ready=4), m.RolloutRejected).code == "quota"
+    with pytest.raises(LawBrokenError, match="weight"):
+        cell(m.TenantSet("t", m.Limits(weight=0.0)))
+
+
+def test_a_rate_holds() -> None:
+    cell = Cell()
+    cell(m.TenantSet("t", m.Limits(starts_per_s=2.0)))
+    assert len(placed(cell.submit(6))) == 1
+    counts = []
+    for _ in range(10):
+        said = placed(cell(m.Tick(cell.now), 100))
+        counts.append(sum(count for _, _, indices in said for _, count in indices))
+    assert sum(counts) == 2
+
+
+def test_a_gang_starts_whole_and_room_is_kept_for_it() -> None:
+    cell = Cell()
+    cell.submit(6)
+    told = of(cell.submit(4, "g", min_ready=4), m.RolloutQueued)
+    assert told.reason == "waiting for 4 slots of 1 GiB at once"
+    assert placed(cell.submit(3)) == []  # it would take the gang's room, and nobody knows for how long
+    assert placed(cell.end("r0", ((0, 1),), m.EndReason.RELEASED)) == []
+    (gang,) = [e for e in cell.end("r0", ((1, 1),), m.EndReason.RELEASED) if isinstance(e, m.PlaceRequested)]
+    assert (gang.rollout, gang.indices, gang.together) == ("r1", ((0, 4),), True)
+    again = cell(m.SandboxesEnded("r1", 0, ((0, 4),), "", m.EndReason.PREEMPTED))  # placement found no room
+    assert not [each for each in placed(again) if each[0] == "r1"]
+    said = cell(m.Tick(cell.now), 1_000)
+    (gang,) = [each for each in said if isinstance(each, m.PlaceRequested)]
+    assert (gang.rollout, gang.attempt, gang.indices, gang.together) == ("r1", 1, ((0, 4),), True)
+
+
+def test_what_is_done_in_time_may_use_the_room_that_is_kept() -> None:
+    cell = Cell()
+    job = (m.Command(("true",)),)
+    cell.submit(1, commands=job)
+    result = m.SandboxResult(0, m.CommandResult(0), 5_000_000)
+    cell(m.SandboxesFinished("r0", 0, "n", "e", "zygote", (result,)))  # its like run for 5 s
+    cell.submit(6)
+    cell.submit(4, "g", min_ready=4)
+    assert placed(cell.submit(2, commands=job)) == [("r3", 0, ((0, 2),))]
+    cell.end("r3", ((0, 2),), m.EndReason.COMMAND_FAILED)
+    cell(m.Tick(cell.now), PATIENCE_MS)
+    assert placed(cell.submit(2, commands=job)) == []  # it was overtaken for long enough
+
+
+def test_the_first_of_a_rollout_come_together_and_the_others_follow() -> None:
+    cell = Cell()
+    assert placed(cell.submit(6, min_ready=2)) == [("r0", 0, ((0, 2),))]
+    assert placed(cell.ready("r0", ((0, 1),))) == [("r0", 0, ((2, 4),))]
+
+
+def test_what_starts_late_starts_elsewhere_too_and_the_first_counts() -> None:
+    cell = Cell()
+    cell.submit(8)
+    for index in range(7):
+        cell.ready("r0", ((index, 1),), passes_ms=10)
+    said = cell(m.Tick(cell.now), LEAST_MS + 100)
+    assert not [each for each in said if isinstance(each, m.SandboxesHedged)]  # there is no room for a second
+    cell.end("r0", ((0, 1),), m.EndReason.RELEASED)
+    hedged = of(cell(m.Tick(cell.now), LEAST_MS + 100), m.SandboxesHedged)
+    assert hedged == m.SandboxesHedged("r0", 0, HEDGE, ((7, 1),))
+    assert placed(cell(hedged)) == [("r0", HEDGE, ((7, 1),))]
+    copy = SchedulerCore(0)
+    copy.load(cell.core.dump())
+    cell.core = copy
+    said = cell.ready("r0", ((7, 1),), HEDGE)
+    assert m.ReleaseRequested("r0", ((7, 1),), m.EndReason.RELEASED, 0) in said
+    assert cell.ready("r0", ((7, 1),), 0) == []  # the other is never seen
+    assert cell.core.books.rollouts["r0"].ledger.attempt(7) == HEDGE
+
+
+def test_a_hedge_that_fails_leaves_the_first() -> None:
+    cell = Cell(16)
+    cell.submit(8)
+    cell.ready("r0", ((0, 7),))
+    cell(of(cell(m.Tick(cell.now), 3_000), m.SandboxesHedged))
+    assert placed(cell.end("r0", ((7, 1),), m.EndReason.START_FAILED, HEDGE)) == []
+    assert not [e for e in cell(m.Tick(cell.now), 9_000) if isinstance(e, m.SandboxesHedged)]  # once is enough
+    cell.ready("r0", ((7, 1),))
+    assert cell.core.books.rollouts["r0"].ledger.ready_count() == 8
+
+
+def test_higher_priority_goes_first_and_makes_room() -> None:
+    cell = Cell()
+    cell.submit(4, on_preempted=m.OnPreempted.RESTART)
+    cell.submit(4, on_preempted=m.OnPreempted.HIBERNATE)
+    cell.ready("r0", ((0, 4),))
+    cell.ready("r1", ((0, 4),))
+    said = cell.submit(2, priority=5)
+    assert [e for e in said if isinstance(e, m.PreemptRequested)] == [
+        m.PreemptRequested("r1", 0, ((2, 2),), m.OnPreempted.HIBERNATE)
+    ]
+    assert not [e for e in cell(m.Tick(cell.now)) if isinstance(e, m.PreemptRequested)]  # they were asked
+    kept = m.Snapshot("kept", "host")
+    said = cell(m.SandboxSlept("r1", 0, 3, "n", kept, True))
+    assert placed(said) == [("r2", 0, ((0, 1),))]
+    assert of(said, m.SandboxesWanted) == m.SandboxesWanted("r1", ((3, 1),))
+    cell(m.SandboxesWanted("r1", ((3, 1),)))
+    assert placed(cell.end("r0", ((0, 1),), m.EndReason.RELEASED)) == [("r2", 0, ((1, 1),))]
+    (back,) = [e for e in cell.end("r0", ((1, 1),), m.EndReason.RELEASED) if isinstance(e, m.PlaceRequested)]
+    assert (back.rollout, back.attempt, back.snapshot) == ("r1", 1, kept)
+
+
+def test_nobody_gains_by_calling_everything_urgent() -> None:
+    cell = Cell()
+    cell.submit(4, "calm", on_preempted=m.OnPreempted.RESTART)
+    cell.submit(4, "loud", on_preempted=m.OnPreempted.NEVER)
+    said = cell.submit(4, "loud", priority=100)
+    assert not [e for e in said if isinstance(e, m.PreemptRequested)]
+    said = cell.submit(2, "third", priority=1)
+    assert of(said, m.PreemptRequested).rollout == "r0"
+
+
+def test_what_has_no_room_by_its_deadline_is_not_started() -> None:
+    cell = Cell()
+    cell.submit(6)
+    cell.submit(4, start_within_ms=5_000)
+    closed = of(cell(m.Tick(cell.now), 5_000), m.SandboxesClosed)
+    assert (closed.rollout, closed.indices, closed.reason) == ("r1", ((2, 2),), m.EndReason.NOT_STARTED)
+    assert closed.reason.infrastructure
+    assert placed(cell.end("r0", ((0, 6),), m.EndReason.RELEASED)) == []  # given up, though not read back
+    cell.end("r1", ((0, 2),), m.EndReason.RELEASED)
+    concluded = of(cell(closed), m.RolloutConcluded)
+    assert concluded.counts == ((m.EndReason.RELEASED, 2), (m.EndReason.NOT_STARTED, 2))
+
+
+def test_retries_go_elsewhere_and_wait_longer_each_time() -> None:
+    cell = Cell()
+    cell.submit(1, max_attempts=5)
+    cell.core.books.rooms.capacity = msgspec.structs.replace(cell.core.books.rooms.capacity, nodes=9)
+    (first,) = cell.end("r0", ((0, 1),), m.EndReason.START_FAILED, 0, "n1")
+    assert (first.attempt, first.avoid) == (1, ("n1",))
+    said = cell.end("r0", ((0, 1),), m.EndReason.START_FAILED, 1, "n2")
+    assert placed(said) == []
+    assert placed(cell(m.Tick(cell.now), 999)) == []
+    (second,) = [e for e in cell(m.Tick(cell.now), 1) if isinstance(e, m.PlaceRequested)]
+    assert (second.attempt, second.avoid) == (2, ("n1", "n2"))
+
+
+def test_a_template_that_starts_nowhere_is_stopped_early() -> None:
+    cell = Cell()
+    cell.submit(8, max_attempts=200)
+    cell.end("r0", ((0, 1),), m.EndReason.START_FAILED, 0, "n1")
+    cell.end("r0", ((1, 1),), m.EndReason.START_FAILED, 0, "n2")
+    said = cell.end("r0", ((2, 1),), m.EndReason.START_FAILED, 0, "n3")
+    closed = of(said, m.SandboxesClosed)
+    assert (closed.indices, closed.reason) == (((0, 8),), m.EndReason.START_FAILED)
+    assert closed.detail.endswith("its template starts nowhere: why")
+    assert of(cell(closed), m.RolloutConcluded).counts == ((m.EndReason.START_FAILED, 8),)
+    cell.submit(2, max_attempts=200)
+    cell.end("r1", ((0, 1),), m.EndReason.START_FAILED, 0, "n1")
+    cell.ready("r1", ((1, 1),))  # it can be started
+    for attempt, node in ((1, "n2"), (2, "n3")):
+        cell(m.Tick(cell.now), 70_000)
+        said = cell.end("r1", ((0, 1),), m.EndReason.START_FAILED, attempt, node)
+        assert not [each for each in said if isinstance(each, m.SandboxesClosed)]
+
+
+def test_what_needs_some_nodes_does_not_hold_up_what_needs_others() -> None:
+    pools = (
+        m.Pool("gvisor", (), 1, m.Room(2, 2 * GIB), m.Room(2, 2 * GIB)),
+        m.Pool("zygote", (("gpu", "no"),), 1, m.Room(4, 4 * GIB), m.Room(4, 4 * GIB)),
+    )
+    cell = Cell(6, pools=pools)
+    assert placed(cell.submit(4, isolation="gvisor")) == [("r0", 0, ((0, 2),))]
+    assert placed(cell.submit(5, labels=(("gpu", "no"),))) == [("r1", 0, ((0, 4),))]
+    said = cell.submit(1, labels=(("gpu", "yes"),))
+    assert of(said, m.RolloutQueued).reason == "no node offers the label gpu=yes now"
+
+
+def test_first_come_first_served_is_there_to_compare_with() -> None:
+    cell = Cell(4, order="fifo")
+    cell.submit(8, "a")
+    cell.submit(8, "b")
+    assert placed(cell.end("r0", ((0, 4),), m.EndReason.RELEASED)) == [("r0", 0, ((4, 4),))]

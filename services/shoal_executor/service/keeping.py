@@ -217,11 +217,8 @@ class Keeping:
                     told = True
 
     async def make_room(self, key: Key, index: int) -> None:
-        """Let a sandbox sleep as soon as no command is under way in it, if nothing of it is lost by that."""
+        """Let a sandbox sleep as soon as no command is under way in it; it stays if something of it would be lost."""
         name = name_of(key, index)
-        if not self._driver.keeps_memory:
-            log.info("a sandbox stays: its driver keeps no memory", sandbox=name)
-            return
         while self._lives(key, index):
             try:
                 await self.hibernate(key, index, preempted=True)
@@ -230,7 +227,7 @@ class Keeping:
             except NoSuchSandboxError:
                 return
             except (DriverError, BlobError, BusError) as error:
-                log.warning("a sandbox cannot make room", sandbox=name, error=str(error))
+                log.info("a sandbox stays", sandbox=name, error=str(error))
                 return
 
     def _lives(self, key: Key, index: int) -> bool:

@@ -8,14 +8,14 @@ from shoal.wire import streams, subjects
 from shoal_placement.core.placement import PlacementCore
 
 
-async def run(context: Context) -> None:
+async def run(context: Context, policy: str) -> None:
     """Lead this process's share of the cells and stand by for the others, until told to stop."""
     owner = Owner.local()
     spread = Spread(context.bus, "placement", owner, context.cells)
     shells = [
         Shell(
             context.bus,
-            PlacementCore(cell),
+            PlacementCore(cell, policy),
             name=f"placement.{cell}",
             stream=streams.placement(cell).name,
             tick_subject=subjects.placement_tick(cell),

@@ -8,14 +8,14 @@ from shoal.wire import streams, subjects
 from shoal_scheduler.core.scheduler import SchedulerCore
 
 
-async def run(context: Context, quota: int) -> None:
+async def run(context: Context, quota: int, order: str) -> None:
     """Lead this process's share of the cells and stand by for the others, until told to stop."""
     owner = Owner.local()
     spread = Spread(context.bus, "scheduler", owner, context.cells)
     shells = [
         Shell(
             context.bus,
-            SchedulerCore(cell, quota),
+            SchedulerCore(cell, quota, order),
             name=f"scheduler.{cell}",
             stream=streams.rollout(cell).name,
             tick_subject=subjects.rollout_system(cell),

@@ -117,3 +117,25 @@ async def test_a_full_disk_is_a_reason_of_its_own(system: LocalSystem) -> None:
         command = "head -c 8388608 /dev/zero > big"
         (outcome,) = await cluster.map("host", [command], resources=limits)
         assert (outcome.reason, outcome.infrastructure) == (shoal.EndReason.DISK_FULL, False)
+
+
+async def test_every_cell_has_its_executor_and_keeps_its_part_of_a_quota(tmp_path: Path) -> None:
+    async with (
+        LocalSystem(tmp_path / "state", port=0, cells=2, driver="simulated", nodes=3) as system,
+        shoal.connect(system.url, tenant="acme") as cluster,
+    ):
+        nodes = await cluster.nodes()
+        assert sorted((node.executor, node.node) for node in nodes) == [
+            ("local", "local-0"), ("local", "local-1"), ("local-cell1", "local-cell1"),
+        ]  # fmt: skip
+        await cluster.limit_tenant("acme", shoal.Limits(sandboxes=5))
+        rollouts = [await cluster.rollout("host", n=4, run=f"run{number}") for number in range(12)]
+        async with asyncio.timeout(30):
+            while sum(rollout.status().ready for rollout in rollouts) < 5:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        assert sum(rollout.status().ready for rollout in rollouts) == 5
+        cells = {rollout.cell for rollout in rollouts if rollout.status().ready}
+        assert cells == {0, 1}
+        for rollout in rollouts:
+            await rollout.cancel()

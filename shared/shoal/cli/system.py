@@ -40,7 +40,7 @@ class LocalSystem:
 
     `port` 0 takes a free one. `brokers` is 1, or 3 for a cluster that keeps everything thrice; of each service but
     the executor `replicas` run, one at work and the others ready to take over. `driver`: one, or several separated by
-    commas, each with an executor of its own. `tell` gets a sentence whenever
+    commas, each with an executor of its own in each of the `cells`. `tell` gets a sentence whenever
     something happens that a person should know. Raises Failure when something cannot start; then nothing is
     left running.
     """
@@ -108,18 +108,12 @@ class LocalSystem:
         for name, options in (("scheduler", []), ("placement", []), ("snapshot", kept)):
             for number in range(1, self._replicas + 1):
                 self._add(name if number == 1 else f"{name}-{number}", f"shoal_{name}", *options)
-        for number, driver in enumerate(self._drivers):
-            end = f"-{driver}" if number else ""
-            executor = ["--executor", f"local{end}", "--driver", driver, "--state", str(self._state / f"executor{end}")]
-            executor += blobs
-            if self._slots is not None:
-                executor += ["--slots", str(self._slots)]
-            if self._nodes != 1:
-                executor += ["--nodes", str(self._nodes)]
-            if len(self._drivers) > 1:  # they share this machine
-                memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-                executor += ["--memory", str(memory // len(self._drivers))]
-            self._add(f"executor{end}", "shoal_executor", "--cell", "0", *executor, death_signal=signal.SIGTERM)
+        for cell in range(self._cells):
+            for number, driver in enumerate(self._drivers):
+                end = (f"-{driver}" if number else "") + (f"-cell{cell}" if cell else "")
+                options = ["--executor", f"local{end}", "--driver", driver, "--cell", str(cell)]
+                options += ["--state", str(self._state / f"executor{end}"), *blobs, *self._size(cell)]
+                self._add(f"executor{end}", "shoal_executor", *options, death_signal=signal.SIGTERM)
         failures = [child.failure for child in self._children]
         ready = asyncio.create_task(self._ready(began_ms))
         try:
@@ -137,6 +131,17 @@ class LocalSystem:
             child.settled()
         self._running.ready = True
         self._note()
+
+    def _size(self, cell: int) -> list[str]:
+        """Return the options for how much one executor of a cell has: all of them share this machine."""
+        options = [] if self._slots is None else ["--slots", str(self._slots)]
+        nodes = self._nodes // self._cells + (cell < self._nodes % self._cells)
+        if nodes > 1:
+            options += ["--nodes", str(nodes)]
+        if (sharing := len(self._drivers) * self._cells) > 1:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            options += ["--memory", str(memory // sharing)]
+        return options
 
     async def _start_broker(self) -> None:
         from shoal.broker import BrokerError, EmbeddedBroker, EmbeddedCluster
@@ -195,7 +200,7 @@ class LocalSystem:
                         async with connect(self.url) as cluster:
                             waiting = "an executor to join"
                             self._tell("waiting for the executor")
-                            while len({node.executor for node in self.nodes}) < len(self._drivers):
+                            while len({node.executor for node in self.nodes}) < len(self._drivers) * self._cells:
                                 found = await cluster.nodes()
                                 self.nodes = [
                                     node for node in found if node.state == "alive" and node.last_seen_ms >= began_ms
@@ -204,12 +209,14 @@ class LocalSystem:
                         waiting = "the scheduler to hear of it"
                         bus = await JetStreamBus.connect(self.url, name="shoal-up")
                         try:
-                            log = streams.rollout(0).name
-                            while time.monotonic() < until:
-                                last = await bus.last_sequence(log)
-                                if last and await position_of(bus, "scheduler.0") >= last:
-                                    return
-                                await asyncio.sleep(_POLL_S)
+                            for cell in range(self._cells):
+                                log = streams.rollout(cell).name
+                                while time.monotonic() < until:
+                                    last = await bus.last_sequence(log)
+                                    if last and await position_of(bus, f"scheduler.{cell}") >= last:
+                                        break
+                                    await asyncio.sleep(_POLL_S)
+                            return
                         finally:
                             await bus.close()
                     await asyncio.sleep(_POLL_S)
@@ -267,9 +274,9 @@ class LocalSystem:
 
     async def _stop(self) -> None:
         children, self._children = list(self._children), []
-        for child in [child for child in children if child.name == "executor"]:
-            await child.stop(_STOP_EXECUTOR_S)
-        await asyncio.gather(*(child.stop(_STOP_SERVICE_S) for child in children if child.name != "executor"))
+        executors = [child for child in children if child.name.startswith("executor")]
+        await asyncio.gather(*(child.stop(_STOP_EXECUTOR_S) for child in executors))
+        await asyncio.gather(*(child.stop(_STOP_SERVICE_S) for child in children if child not in executors))
         keepers, self._broker_keepers = list(self._broker_keepers), []
         await end(*keepers)
         if self._running.url and self._broker is not None:

@@ -50,8 +50,13 @@ def _drivers(_context: click.Context, _option: click.Parameter, value: str) -> s
 @click.option("--slots", type=click.IntRange(1), help="Sandboxes a node holds at once. [default: the executor's]")
 @click.option("--nodes", type=click.IntRange(1, 100_000), default=1, show_default=True,
               help="With --driver simulated: how many nodes to simulate.")  # fmt: skip
-@click.option("--cells", type=click.IntRange(1, 1), default=1, show_default=True,
-              help="Partitions of the control plane; one machine has one.")  # fmt: skip
+@click.option(
+    "--cells",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Partitions of the control plane, each with an executor of its own; fixed when a cluster is made.",
+)
 @click.option("--brokers", type=click.Choice(["1", "3"]), default="1", show_default=True,
               help="Three form a cluster that keeps every message thrice; --port is the first one's.")  # fmt: skip
 @click.option("--replicas", type=click.IntRange(1, 9), default=1, show_default=True,
@@ -78,7 +83,7 @@ def up(
     where = statefile.resolve(state)
     if detach:
         options = ["--state", str(where), "--port", str(port), "--driver", driver, "--nodes", str(nodes)]
-        options += ["--brokers", brokers, "--replicas", str(replicas)]
+        options += ["--brokers", brokers, "--replicas", str(replicas), "--cells", str(cells)]
         options += ["--slots", str(slots)] if slots is not None else []
         return _detach(where, options, as_json)
     return run_interruptibly(_up(where, port, driver, slots, nodes, cells, int(brokers), replicas, as_json))

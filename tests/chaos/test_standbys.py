@@ -137,7 +137,7 @@ async def test_a_node_that_was_silent_for_too_long_has_its_orphans_destroyed(
         assert summary.lost == 2
         async with asyncio.timeout(60):
             second = [sandbox async for sandbox in kept.ready()]
-            assert {sandbox.attempt for sandbox in second} == {1}
+            assert all(sandbox.attempt > 0 for sandbox in second)
             assert {sandbox.attempt for sandbox in first} == {0}
             for sandbox in second:
                 assert (await sandbox.run("echo well")).stdout == "well\n"

@@ -44,7 +44,7 @@ class Profile:
     command_spread: float = 0.5
     start_failure_rate: float = 0.0
     command_failure_rate: float = 0.0
-    starts_per_s: float = 1000.0
+    starts_per_s: float = 25_000.0
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from shoal_executor.drivers.gvisor import closure
 from shoal_executor.drivers.gvisor.channel import Channel
 from shoal_executor.drivers.gvisor.runsc import Runsc, last_word
 from shoal_executor.drivers.inhabited import UP_S, Inhabited
+from shoal_executor.drivers.pipes import PipeEnd
 from shoal_executor.drivers.protocol import DriverError
 
 _CAPABILITIES: Final = (
@@ -199,7 +200,7 @@ class Box(Inhabited):
                 os.close(fd)
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_read_pipe(lambda: _Listener(self._words), os.fdopen(ours_err, "rb", 0))
+            await loop.connect_read_pipe(lambda: _Listener(self._words), PipeEnd(ours_err))
             await self.channel.attach(ours_out, ours_in)
             async with asyncio.timeout(UP_S):
                 code = await process.wait()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 from shoal_executor.drivers.agent.link import Link
+from shoal_executor.drivers.pipes import PipeEnd
 
 
 class Channel(asyncio.Transport):
@@ -33,11 +34,11 @@ class Channel(asyncio.Transport):
         loop = asyncio.get_running_loop()
         pipes = _Pipes(self, self._link)
         try:
-            await loop.connect_read_pipe(lambda: pipes, os.fdopen(read, "rb", 0))
+            await loop.connect_read_pipe(lambda: pipes, PipeEnd(read))
         except BaseException:
             os.close(write)
             raise
-        transport, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(write, "wb", 0))
+        transport, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, PipeEnd(write))
         pipes.writer = transport
         self._pipes = pipes
 

@@ -33,6 +33,7 @@ from shoal.wire.messages import (
     Snapshot,
     StartSandboxes,
 )
+from shoal_executor.core import ExecutorCore
 from shoal_executor.drivers.protocol import DriverReport, ExitSink, OutputSink
 from shoal_executor.drivers.simulated import SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
@@ -386,3 +387,17 @@ async def test_another_offer_or_start_of_the_machine_begins_anew(world: World, m
     journal = Journal(world.state)
     assert not any(isinstance(each, Took) for each in journal.open())
     journal.close(remove=True)
+
+
+async def test_a_journal_of_another_version_is_begun_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(ExecutorCore, "dump", lambda core: b"\x93\x01\x02\x03")  # as some other version had it
+        first = await world.live("b1")
+        await world.order(2)
+        await until(lambda: len(world.indices(SandboxesReady)) == 2)
+        await first.kill()
+    second = await world.live("b2")
+    boots = [each.boot for each in world.said(ExecutorJoined)]  # type: ignore[union-attr]  # of that kind
+    assert boots == ["b1", "b2"]
+    assert world.node.live == {}
+    await second.leave()

@@ -86,7 +86,7 @@ class Known:
         """Fold the journal; returns whether an earlier process is continued. Raises JournalError, OSError."""
         records = self._journal.open() if self._journal else []
         began = records[0] if records else None
-        continued = isinstance(began, Began) and self._same(began)
+        continued = isinstance(began, Began) and self._same(began) and _readable(records)
         if isinstance(began, Began) and continued:
             self._began = began
             self.core = ExecutorCore(began.boot)
@@ -97,7 +97,7 @@ class Known:
             self._recovering = False
             log.info("journal read", records=len(records), boot=self.boot, live=self.core.live)
         elif records:
-            log.warning("the journal is of another executor, offer or start of this machine: beginning anew")
+            log.warning("the journal is of another executor, offer, version or start of this machine: beginning anew")
         self.reports.boot = self.boot
         self.compact()
         return continued
@@ -282,6 +282,17 @@ _FOLDS: Final[dict[type[AnyRecord], Callable[[Known, Any], Sequence[Effect]]]] =
     Answered: Known._answered,
 }
 """By the record's type, because this is done several times for each sandbox."""
+
+
+def _readable(records: Sequence[AnyRecord]) -> bool:
+    """Return whether this version of the program can go on from what a journal knew."""
+    try:
+        for record in records:
+            if isinstance(record, Knew):
+                ExecutorCore("").load(record.core)
+    except ValueError:
+        return False
+    return True
 
 
 SLEEPS: Final = "the sandbox sleeps: wake it, then ask again"

@@ -279,7 +279,7 @@ async def test_captures_take_turns_and_an_end_comes_first(driver: GvisorDriver, 
 async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver) -> None:
     for moment in (0.0, 0.02, 0.1, 0.3):
         seen: list[str] = []
-        async with contextlib.aclosing(driver.start([StartSpec(fresh(), HOST) for _ in range(2)])) as starting:  # type: ignore[type-var]
+        async with contextlib.aclosing(driver.start([StartSpec(fresh(), HOST) for _ in range(2)])) as starting:  # type: ignore[type-var]  # the protocol says iterator; this driver's is a generator
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(moment):
                     async for outcome in starting:

@@ -30,7 +30,7 @@ class Fleet:
         copy = PlacementCore(0)
         copy.load(self.core.dump())
         assert copy.dump() == self.core.dump()
-        return [effect.message for effect in effects]  # type: ignore[union-attr]
+        return [effect.message for effect in effects]  # type: ignore[union-attr]  # all of them are Publish
 
     def join(self, name: str, rate: float = 100.0, isolation: str = "zygote", **spec: Any) -> list[Any]:
         values = {"slots": 8, "memory": 8 * GIB, **spec}

@@ -32,7 +32,7 @@ class Cell:
         self.now += passes_ms
         effects = self.core.handle(message, Cause("S", self.now, self.now))
         self.core.check()
-        return [effect.message for effect in effects]  # type: ignore[union-attr]
+        return [effect.message for effect in effects]  # type: ignore[union-attr]  # all of them are Publish
 
     def submit(self, n: int, tenant: str = "t", run: str = "u", memory: int = GIB, **spec: Any) -> list[Any]:
         name, self.names = f"r{self.names}", self.names + 1

@@ -139,14 +139,19 @@ class _Roomiest:
     def __init__(self, nodes: list[Node], demand: Demand) -> None:
         self._nodes = nodes
         self._demand = demand
-        self._heap = [(-room, node.number) for node in nodes if (room := node.fits(demand))]
+        self._heap: list[tuple[int, int]] = []
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Make the heap anew, without what is out of date."""
+        self._heap = [(-room, node.number) for node in self._nodes if (room := node.fits(self._demand))]
         heapq.heapify(self._heap)
 
     def gained(self, node: Node) -> None:
         if room := node.fits(self._demand):
             heapq.heappush(self._heap, (-room, node.number))
             if len(self._heap) > 4 * len(self._nodes) + 16:
-                self.__init__(self._nodes, self._demand)  # type: ignore[misc]  # the same, without what is out of date
+                self._rebuild()
 
     def first(self) -> tuple[int, Node] | None:
         """Return the most room, and where it is."""

@@ -3,9 +3,10 @@
 import secrets
 from typing import Final
 
-from shoal.bus.protocol import Bus, BusError
+from shoal.bus.protocol import Bus
 from shoal.client.errors import BadRequest
 from shoal.client.link import Link
+from shoal.client.listed import note
 from shoal.wire import streams, subjects
 from shoal.wire.messages import NodeDrained
 
@@ -19,14 +20,7 @@ async def drain(link: Link, node: str, *, drained: bool, hibernate: bool = False
     id = f"drain:{node}:{secrets.token_hex(8)}"
     for cell in range(link.cells):
         await link.publish(subjects.placement_node(cell), NodeDrained(node, drained, hibernate), id)
-    key = f"{_KEYS}.{node.encode().hex()}"
-    try:
-        if drained:
-            await link.bus.put(streams.CLUSTER_BUCKET, key, b"{}")
-        else:
-            await link.bus.delete(streams.CLUSTER_BUCKET, key)
-    except BusError as error:
-        raise link.explained(error) from error
+    await note(link, f"{_KEYS}.{node.encode().hex()}", b"{}" if drained else None)
 
 
 async def drained(bus: Bus) -> set[str]:

@@ -13,6 +13,7 @@ import msgspec
 from shoal.bus.protocol import BusError
 from shoal.client.errors import BadRequest
 from shoal.client.link import Link
+from shoal.client.listed import note
 from shoal.wire import streams, subjects
 from shoal.wire.messages import Limits, TenantAdded, TenantRemoved, TenantSet
 
@@ -32,13 +33,13 @@ async def tenants(link: Link) -> list[str]:
 async def add(link: Link, tenant: str) -> None:
     """Make a tenant; returns when every cell's log has it. Raises a ShoalError."""
     await _tell(link, TenantAdded(tenant))
-    await _list(link, tenant, listed=True)
+    await note(link, f"{_KEYS}.{tenant}", b"{}")
 
 
 async def remove(link: Link, tenant: str) -> None:
     """Unmake a tenant: its running rollouts go on, and no new one is admitted. Raises a ShoalError."""
     await _tell(link, TenantRemoved(tenant))
-    await _list(link, tenant, listed=False)
+    await note(link, f"{_KEYS}.{tenant}", None)
 
 
 async def limits(link: Link) -> dict[str, Limits]:
@@ -64,11 +65,7 @@ async def limit(link: Link, tenant: str, limits: Limits) -> None:
     id = f"limits:{tenant}:{secrets.token_hex(8)}"
     for cell in range(link.cells):
         await link.publish(subjects.rollout_system(cell), TenantSet(tenant, part(limits, cell, link.cells)), id)
-    key = f"{_LIMITS}.{tenant}"
-    try:
-        await link.bus.put(streams.CLUSTER_BUCKET, key, msgspec.msgpack.encode(limits))
-    except BusError as error:
-        raise link.explained(error) from error
+    await note(link, f"{_LIMITS}.{tenant}", msgspec.msgpack.encode(limits))
 
 
 def part(limits: Limits, cell: int, cells: int) -> Limits:
@@ -87,14 +84,3 @@ async def _tell(link: Link, message: TenantAdded | TenantRemoved) -> None:
     id = f"tenant:{message.tenant}:{secrets.token_hex(8)}"
     for cell in range(link.cells):
         await link.publish(subjects.rollout_system(cell), message, id)
-
-
-async def _list(link: Link, tenant: str, *, listed: bool) -> None:
-    key = f"{_KEYS}.{tenant}"
-    try:
-        if listed:
-            await link.bus.put(streams.CLUSTER_BUCKET, key, b"{}")
-        else:
-            await link.bus.delete(streams.CLUSTER_BUCKET, key)
-    except BusError as error:
-        raise link.explained(error) from error

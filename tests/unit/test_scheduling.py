@@ -190,6 +190,7 @@ def test_what_starts_late_starts_elsewhere_too_and_the_first_counts() -> None:
     cell.core = copy
     said = cell.ready("r0", ((7, 1),), HEDGE)
     assert m.ReleaseRequested("r0", ((7, 1),), m.EndReason.RELEASED, 0) in said
+    assert cell.core.books.rollouts["r0"].sent == []  # nothing can be late any more
     assert cell.ready("r0", ((7, 1),), 0) == []  # the other is never seen
     assert cell.core.books.rollouts["r0"].ledger.attempt(7) == HEDGE
 
@@ -298,3 +299,17 @@ def test_first_come_first_served_is_there_to_compare_with() -> None:
     cell.submit(8, "a")
     cell.submit(8, "b")
     assert placed(cell.end("r0", ((0, 4),), m.EndReason.RELEASED)) == [("r0", 0, ((4, 4),))]
+
+
+def test_what_is_due_for_nobody_in_particular_outlives_the_rollouts() -> None:
+    cell = Cell(4)
+    cell.submit(4)
+    cell.end("r0", ((3, 1),), m.EndReason.PREEMPTED, node="")  # placement found no room: tried again in a second
+    for _ in range(200):  # deadlines that nobody needs any more are cleared away at some time
+        name = f"r{cell.names}"
+        cell.submit(1, "other", start_within_ms=60_000)
+        cell(m.RolloutReleased(name))
+    due = cell.core.wake_at_ms()
+    assert due is not None
+    assert due <= cell.now + 1_000
+    assert placed(cell(m.Tick(due), 1_000)) == [("r0", 1, ((3, 1),))]

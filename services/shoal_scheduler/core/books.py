@@ -32,7 +32,9 @@ class Books:
         self.rooms = Rooms()
         self.pace = Pace()
         self.timers: list[tuple[int, str, str]] = []
-        """When to look at what: a heap of (ms, what, rollout or tenant). One that is out of date changes nothing."""
+        """When to look at what: a heap of (ms, what, rollout or tenant or neither). One out of date does nothing."""
+        self.priorities: dict[int, int] = {}
+        """How many rollouts there are of each."""
         self.gang: tuple[str, int] = ("", 0)
         """The rollout that room is kept for, and since when: what has to be placed together, or is too large now."""
         self.turn = ""
@@ -62,6 +64,8 @@ class Books:
         tenant = self.tenant(rollout.request.tenant)
         tenant.rollouts += 1
         tenant.waiting += rollout.unsent
+        priority = rollout.request.spec.priority
+        self.priorities[priority] = self.priorities.get(priority, 0) + 1
 
     def at(self, when_ms: int, what: str, name: str) -> None:
         """Look at something then."""
@@ -155,6 +159,10 @@ class Books:
         tenant.waiting -= rollout.unsent
         tenant.rollouts -= 1
         del self.rollouts[name]
+        priority = rollout.request.spec.priority
+        self.priorities[priority] -= 1
+        if not self.priorities[priority]:
+            del self.priorities[priority]
         if self.turn == name:
             self.turn = ""
         if self.gang[0] == name:
@@ -162,7 +170,9 @@ class Books:
         if tenant.idle:
             del self.tenants[tenant.name]
         if len(self.timers) > 8 * len(self.rollouts) + 256:
-            self.timers = sorted(each for each in self.timers if each[2] in self.rollouts or each[2] in self.tenants)
+            self.timers = sorted(
+                each for each in self.timers if not each[2] or each[2] in self.rollouts or each[2] in self.tenants
+            )
 
     def check(self) -> None:
         """Assert that every sandbox is unsent, in flight or ended, that the sums agree, and that limits are kept."""
@@ -185,4 +195,5 @@ class Books:
             assert tenant_.waiting == waiting.get(name, 0)
             assert tenant_.rollouts == sum(each.request.tenant == name for each in self.rollouts.values())
         assert all(name in self.tenants for name in (*waiting, *used))
+        assert sum(self.priorities.values()) == len(self.rollouts)
         assert self.rooms.given == sum(amounts[0] for amounts in used.values())

@@ -80,7 +80,7 @@ class Fates:
             return
         request = rollout.request
         hedged = rollout.ledger.hedged(indices)
-        rollout.no_longer_sent(attempt, indices)
+        rollout.no_longer_sent(attempt & (HEDGE - 1), indices)
         ended = 0
         for each in results:
             if rollout.ledger.finish(attempt, each.index, each.result):
@@ -138,7 +138,7 @@ class Fates:
             return
         rollout.saved[index] = message.snapshot
         rollout.leaving = ranges.without(rollout.leaving, one)
-        rollout.no_longer_sent(attempt, one)
+        rollout.no_longer_sent(attempt & (HEDGE - 1), one)
         self._settle(rollout, attempt, hedged, now, effects)
         self.books.give(rollout, -1, now)
         self._begin(rollout, now)

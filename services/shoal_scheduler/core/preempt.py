@@ -30,6 +30,8 @@ class Victim(NamedTuple):
 
 def victims(books: Books, line: Line, now: int) -> list[Victim]:
     """Return who makes room for the first of a line, and note that they were asked."""
+    if line.priority <= min(books.priorities):
+        return []  # nobody has less
     first = books.rollouts[line.first]
     share = books.tenants[line.tenant].share(books.total)
     candidates = [

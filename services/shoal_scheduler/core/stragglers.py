@@ -29,7 +29,7 @@ def started(books: Books, rollout: Rollout, attempt: int, indices: m.Ranges, now
         if each.attempt == attempt:
             count = min(ranges.count(ranges.intersect(each.indices, indices)), _SAMPLES - len(rollout.took_ms))
             rollout.took_ms += [now - each.sent_ms] * max(count, 0)
-    rollout.no_longer_sent(attempt, indices)
+    rollout.no_longer_sent(attempt & (HEDGE - 1), indices)  # if a hedge has won, so has what it is of
     if rollout.sent and not rollout.hedge_ms and rollout.request.spec.hedge and _known(rollout):
         _arm(books, rollout, min(each.sent_ms for each in rollout.sent) + _late_after(rollout))
 

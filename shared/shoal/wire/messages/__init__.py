@@ -1,0 +1,124 @@
+"""Every message of Shoal, as data.
+
+A message is encoded as a MessagePack array whose first element is its type's name: compact, readable without types, and
+open at the end (a new field is appended with a default). Times are milliseconds since the epoch, by the broker's clock;
+durations say their unit in their name. Groups of sandboxes travel as index ranges, never one message each.
+"""
+
+from shoal.wire.messages.base import Message as Message
+from shoal.wire.messages.dead import (
+    DEAD_PAYLOAD_KEPT as DEAD_PAYLOAD_KEPT,
+    DeadLetter as DeadLetter,
+)
+from shoal.wire.messages.executor import (
+    DestroySandboxes as DestroySandboxes,
+    Hibernate as Hibernate,
+    PreemptSandboxes as PreemptSandboxes,
+    ReadFile as ReadFile,
+    RollBack as RollBack,
+    RunCommand as RunCommand,
+    StartSandboxes as StartSandboxes,
+    TakeSnapshot as TakeSnapshot,
+    WriteFile as WriteFile,
+)
+from shoal.wire.messages.placement import (
+    ExecutorBeat as ExecutorBeat,
+    ExecutorHolds as ExecutorHolds,
+    ExecutorJoined as ExecutorJoined,
+    ExecutorLeft as ExecutorLeft,
+    NodeDrained as NodeDrained,
+    PlaceRequested as PlaceRequested,
+    PreemptRequested as PreemptRequested,
+    PrefetchSnapshot as PrefetchSnapshot,
+    ReleaseRequested as ReleaseRequested,
+    SlotsReleased as SlotsReleased,
+)
+from shoal.wire.messages.rollout import (
+    CellCapacity as CellCapacity,
+    RolloutCancelled as RolloutCancelled,
+    RolloutConcluded as RolloutConcluded,
+    RolloutDispatched as RolloutDispatched,
+    RolloutQueued as RolloutQueued,
+    RolloutRejected as RolloutRejected,
+    RolloutReleased as RolloutReleased,
+    RolloutSubmitted as RolloutSubmitted,
+    SandboxesClosed as SandboxesClosed,
+    SandboxesEnded as SandboxesEnded,
+    SandboxesFinished as SandboxesFinished,
+    SandboxesHedged as SandboxesHedged,
+    SandboxesReady as SandboxesReady,
+    SandboxesWanted as SandboxesWanted,
+    SandboxResult as SandboxResult,
+    SandboxSaved as SandboxSaved,
+    SandboxSlept as SandboxSlept,
+    TemplateResolved as TemplateResolved,
+    TenantAdded as TenantAdded,
+    TenantRemoved as TenantRemoved,
+    TenantSet as TenantSet,
+    Tick as Tick,
+)
+from shoal.wire.messages.snapshot import (
+    BlobsCollected as BlobsCollected,
+    BuildBegun as BuildBegun,
+    BuildProgress as BuildProgress,
+    BuildTemplate as BuildTemplate,
+    ListSnapshots as ListSnapshots,
+    PinSnapshot as PinSnapshot,
+    RemoveSnapshot as RemoveSnapshot,
+    ResolveTemplate as ResolveTemplate,
+    SnapshotAdded as SnapshotAdded,
+    SnapshotChanged as SnapshotChanged,
+    SnapshotHeld as SnapshotHeld,
+    SnapshotLetGo as SnapshotLetGo,
+    SnapshotsListed as SnapshotsListed,
+    TemplateBuilt as TemplateBuilt,
+    TemplateInspected as TemplateInspected,
+    TemplateMade as TemplateMade,
+)
+from shoal.wire.messages.trajectory import (
+    CommandFinished as CommandFinished,
+    CommandOutput as CommandOutput,
+    CommandRefused as CommandRefused,
+    FileRead as FileRead,
+    FileWritten as FileWritten,
+    Hibernated as Hibernated,
+    RolledBack as RolledBack,
+    SnapshotTaken as SnapshotTaken,
+)
+from shoal.wire.values import (
+    Blob as Blob,
+    Command as Command,
+    CommandResult as CommandResult,
+    EndReason as EndReason,
+    InputFile as InputFile,
+    Isolation as Isolation,
+    Limits as Limits,
+    NodeSpec as NodeSpec,
+    OnLost as OnLost,
+    OnPreempted as OnPreempted,
+    Pool as Pool,
+    Ranges as Ranges,
+    Recipe as Recipe,
+    Resources as Resources,
+    RolloutSpec as RolloutSpec,
+    Room as Room,
+    Snapshot as Snapshot,
+    SnapshotEntry as SnapshotEntry,
+    Value as Value,
+)
+
+AnyMessage = (
+    RolloutSubmitted | RolloutReleased | RolloutCancelled | SandboxesWanted
+    | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
+    | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded | SandboxesHedged | SandboxesClosed
+    | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | TenantSet | Tick
+    | PlaceRequested | ReleaseRequested | PreemptRequested | NodeDrained | ExecutorJoined | ExecutorBeat | ExecutorHolds
+    | ExecutorLeft | SlotsReleased | PrefetchSnapshot
+    | StartSandboxes | DestroySandboxes | PreemptSandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
+    | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
+    | CommandRefused
+    | ResolveTemplate | TemplateInspected | SnapshotAdded | SnapshotHeld | SnapshotLetGo
+    | BuildTemplate | BuildBegun | BuildProgress | TemplateMade | TemplateBuilt
+    | ListSnapshots | SnapshotsListed | PinSnapshot | RemoveSnapshot | SnapshotChanged | BlobsCollected
+    | DeadLetter
+)  # fmt: skip

@@ -1,0 +1,140 @@
+"""An executor's inbox: what the system tells it (control), and what trainers want done in their sandboxes."""
+
+from shoal.wire.messages.base import Message
+from shoal.wire.values import Command, EndReason, InputFile, OnPreempted, Ranges, Resources, Snapshot
+
+# --- control
+
+
+class StartSandboxes(Message, frozen=True):
+    """Start these sandboxes on a node. `commands` is empty, has one entry, or one for each index in order."""
+
+    boot: str
+    node: str
+    rollout: str
+    tenant: str
+    run: str
+    cell: int
+    attempt: int
+    indices: Ranges
+    snapshot: Snapshot
+    resources: Resources
+    commands: tuple[Command, ...]
+    files: tuple[InputFile, ...]
+    env: tuple[tuple[str, str], ...]
+    user: str
+    deadline_ms: int
+    checkpoint_every_ms: int = 0
+    checkpoint_commands: int = 0
+    idle_after_ms: int = 0
+    lifetime_ms: int = 0
+
+
+class DestroySandboxes(Message, frozen=True):
+    """End these sandboxes (no indices: all of the rollout on this executor). `attempt`: of that one only; -1: any."""
+
+    boot: str
+    rollout: str
+    indices: Ranges
+    reason: EndReason
+    attempt: int = -1
+
+
+class PreemptSandboxes(Message, frozen=True):
+    """Make room: these sandboxes go to sleep as soon as no command is under way in them, or are ended."""
+
+    boot: str
+    rollout: str
+    attempt: int
+    indices: Ranges
+    how: OnPreempted
+
+
+# --- commands by trainers
+
+
+class RunCommand(Message, frozen=True):
+    """Run a command in a live sandbox. `id` is the trainer's; seen again, the recorded result is returned."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    command: Command
+    stream: bool = False  # publish output as it comes, too
+
+
+class WriteFile(Message, frozen=True):
+    """Write a piece of a file at `offset`; offset 0 creates or truncates it, and makes missing directories."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    path: str
+    data: bytes
+    offset: int = 0
+    mode: int = 0o644
+
+
+class ReadFile(Message, frozen=True):
+    """Read at most `limit` bytes of a file from `offset`."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    path: str
+    offset: int = 0
+    limit: int = 256 * 1024
+
+
+class TakeSnapshot(Message, frozen=True):
+    """Keep a live sandbox as it is now, under `name` unless that is empty; the sandbox goes on.
+
+    `memory`: "yes" (refused where the driver cannot), "no", or "" for wherever the driver can.
+    """
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    name: str = ""
+    memory: str = ""
+
+
+class RollBack(Message, frozen=True):
+    """Make a live sandbox what this snapshot holds; what happened in it since is gone."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    snapshot: Snapshot
+
+
+class Hibernate(Message, frozen=True):
+    """Put a live sandbox to sleep, with all it has in memory; the next command wakes it."""
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int

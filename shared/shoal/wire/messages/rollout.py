@@ -1,0 +1,214 @@
+"""The rollout log: what trainers ask, what executors and placement report, what the scheduler says and has to know."""
+
+from shoal.wire.messages.base import Message
+from shoal.wire.values import CommandResult, EndReason, Limits, Pool, Ranges, RolloutSpec, Snapshot, Value
+
+# --- requests by trainers
+
+
+class RolloutSubmitted(Message, frozen=True):
+    """A trainer asks for a rollout."""
+
+    rollout: str
+    tenant: str
+    run: str
+    spec: RolloutSpec
+
+
+class RolloutReleased(Message, frozen=True):
+    """A trainer has no more use for these sandboxes of its rollout; no indices: for none of them."""
+
+    rollout: str
+    indices: Ranges = ()
+
+
+class RolloutCancelled(Message, frozen=True):
+    """Somebody wants this rollout to stop, whatever it is doing."""
+
+    rollout: str
+    by: str = ""
+
+
+class SandboxesWanted(Message, frozen=True):
+    """A trainer has a use again for these sandboxes, which sleep: wake them."""
+
+    rollout: str
+    indices: Ranges
+
+
+# --- reports by executors and placement
+
+
+class SandboxesReady(Message, frozen=True):
+    """These sandboxes run and take commands, at the named executor."""
+
+    rollout: str
+    attempt: int
+    indices: Ranges
+    node: str
+    executor: str
+    isolation: str
+
+
+class SandboxResult(Value, frozen=True):
+    """One sandbox's command is done. `run_us`: from the sandbox's readiness to its command's end, in microseconds."""
+
+    index: int
+    result: CommandResult
+    run_us: int
+
+
+class SandboxesFinished(Message, frozen=True):
+    """These sandboxes ran the command that travelled with their rollout, and are gone."""
+
+    rollout: str
+    attempt: int
+    node: str
+    executor: str
+    isolation: str
+    results: tuple[SandboxResult, ...]
+
+
+class SandboxesEnded(Message, frozen=True):
+    """These sandboxes ended without a result, or never started. `detail` is for people."""
+
+    rollout: str
+    attempt: int
+    indices: Ranges
+    node: str
+    reason: EndReason
+    detail: str = ""
+
+
+class SandboxSaved(Message, frozen=True):
+    """What a sandbox goes on from, should it be lost: taken after its first `commands` commands and file writes."""
+
+    rollout: str
+    attempt: int
+    index: int
+    snapshot: Snapshot
+    commands: int = 0
+
+
+class SandboxSlept(Message, frozen=True):
+    """A sandbox was put to sleep: all of it is in the snapshot, and it occupies no slot until it is wanted.
+
+    `preempted`: nobody wanted that but the scheduler, which wakes it when there is room.
+    """
+
+    rollout: str
+    attempt: int
+    index: int
+    node: str
+    snapshot: Snapshot
+    preempted: bool = False
+
+
+# --- what the scheduler says
+
+
+class RolloutQueued(Message, frozen=True):
+    """A rollout was admitted and waits: `waiting` of its sandboxes, behind `ahead` of others, because of `reason`.
+
+    `start_ms`: when the last of them may be given to a node, going by how fast room came free lately; 0: unknown.
+    """
+
+    rollout: str
+    ahead: int
+    waiting: int
+    reason: str
+    start_ms: int = 0
+
+
+class RolloutDispatched(Message, frozen=True):
+    """All sandboxes of a rollout were handed to placement for the first time."""
+
+    rollout: str
+    snapshot: Snapshot
+
+
+class RolloutRejected(Message, frozen=True):
+    """A rollout was not admitted. `code` is for programs, `detail` says what would be right.
+
+    `retry_after_ms`: when it may be, asked again under another id; 0: not as it is.
+    """
+
+    rollout: str
+    code: str
+    detail: str
+    retry_after_ms: int = 0
+
+
+class SandboxesHedged(Message, frozen=True):
+    """These sandboxes take long to start: the attempt `hedge` of them starts elsewhere, and the first one ready counts.
+
+    Counts from where it is in the log, for the scheduler, too.
+    """
+
+    rollout: str
+    attempt: int
+    hedge: int
+    indices: Ranges
+
+
+class SandboxesClosed(Message, frozen=True):
+    """The scheduler gives these sandboxes up. Counts from where it is in the log, for the scheduler, too."""
+
+    rollout: str
+    indices: Ranges
+    reason: EndReason
+    detail: str
+
+
+class RolloutConcluded(Message, frozen=True):
+    """Every sandbox of a rollout has ended. `counts` holds how many for which reason."""
+
+    rollout: str
+    counts: tuple[tuple[EndReason, int], ...]
+    reason: str  # finished, released, cancelled or timed_out
+
+
+# --- what the scheduler must know
+
+
+class TemplateResolved(Message, frozen=True):
+    """A template's name stands for this snapshot now, or `error` says why it stands for nothing."""
+
+    tenant: str
+    template: str
+    snapshot: Snapshot | None
+    error: str = ""
+
+
+class CellCapacity(Message, frozen=True):
+    """How many sandboxes the cell's living nodes hold at most, and which isolations they offer; `pools` says more."""
+
+    slots: int
+    nodes: int
+    isolations: tuple[str, ...]
+    pools: tuple[Pool, ...] = ()
+
+
+class TenantAdded(Message, frozen=True):
+    """A tenant exists from now on. Before the first is named, whoever comes is welcome; after that, only the named."""
+
+    tenant: str
+
+
+class TenantRemoved(Message, frozen=True):
+    """A tenant exists no longer; its rollouts that were admitted go on."""
+
+    tenant: str
+
+
+class TenantSet(Message, frozen=True):
+    """What a tenant may have, from now on."""
+
+    tenant: str
+    limits: Limits
+
+
+class Tick(Message, frozen=True):
+    """Time passes: published when a core has asked to be woken and nothing else came."""
+
+    due_ms: int

@@ -15,7 +15,7 @@ async def run(context: Context, quota: int, order: str) -> None:
     shells = [
         Shell(
             context.bus,
-            SchedulerCore(cell, quota, order),
+            SchedulerCore(cell, quota, order, context.cells),
             name=f"scheduler.{cell}",
             stream=streams.rollout(cell).name,
             tick_subject=subjects.rollout_system(cell),

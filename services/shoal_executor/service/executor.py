@@ -22,6 +22,7 @@ from shoal.wire.messages import (
     Command,
     DestroySandboxes,
     EndReason,
+    ExecutorDismissed,
     ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
@@ -116,14 +117,16 @@ class ExecutorService:
         self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._happened)
         self._pace = Pace()
+        self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines: dict[Key, asyncio.TimerHandle] = {}
         self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until stop is set, then leave nothing behind.
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Serve until stop is set, or the cluster has no use for it any more; then leave nothing behind.
 
-        Raises DriverError when isolation does not work here, JournalError when another executor has its place.
+        Returns whether it was sent away, because all its nodes are drained (`shoal_executor.service.leaving`). Raises
+        DriverError when isolation does not work here, JournalError when another executor has its place.
         """
         left = False
         try:
@@ -150,6 +153,7 @@ class ExecutorService:
             )
             await self._serve(joined, stop, continued)
             left = True
+            return self._dismissed.is_set()
         finally:
             for handle in self._deadlines.values():
                 handle.cancel()
@@ -173,15 +177,18 @@ class ExecutorService:
             asyncio.create_task(self._beat(joined), name="beat"),
             asyncio.create_task(self._follow(reader, inbox.name), name="inbox"),
         }
-        stopped = asyncio.create_task(stop.wait(), name="stop")
+        ending = {
+            asyncio.create_task(stop.wait(), name="stop"),
+            asyncio.create_task(self._dismissed.wait(), name="dismissed"),
+        }
         try:
-            done, _ = await asyncio.wait({stopped, *working}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopped}:
+            done, _ = await asyncio.wait({*ending, *working}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - ending:
                 task.result()  # raises: neither of them ends by itself
         finally:
-            await end(stopped, *working)
+            await end(*ending, *working)
             await reader.close()
-        if stop.is_set():
+        if stop.is_set() or self._dismissed.is_set():
             await self._drain(self._known.outgoing)  # what was done is known before placement gives up the rest
             self._loose.send(nodes, ExecutorLeft(joined.executor, joined.boot))
             await self._drain(self._loose)
@@ -275,6 +282,10 @@ class ExecutorService:
                 | ReadFile() | TakeSnapshot() | RollBack() | Hibernate()
             ):  # fmt: skip
                 self._happened(Took(delivery.sequence, message))
+            case ExecutorDismissed(boot=boot):
+                if boot == self._known.boot and not self._core.groups:
+                    log.info("all nodes are drained and empty: leaving", executor=self._offer.executor)
+                    self._dismissed.set()
             case PrefetchSnapshot(snapshot=snapshot):
                 self._spawn(self._prefetch(snapshot))
             case _:

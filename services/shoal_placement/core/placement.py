@@ -93,7 +93,7 @@ class PlacementCore(Roster):
             case m.NodeDrained():
                 self._drain(message, now, effects)
             case m.SlotsReleased():
-                self._free(message)
+                self._free(message, effects)
                 self._place_waiting(now, effects)
             case m.Tick(due_ms=due):
                 self._pass_time(now, effects, late=now - due > _LATE_MS)
@@ -142,8 +142,6 @@ class PlacementCore(Roster):
     # --- requests
 
     def _request(self, message: m.PlaceRequested, now: int, effects: list[Effect]) -> None:
-        if message.cell != self._cell:
-            raise LawBrokenError(f"a request for cell {message.cell} reached cell {self._cell}")
         if not message.indices or not ranges.valid(message.indices, message.spec.n):
             raise LawBrokenError(f"indices {message.indices} are not those of a rollout of {message.spec.n}")
         if len(message.spec.commands) not in (0, 1, ranges.count(message.indices)):

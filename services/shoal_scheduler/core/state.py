@@ -1,7 +1,7 @@
-"""A rollout as the scheduler keeps it, and the whole state as it is written into a checkpoint."""
+"""A rollout as the scheduler keeps it, and as it is written into a checkpoint."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -11,6 +11,9 @@ from shoal.machine.ledger import Dumped, Ledger
 from shoal.wire import messages as m, subjects
 from shoal_scheduler.core.admission import wants
 from shoal_scheduler.core.room import Needs, Want
+
+GUESTS_LATER_MS: Final = 5_000
+"""Handicap of other cells' rollouts: where all cells are as full, none sends its sandboxes to another."""
 
 
 class Again(NamedTuple):
@@ -32,7 +35,10 @@ class Sent(NamedTuple):
 
 @dataclass(slots=True)
 class Rollout:
-    """One rollout that is not over. `fresh` were never dispatched; `again` are to be dispatched once more."""
+    """One rollout that is not over. `fresh` were never dispatched; `again` are to be dispatched once more.
+
+    A `guest` is what another cell wants room for: the cell, and the number of its ask. Its sandboxes are tickets.
+    """
 
     request: m.RolloutSubmitted
     order: int
@@ -56,6 +62,31 @@ class Rollout:
     closing: m.Ranges = ()  # given up, and told so; it counts when it is read back
     leaving: m.Ranges = ()  # asked to make room, until
     leaving_until_ms: int = 0
+    guest: tuple[int, int] | None = None
+    abroad: dict[tuple[int, int], m.Ranges] = field(default_factory=dict)
+    """Sandboxes in flight on other cells' nodes, by the cell and the number of the ask that got the room."""
+
+    @property
+    def submitted_ms(self) -> int:
+        """When it was submitted, by the broker's clock."""
+        return self.deadline_ms - self.request.spec.timeout_ms
+
+    @property
+    def turn_ms(self) -> int:
+        """Since when it waits for its turn among those that have as much; a guest goes after who came shortly after."""
+        return self.submitted_ms + (GUESTS_LATER_MS if self.guest is not None else 0)
+
+    @property
+    def here(self) -> int:
+        """How many sandboxes in flight take room in this cell."""
+        return self.in_flight - sum(map(ranges.count, self.abroad.values()))
+
+    def is_abroad(self, indices: m.Ranges) -> m.Ranges:
+        """Return those of these sandboxes that are in flight on other cells' nodes."""
+        found: m.Ranges = ()
+        for part in self.abroad.values():
+            found = ranges.union(found, ranges.intersect(part, indices))
+        return found
 
     @property
     def unsent(self) -> int:
@@ -131,7 +162,7 @@ class Rollout:
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
             self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.sent,
             self.took_ms, self.hedge_ms, list(self.failed_on), self.setbacks, self.closing, self.leaving,
-            self.leaving_until_ms,
+            self.leaving_until_ms, self.guest, list(self.abroad.items()),
         )  # fmt: skip
 
 
@@ -158,6 +189,8 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     closing: m.Ranges
     leaving: m.Ranges
     leaving_until_ms: int
+    guest: tuple[int, int] | None
+    abroad: list[tuple[tuple[int, int], m.Ranges]]
 
     def load(self) -> Rollout:
         """Return the rollout. Raises ValueError."""
@@ -166,39 +199,8 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
             self.queued, dict(self.saved), self.held, self.gathering, self.begun, list(self.sent),
             list(self.took_ms), self.hedge_ms, dict.fromkeys(self.failed_on), self.setbacks, self.closing, self.leaving,
-            self.leaving_until_ms,
+            self.leaving_until_ms, self.guest, dict(self.abroad),
         )  # fmt: skip
         away = rollout.unsent + ledger.asleep_count() + ranges.count(rollout.closing)
         rollout.in_flight = ledger.live - away + ledger.hedged_count()
         return rollout
-
-
-class DumpedTenant(msgspec.Struct, frozen=True, array_like=True):
-    """A tenant in a checkpoint; what it uses follows from its rollouts."""
-
-    name: str
-    limits: m.Limits
-    starts: float
-    starts_ms: int
-
-
-class State(msgspec.Struct, frozen=True, array_like=True):
-    """The scheduler's whole state. Orders are kept, so that equal states are equal bytes."""
-
-    rollouts: list[DumpedRollout]
-    waiting: list[tuple[str, bool]]
-    past: list[tuple[str, int]]
-    templates: list[tuple[str, str, m.Snapshot, int]]
-    unresolved: list[tuple[str, str, list[str]]]
-    timers: list[tuple[int, str, str]]
-    capacity: m.CellCapacity
-    orders: int
-    known: list[str]
-    tenants: list[DumpedTenant]
-    pace: tuple[float, int, list[tuple[str, str, float]]]
-    gang: tuple[str, int]
-    turn: str
-    tell_ms: int
-    untold: list[str]
-    shut: list[tuple[Want, int]]
-    suspects: list[tuple[str, str, list[str], int, str]]

@@ -118,8 +118,9 @@ class Cells:
         draw = self.random
         n = draw.randint(1, 6)
         spec = m.RolloutSpec(
-            "host", n, resources=m.Resources(memory=GIB), timeout_ms=6 * 10**8, min_ready=draw.choice((0, 0, 0, min(n, 2))),
-            priority=draw.choice((0, 0, 1)), max_attempts=3, hedge=False, on_preempted=m.OnPreempted.NEVER,
+            "host", n, resources=m.Resources(memory=GIB), timeout_ms=6 * 10**8,
+            min_ready=draw.choice((0, 0, 0, min(n, 2))), priority=draw.choice((0, 0, 1)), max_attempts=3, hedge=False,
+            on_preempted=m.OnPreempted.NEVER,
         )  # fmt: skip
         name, cell, tenant = f"r{self.sequence}", draw.randrange(len(self.cores)), draw.choice(TENANTS)
         self.home[name] = (cell, tenant, spec)

@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -27,7 +26,6 @@ from shoal.wire.messages import (
     ExecutorJoined,
     ExecutorLeft,
     Hibernate,
-    NodeSpec,
     PreemptSandboxes,
     PrefetchSnapshot,
     ReadFile,
@@ -71,6 +69,7 @@ from shoal_executor.service.journal import (
 from shoal_executor.service.keeping import Keeping
 from shoal_executor.service.known import Known, ToDo
 from shoal_executor.service.names import name_of, parse
+from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.pace import Pace
 
@@ -85,16 +84,6 @@ _JOB: Final = "job"
 """The id of the one command that travels with a rollout."""
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What an executor brings into a cluster. `warm`: snapshots made ready before it joins."""
-
-    executor: str
-    cell: int
-    nodes: tuple[NodeSpec, ...]
-    warm: tuple[Snapshot, ...] = ()
 
 
 class ExecutorService:

@@ -24,7 +24,7 @@ _DRAWS: Final = 64
 
 Share = tuple[Executor, int]
 Policy = Callable[[Fleet, Demand, m.Snapshot, int, int, float, dict[int, None], str], Share | int | None]
-"""fleet, demand, snapshot, count, now, throttle (ms), aside, group: a share; when to ask again (ms); None for no room."""
+"""fleet, demand, snapshot, count, now, throttle (ms), aside, group: a share; when to ask again (ms); None: no room."""
 
 
 def soonest(

@@ -51,7 +51,7 @@ class PreemptSandboxes(Message, frozen=True):
 
 
 class ExecutorDismissed(Message, frozen=True):
-    """All nodes of this executor are drained and empty: it leaves the cluster until one of them is drained no longer."""
+    """All nodes of this executor are drained and empty: it leaves the cluster until one of them is not."""
 
     boot: str
 

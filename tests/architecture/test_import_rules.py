@@ -51,6 +51,8 @@ PLANTS = [
     Plant(LIBRARY, "shoal.bus", "import shoal.runtime"),
     Plant(LIBRARY, "shoal.client", "import shoal.cli"),
     Plant(LIBRARY, "shoal.client", "import shoal.runtime"),
+    Plant(LIBRARY, "shoal.archive", "import shoal.runtime"),
+    Plant(LIBRARY, "shoal.blobs", "import shoal.archive"),
     Plant(LIBRARY, "shoal.utils", "import math"),
     *(Plant(PURITY["name"], module, "import time") for module in PURITY["source_modules"]),
     *(Plant(PURITY["name"], "shoal_scheduler.core", f"import {module}") for module in PURITY["forbidden_modules"]),

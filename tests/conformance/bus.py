@@ -7,7 +7,17 @@ from uuid import uuid4
 
 import pytest
 
-from shoal.bus.protocol import Bus, BusError, Delivery, Entry, NoStreamError, Reader, StreamFullError, TooLargeError
+from shoal.bus.protocol import (
+    Bus,
+    BusError,
+    Delivery,
+    Entry,
+    Kept,
+    NoStreamError,
+    Reader,
+    StreamFullError,
+    TooLargeError,
+)
 from shoal.wire.streams import Stream
 
 BusFactory = Callable[[], Awaitable[Bus]]
@@ -243,6 +253,21 @@ class BusConformance:
         assert (await bus.first_sequence(log.name), await bus.last_sequence(log.name)) == (1, 0)
         await bus.publish(log.subject(), b"", "id")
         assert (await bus.first_sequence(log.name), await bus.last_sequence(log.name)) == (1, 1)
+
+    async def test_streams_by_name_with_what_they_keep(self, bus: Bus, log: Log) -> None:
+        other = Log()
+        await bus.ensure([other.stream])
+        await bus.put("TEST_BUCKET", "key", b"value")
+        await asyncio.gather(*(bus.publish(log.subject(), b"", f"{i}") for i in range(5)))
+        await bus.purge(log.name, 2)
+        assert await bus.streams(log.name) == {log.name: Kept(3, 5)}
+        known = await bus.streams("TEST_")
+        assert (known[log.name], known[other.name]) == (Kept(3, 5), Kept(1, 0))
+        assert list(known) == sorted(known)
+        assert not any("TEST_BUCKET" in name for name in await bus.streams())
+        await bus.purge(log.name, 5)
+        assert await bus.streams(log.name) == {log.name: Kept(6, 5)}
+        assert await bus.streams("TEST_NONE") == {}
 
     async def test_expired_messages_are_not_read(self, bus: Bus) -> None:
         log = Log()

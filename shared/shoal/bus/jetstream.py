@@ -5,7 +5,7 @@ import base64
 import contextlib
 import secrets
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from nats.aio.msg import Msg
@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
 from shoal.bus.connection import Connection, OnError
 from shoal.bus.outbox import Outbox
-from shoal.bus.protocol import BusError, Entry, NoStreamError, Stored
+from shoal.bus.protocol import BusError, Entry, Kept, NoStreamError, Stored, UnreachableError
 from shoal.bus.pull import PullReader
 from shoal.bus.refusals import WrongLastError
 from shoal.bus.tls import tls_from_environment
@@ -173,6 +173,24 @@ class JetStreamBus:
         """Return the sequence of the oldest message kept, or one after the last. Raises NoStreamError."""
         state = (await self._api.ask(f"STREAM.INFO.{stream}"))["state"]
         return int(state["first_seq"] if state["messages"] else state["last_seq"] + 1)
+
+    async def streams(self, prefix: str = "") -> Mapping[str, Kept]:
+        """Return what each stream keeps whose name begins so, by name. Raises BusError while some cannot tell."""
+        found: dict[str, Kept] = {}
+        seen = 0
+        while True:
+            answer = await self._api.ask("STREAM.LIST", {"offset": seen})
+            if missing := answer.get("missing"):
+                raise UnreachableError(f"{len(missing)} streams have no leader now, {missing[0]} among them; try again")
+            page = answer.get("streams") or []
+            for each in page:
+                name, state = each["config"]["name"], each["state"]
+                if name.startswith(prefix) and not name.startswith(("KV_", "OBJ_")):
+                    first = state["first_seq"] if state["messages"] else state["last_seq"] + 1
+                    found[name] = Kept(int(first), int(state["last_seq"]))
+            seen += len(page)
+            if not page or seen >= int(answer.get("total", 0)):
+                return dict(sorted(found.items()))
 
     async def purge(self, stream: str, up_to: int) -> None:
         """Remove a stream's messages up to and including sequence `up_to`. Raises NoStreamError."""

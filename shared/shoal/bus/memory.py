@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final
@@ -12,6 +12,7 @@ from shoal.bus.protocol import (
     BusError,
     Delivery,
     Entry,
+    Kept,
     NoStreamError,
     Stored,
     StreamFullError,
@@ -133,6 +134,10 @@ class MemoryBroker:
         found.expire(self.clock())
         return found
 
+    def names(self) -> list[str]:
+        """Return the streams' names, sorted."""
+        return sorted(self._logs)
+
     def messages(self, stream: str) -> list[Delivery]:
         """Return all a stream keeps, for tests to look at."""
         return list(self.log(stream).messages)
@@ -241,6 +246,12 @@ class MemoryBus:
     async def first_sequence(self, stream: str) -> int:
         """Return the sequence of the oldest message kept, or one after the last. Raises NoStreamError."""
         return self._open().log(stream).first
+
+    async def streams(self, prefix: str = "") -> Mapping[str, Kept]:
+        """Return what each stream keeps whose name begins so, by name."""
+        broker = self._open()
+        logs = ((name, broker.log(name)) for name in broker.names() if name.startswith(prefix))
+        return {name: Kept(log.first, log.last) for name, log in logs}
 
     async def purge(self, stream: str, up_to: int) -> None:
         """Remove a stream's messages up to and including sequence `up_to`. Raises NoStreamError."""

@@ -6,7 +6,7 @@ of a value has a revision, so that a writer can insist on replacing exactly what
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +59,14 @@ class Stored:
     stream: str
     sequence: int
     duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a stream keeps: the sequences of its oldest and its last message; `first` is one more when it keeps none."""
+
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,13 @@ class Bus(Protocol):
         """Return the sequence of the oldest message the stream still keeps; one after the last when it keeps none.
 
         Raises NoStreamError.
+        """
+        ...
+
+    async def streams(self, prefix: str = "") -> Mapping[str, Kept]:
+        """Return what each stream keeps whose name begins so, by name; those of buckets are not among them.
+
+        All of them or, while the broker cannot tell of some, none: raises BusError then.
         """
         ...
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable
 
-from shoal.bus.protocol import Bus, BusError, Delivery, Reader
+from shoal.archive.live import kept
+from shoal.bus.protocol import BusError, Delivery, Reader
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import AnyMessage
 
 log = logging.getLogger("shoal")
+history = kept
 
 
 class Feed:
@@ -52,38 +54,3 @@ def decoded(delivery: Delivery) -> AnyMessage | None:
     except UndecodableError as error:
         log.warning("message %d on %s cannot be decoded: %s", delivery.sequence, delivery.subject, error)
         return None
-
-
-async def history(
-    bus: Bus, stream: str, *, after: int = 0, since_ms: int | None = None, until: int | None = None
-) -> AsyncGenerator[Delivery, None]:
-    """Yield what a stream keeps now (after a sequence, or stored at or after since_ms; up to sequence until), then end.
-
-    Unfiltered, because only then the last sequence says for certain where the end is.
-    """
-    last = await bus.last_sequence(stream) if until is None else until
-    first = await bus.first_sequence(stream)
-    if first > last:
-        return
-    if since_ms is not None:
-        (newest,) = await _first_after(bus, stream, last - 1)
-        if newest.time_ms < since_ms:
-            return
-    reader = await bus.reader(stream, after=max(after, first - 1), since_ms=since_ms)
-    try:
-        while True:
-            for delivery in await reader.batch():
-                if delivery.sequence <= last:
-                    yield delivery
-                if delivery.sequence >= last:
-                    return
-    finally:
-        await reader.close()
-
-
-async def _first_after(bus: Bus, stream: str, after: int) -> Sequence[Delivery]:
-    reader = await bus.reader(stream, after=after)
-    try:
-        return await reader.batch(1)
-    finally:
-        await reader.close()

@@ -14,28 +14,21 @@ import msgspec
 import structlog
 
 from shoal.bus.protocol import Bus
-from shoal.machine.checkpoint import Checkpoint, UnusableCheckpointError, seal, unseal
+from shoal.machine.checkpoint import (
+    Checkpoint,
+    Generation,
+    Manifest,
+    UnusableCheckpointError,
+    piece_keys,
+    seal,
+    unpack,
+    unseal,
+)
 from shoal.wire.streams import CHECKPOINT_BUCKET
 
 _PIECE: Final = 512 * 1024
 
 log = structlog.get_logger()
-
-
-class Generation(msgspec.Struct, frozen=True):
-    """One stored checkpoint. `bytes` before compression."""
-
-    id: str
-    sequence: int
-    time_ms: int
-    pieces: int
-    bytes: int
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """The checkpoints of a partition that can be loaded, the newest first."""
-
-    generations: tuple[Generation, ...] = ()
 
 
 class Checkpoints:
@@ -65,9 +58,9 @@ class Checkpoints:
         packed = await asyncio.to_thread(zlib.compress, sealed, 1)
         id = f"{epoch}-{checkpoint.sequence}"
         pieces = [packed[at : at + _PIECE] for at in range(0, len(packed), _PIECE)]
-        for number, piece in enumerate(pieces):
-            await self._bus.put(CHECKPOINT_BUCKET, f"{self._name}.{id}.{number}", piece)
         newest = Generation(id, checkpoint.sequence, checkpoint.time_ms, len(pieces), len(sealed))
+        for key, piece in zip(piece_keys(self._name, newest), pieces, strict=True):
+            await self._bus.put(CHECKPOINT_BUCKET, key, piece)
         kept = (newest, *known.generations[:1])
         value = msgspec.json.encode(Manifest(kept))
         if await self._bus.replace(CHECKPOINT_BUCKET, self._name, value, revision) is None:
@@ -89,12 +82,12 @@ class Checkpoints:
             try:
                 data = await self._fetch(generation)
                 found.append(await asyncio.to_thread(_open, data, core, version, stream))
-            except (UnusableCheckpointError, zlib.error) as error:
+            except UnusableCheckpointError as error:
                 log.error("a checkpoint is unusable", partition=self._name, id=generation.id, error=str(error))
         return found
 
     async def _fetch(self, generation: Generation) -> bytes:
-        keys = [f"{self._name}.{generation.id}.{number}" for number in range(generation.pieces)]
+        keys = piece_keys(self._name, generation)
         entries = await asyncio.gather(*(self._bus.get(CHECKPOINT_BUCKET, key) for key in keys))
         if missing := [key for key, entry in zip(keys, entries, strict=True) if entry is None]:
             raise UnusableCheckpointError(f"{len(missing)} of its {len(keys)} pieces are missing")
@@ -102,4 +95,4 @@ class Checkpoints:
 
 
 def _open(packed: bytes, core: str, version: int, stream: str) -> Checkpoint:
-    return unseal(zlib.decompress(packed), core=core, version=version, stream=stream)
+    return unseal(unpack(packed), core=core, version=version, stream=stream)

@@ -1,5 +1,7 @@
 """Setting a cluster up: whichever process comes first does it, and all get the same answer."""
 
+import secrets
+
 from shoal.bus.protocol import Bus
 from shoal.wire import streams
 from shoal.wire.quantities import BadValueError
@@ -20,6 +22,8 @@ async def ensure_cluster(bus: Bus, cells: int = 1, replicas: int = 1) -> int:
         # In this order: who finds the number of cells finds the other as well, or the cluster is older than that.
         await bus.replace(streams.CLUSTER_BUCKET, streams.REPLICAS_KEY, str(replicas).encode(), 0)
         await bus.replace(streams.CLUSTER_BUCKET, streams.CELLS_KEY, str(cells).encode(), 0)
+    if await bus.get(streams.CLUSTER_BUCKET, streams.ID_KEY) is None:
+        await bus.replace(streams.CLUSTER_BUCKET, streams.ID_KEY, secrets.token_hex(8).encode(), 0)
     known = await cells_of(bus)
     assert known is not None  # it was just stored, by this process or another
     await bus.ensure(streams.cluster(known))

@@ -1,0 +1,196 @@
+"""Exporting: what a history holds at one moment becomes a file, which is gone on with if that was interrupted."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from shoal.archive.account import Account
+from shoal.archive.archived import ArchiveHistory
+from shoal.archive.frames import TRAILER
+from shoal.archive.looking import Found
+from shoal.archive.places import LocalFile
+from shoal.archive.planning import partitions_of, plan_of
+from shoal.archive.reader import ArchiveFile
+from shoal.archive.records import FORMAT, Header, Missing, Request
+from shoal.archive.selecting import Selection
+from shoal.archive.source import ArchiveError, History
+from shoal.archive.writer import Writer
+from shoal.wire import VERSION, streams
+
+EVERYTHING: Final = Request()
+_TELL_EVERY: Final = 2048  # messages
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an export is: in messages looked at, of how many; what was written, in bytes; which stream it is at."""
+
+    done: int
+    of: int
+    written: int
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that is whole. `size` in bytes; `digest` vouches for all of it.
+
+    `resumed`: a part of it was there already; `complete`: all of it was.
+    """
+
+    messages: int
+    size: int
+    digest: bytes
+    missing: tuple[Missing, ...]
+    resumed: bool
+    complete: bool
+
+
+def _quiet(_: Progress) -> None:
+    return
+
+
+async def export(
+    history: History,
+    path: Path,
+    request: Request = EVERYTHING,
+    *,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    tell: Callable[[Progress], None] = _quiet,
+) -> Exported:
+    """Write what `request` asks for into a file; what of it a run before this one has written, stays.
+
+    `since_ms`, `until_ms`: what `request.since` and `request.until` mean now; a file that was begun keeps to what they
+    meant then. Raises ArchiveError, BusError; then what was written stays, and the next run goes on from there.
+    """
+    cluster = (await history.values(streams.CLUSTER_BUCKET)).get(streams.ID_KEY, b"").decode()
+    writer = await _begun(history, path, request, cluster)
+    resumed = writer is not None
+    if isinstance(writer, Found):
+        return _exported(writer.account, writer.end + TRAILER, writer.digest, resumed=True, complete=True)
+    if writer is None:
+        writer = Writer.create(path, await _header(history, request, cluster, since_ms, until_ms))
+    try:
+        await _Export(history, writer, tell).run()
+    finally:
+        writer.close()
+    return _exported(writer.account, writer.written, writer.digest, resumed=resumed, complete=False)
+
+
+def _exported(account: Account, size: int, digest: bytes, *, resumed: bool, complete: bool) -> Exported:
+    messages = sum(total.count for total in account.totals.values())
+    return Exported(messages, size, digest, tuple(account.missing), resumed, complete)
+
+
+async def _begun(history: History, path: Path, request: Request, cluster: str) -> Writer | Found | None:
+    """Return what an earlier run has begun, or completed; None where there is nothing. Raises ArchiveError."""
+
+    if not await asyncio.to_thread(path.exists):
+        return None
+
+    async def nothing_lost(found: Found) -> bool:
+        plan = found.header.plan if found.header is not None else {}
+        for name, (after, last) in plan.items():
+            at = max(after, found.account.positions.get(name, 0))
+            if at < last and (await history.bounds(name)).first > at + 1:
+                return False
+        return True
+
+    found = await Writer.resume(path, nothing_lost)
+    header = found.header
+    if header is None:
+        return None
+    if header.request != request or header.cluster != cluster or header.series:
+        if isinstance(found, Writer):
+            found.close()
+        what = "of another cluster" if header.cluster != cluster else "of something else"
+        raise ArchiveError(f"{path} is an archive {what}; choose another name, or move it away")
+    return found
+
+
+async def _header(
+    history: History, request: Request, cluster: str, since_ms: int | None, until_ms: int | None
+) -> Header:
+    source = await history.header() if isinstance(history, ArchiveHistory) else None
+    return Header(
+        format=FORMAT,
+        wire=VERSION,
+        made_by=f"shoal {version('shoal')}",
+        made_ms=time.time_ns() // 1_000_000,
+        cluster=cluster,
+        values={streams.CLUSTER_BUCKET: await history.values(streams.CLUSTER_BUCKET)},
+        request=request,
+        since_ms=since_ms,
+        until_ms=until_ms,
+        partial=bool(request.run or request.tenant) or (source is not None and source.partial),
+        plan=await plan_of(history, request, since_ms, until_ms),
+    )
+
+
+class _Export:
+    """One run of an export."""
+
+    def __init__(self, history: History, writer: Writer, tell: Callable[[Progress], None]) -> None:
+        self._history = history
+        self._writer = writer
+        self._tell = tell
+        self._plan = writer.header.plan
+        request = writer.header.request
+        self._selection = Selection(request.tenant, request.run)
+        self._of = sum(last - after for after, last in self._plan.values())
+        self._done = 0
+
+    async def run(self) -> None:
+        """Write what is not there yet, and the end."""
+        if not self._writer.header.partial and not self._writer.account.blocks:
+            await self._states()
+        if not self._selection.everything:
+            await self._remember()
+        for stream, (after, last) in self._plan.items():
+            await self._stream(stream, max(after, self._writer.position(stream)), last)
+            self._done += last - after
+        self._writer.finish()
+        self._tell(Progress(self._of, self._of, self._writer.written, ""))
+
+    async def _states(self) -> None:
+        """Write the states within what is exported: whoever rebuilds a state begins with one of them."""
+        saved = [entry.summary.saved for entry in self._writer.account.saved]
+        there = {(each.partition, each.sequence) for each in saved if each is not None}
+        for partition in await partitions_of(self._history):
+            async with aclosing(self._history.states(partition)) as states:
+                async for state in states:
+                    after, last = self._plan.get(state.stream, (0, -1))
+                    if after <= state.sequence <= last and (partition, state.sequence) not in there:
+                        self._writer.checkpoint(state)
+
+    async def _remember(self) -> None:
+        """Learn again which rollouts are wanted, from what an earlier run has written."""
+        file = await ArchiveFile.open(LocalFile(self._writer.path), damaged=True)
+        for stream in self._writer.account.totals:
+            async with aclosing(file.read(stream)) as found:
+                async for delivery in found:
+                    self._selection.wants(delivery)
+
+    async def _stream(self, stream: str, after: int, last: int) -> None:
+        """Write a stream's messages after a sequence, up to the last."""
+        if after >= last:
+            return
+        at, begun, writer = after, self._plan[stream][0], self._writer
+        whole = not isinstance(self._history, ArchiveHistory) or not writer.header.partial
+        async with aclosing(self._history.read(stream, after=after, until=last)) as found:
+            async for delivery in found:
+                if whole and delivery.sequence > at + 1:
+                    writer.miss(stream, at + 1, delivery.sequence - 1)
+                at = delivery.sequence
+                if self._selection.wants(delivery):
+                    writer.append(stream, delivery)
+                if at % _TELL_EVERY == 0:
+                    self._tell(Progress(self._done + at - begun, self._of, writer.written, stream))
+        if whole and at < last:
+            writer.miss(stream, at + 1, last)

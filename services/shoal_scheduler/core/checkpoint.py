@@ -54,6 +54,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     suspects: list[tuple[str, str, list[str], int, str]]
     borrowing: tuple[list[DumpedAsk], list[tuple[int, int]], list[tuple[Key, int]]]
     quotas: DumpedExchange
+    settings: list[tuple[str, str]]
 
 
 def dump(core: "SchedulerCore") -> bytes:
@@ -85,6 +86,7 @@ def dump(core: "SchedulerCore") -> bytes:
         core.suspects.dump(),
         books.borrowing.dump(),
         core.exchange.dump(),
+        sorted(core.settings.items()),
     )  # fmt: skip
     return msgspec.msgpack.encode(state)
 
@@ -122,3 +124,4 @@ def load(core: "SchedulerCore", state: bytes) -> None:
     core.suspects.load(found.suspects)
     books.borrowing.load(found.borrowing)
     core.exchange.load(found.quotas)
+    core.go_by(dict(found.settings))

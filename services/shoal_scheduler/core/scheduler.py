@@ -1,6 +1,6 @@
 """The scheduler's state machine: admits rollouts, orders them into the cell's room, and concludes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from shoal.machine import ranges
@@ -39,6 +39,7 @@ class SchedulerCore(Fates):
         super().__init__(cell, cells)
         self.exchange = Exchange(self.books)
         self._quota = quota
+        self._chosen = order
         self._order = ORDERS[order]
         self.templates: dict[tuple[str, str], tuple[m.Snapshot, int]] = {}
         self.orders = 0
@@ -60,6 +61,8 @@ class SchedulerCore(Fates):
                 self.known[_tenant(tenant)] = None
             case m.TenantRemoved(tenant=tenant):
                 self.known.pop(tenant, None)
+            case m.SettingsChanged(settings=settings):
+                self.go_by(dict(settings))
             case m.TenantSet(tenant=tenant, limits=limits):
                 self._limit(_tenant(tenant), limits, amounts_of(limits), 0)
             case m.TenantLimited(tenant=tenant, limits=limits, version=version):
@@ -115,6 +118,19 @@ class SchedulerCore(Fates):
                 raise LawBrokenError(f"the scheduler has no use for {type(message).__name__}")
         self._dispatch(now, effects)
         return effects
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Return whose turn it is by which policy (`order`), and the most sandboxes a rollout may have (`quota`)."""
+        return {"order": self._chosen, "quota": str(self._quota)}
+
+    def go_by(self, settings: Mapping[str, str]) -> None:
+        """Go by these from now on. Raises LawBrokenError, having changed nothing."""
+        new = {**self.settings, **settings}
+        if new.keys() != self.settings.keys() or new["order"] not in ORDERS or not new["quota"].isdecimal():
+            known = f"order ({', '.join(ORDERS)}) and quota (a number)"
+            raise LawBrokenError(f"{settings} are no settings of a scheduler: it has {known}")
+        self._chosen, self._order, self._quota = new["order"], ORDERS[new["order"]], int(new["quota"])
 
     def wake_at_ms(self) -> int | None:
         """Return when to look at something (broker's time, ms); what it is may be over by then."""

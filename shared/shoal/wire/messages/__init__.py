@@ -57,6 +57,7 @@ from shoal.wire.messages.rollout import (
     SandboxResult as SandboxResult,
     SandboxSaved as SandboxSaved,
     SandboxSlept as SandboxSlept,
+    SettingsChanged as SettingsChanged,
     TemplateResolved as TemplateResolved,
     TenantAdded as TenantAdded,
     TenantLimited as TenantLimited,
@@ -119,7 +120,7 @@ AnyMessage = (
     | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
     | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded | SandboxesHedged | SandboxesClosed
     | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | TenantSet | Tick
-    | TenantLimited | QuotaWanted | QuotaLent | RoomWanted | RoomLent | RoomReturned
+    | SettingsChanged | TenantLimited | QuotaWanted | QuotaLent | RoomWanted | RoomLent | RoomReturned
     | PlaceRequested | ReleaseRequested | PreemptRequested | NodeDrained | ExecutorJoined | ExecutorBeat | ExecutorHolds
     | ExecutorLeft | SlotsReleased | PrefetchSnapshot
     | StartSandboxes | DestroySandboxes | PreemptSandboxes | ExecutorDismissed

@@ -279,6 +279,15 @@ class RoomReturned(Message, frozen=True):
     declined: bool = False
 
 
+class SettingsChanged(Message, frozen=True):
+    """How a partition decides from now on: its policies and bounds by name, as its configuration says.
+
+    Said to a scheduler or to placement, in its own log, so that whoever folds that log decides the same.
+    """
+
+    settings: tuple[tuple[str, str], ...]
+
+
 class Tick(Message, frozen=True):
     """Time passes: published when a core has asked to be woken and nothing else came."""
 

@@ -28,6 +28,10 @@ class DamagedError(ArchiveError):
         self.unfinished = unfinished
 
 
+class ConflictError(ArchiveError):
+    """An archive cannot be gone on with: it is of another cluster or log, or somebody else writes it."""
+
+
 class GapError(ArchiveError):
     """Messages between `first` and `last` of a stream are in none of the places that history is read from."""
 

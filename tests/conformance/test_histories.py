@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from conformance.history import HistoryConformance, HistoryOf, Said, read
-from shoal.archive import exporting
+from shoal.archive import exporting, following, thinning, writer
 from shoal.archive.archived import ArchiveHistory
 from shoal.archive.exporting import export
+from shoal.archive.following import Follower
 from shoal.archive.joined import Joined
 from shoal.archive.live import LiveHistory
+from shoal.archive.shelves import DirectoryShelf
 from shoal.archive.source import GapError, History
 from shoal.broker import EmbeddedBroker
 from shoal.bus.jetstream import JetStreamBus
@@ -60,8 +62,8 @@ class TestLiveHistoryOnJetStream(HistoryConformance):
         return of
 
 
-async def exported(bus: Bus, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export all that a bus keeps; its states, too, whatever their partitions are called."""
+async def archivable(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make of a bus a cluster's; its states are archived whatever their partitions are called."""
     if not await bus.keys(CLUSTER_BUCKET):
         await bus.put(CLUSTER_BUCKET, "cells", b"1")
 
@@ -69,7 +71,24 @@ async def exported(bus: Bus, path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return sorted({".".join(key.split(".")[:2]) for key in await bus.keys("SHOAL_CHECKPOINT")})
 
     monkeypatch.setattr(exporting, "partitions_of", every)
+    monkeypatch.setattr(following, "partitions_of", every)
+    monkeypatch.setattr(thinning, "EVERY_MESSAGES", 10)
+
+
+async def exported(bus: Bus, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export all that a bus keeps."""
+    await archivable(bus, monkeypatch)
     await export(LiveHistory(bus), path)
+
+
+async def followed(bus: Bus, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archive all that a bus keeps into several files."""
+    await archivable(bus, monkeypatch)
+    monkeypatch.setattr(writer, "BLOCK", 300)
+    follower = Follower(bus, DirectoryShelf(directory), roll_bytes=2500, roll_s=3600, tell=print)
+    await follower.round()
+    follower.close()
+    assert len(list(directory.iterdir())) > 1
 
 
 class TestArchiveHistory(_InMemory):
@@ -78,6 +97,28 @@ class TestArchiveHistory(_InMemory):
         async def of(bus: Bus) -> History:
             await exported(bus, tmp_path / "x.shoal", monkeypatch)
             return await ArchiveHistory.open(tmp_path / "x.shoal")
+
+        return of
+
+
+class TestArchiveDirectory(_InMemory):
+    @pytest.fixture
+    def history_of(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HistoryOf:
+        async def of(bus: Bus) -> History:
+            await followed(bus, tmp_path / "archive", monkeypatch)
+            return await ArchiveHistory.open(tmp_path / "archive")
+
+        return of
+
+
+class TestJoinedDirectory(_InMemory):
+    @pytest.fixture
+    def history_of(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HistoryOf:
+        async def of(bus: Bus) -> History:
+            await followed(bus, tmp_path / "archive", monkeypatch)
+            for stream in await bus.streams():
+                await bus.purge(stream, 33)
+            return Joined(await ArchiveHistory.open(tmp_path / "archive"), LiveHistory(bus))
 
         return of
 

@@ -4,12 +4,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3  # type: ignore[import-untyped]  # it has no types
 import pytest
-from botocore.config import Config  # type: ignore[import-untyped]  # it has no types
-from moto.server import ThreadedMotoServer
 
 from conformance.blobs import BlobStoreConformance, Spoil, written
+from conformance.s3 import client, s3_server
 from shoal.blobs.opening import open_store
 from shoal.blobs.protocol import BlobError, BlobStore
 from shoal.wire.messages import Blob
@@ -18,25 +16,14 @@ from shoal.wire.quantities import BadValueError
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def bucket(endpoint: str) -> str:
     client(endpoint).create_bucket(Bucket="blobs")
     return "blobs"
-
-
-def client(endpoint: str):  # type: ignore[no-untyped-def]  # boto3's are made at run time
-    near = Config(proxies={})
-    return boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", config=near)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Reading a file's blocks from the first to the last, to see how far it is good."""
 
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -28,10 +29,10 @@ class Found:
     trouble: DamagedError | None = None
 
 
-async def look(source: Bytes, *, deep: bool = False) -> Found:
+async def look(source: Bytes, *, deep: bool = False, each: Callable[[Frame], None] | None = None) -> Found:
     """Read a file's blocks from the first to where it is good no longer; `deep`: unpack all of them, too.
 
-    Raises ArchiveError where it cannot be read at all.
+    `each` gets every good block. Raises ArchiveError where it cannot be read at all.
     """
     found = Found(None, Account(), 0, frames.FIRST)
     footer: Frame | None = None
@@ -39,6 +40,8 @@ async def look(source: Bytes, *, deep: bool = False) -> Found:
         async with aclosing(frames.scan(source)) as scanned:
             async for frame in scanned:
                 _take(source.name, found, frame, deep)
+                if each is not None:
+                    each(frame)
                 if frame.kind == FOOTER:
                     footer = frame
                 else:

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from shoal.archive.frames import Bytes
 from shoal.archive.places import SUFFIX, Place
 from shoal.archive.reader import ArchiveFile
 from shoal.archive.source import ArchiveError, DamagedError
@@ -16,6 +17,11 @@ _NAME: Final = re.compile(r"\d{8}" + re.escape(SUFFIX))
 def name_of(segment: int) -> str:
     """Return the name of a series' file."""
     return f"{segment:08d}{SUFFIX}"
+
+
+def is_name(name: str) -> bool:
+    """Return whether a series' file may be called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 class Series:
@@ -32,19 +38,37 @@ class Series:
         self._open: OrderedDict[str, ArchiveFile] = OrderedDict()
         self.names: Sequence[str] = ()
 
+    @property
+    def name(self) -> str:
+        """Where it is, for people."""
+        return self._place.open(self._only).name if self._only is not None else self._place.name
+
+    @property
+    def several(self) -> bool:
+        """Whether it is files one after the other, to which others may be added."""
+        return self._only is None
+
+    def source(self, number: int) -> Bytes:
+        """Return one of the files, unread."""
+        return self._place.open(self.names[number])
+
     def __len__(self) -> int:
         return len(self.names)
 
     async def refresh(self) -> None:
         """Look which files there are, and how far the last one is. Raises ArchiveError."""
+        if not await self.found():
+            raise ArchiveError(f"there is no archive in {self._place.name}; `shoal archive follow` makes one there")
+
+    async def found(self) -> bool:
+        """Look which files there are; returns whether there is any. Raises ArchiveError."""
         if self.names:
             self._open.pop(self.names[-1], None)
         if self._only is not None:
             self.names = (self._only,)
-            return
-        self.names = [name for name in await self._place.names() if _NAME.fullmatch(name)]
-        if not self.names:
-            raise ArchiveError(f"there is no archive in {self._place.name}; `shoal archive follow` makes one there")
+        else:
+            self.names = [name for name in await self._place.names() if is_name(name)]
+        return bool(self.names)
 
     async def file(self, number: int) -> ArchiveFile:
         """Return one of the files, counted from 0. Raises DamagedError, ArchiveError."""

@@ -28,6 +28,10 @@ class DamagedError(ArchiveError):
         self.unfinished = unfinished
 
 
+class ConflictError(ArchiveError):
+    """An archive cannot be gone on with: it is of another cluster or log, or somebody else writes it."""
+
+
 class GapError(ArchiveError):
     """Messages between `first` and `last` of a stream are in none of the places that history is read from."""
 
@@ -49,6 +53,9 @@ class Bounds(NamedTuple):
 
 
 NOTHING = Bounds(1, 0)
+_MANY = 64
+"""Streams that are read at once, each with a reader of its own; of more, a page of messages at a time."""
+_PAGE = 512
 
 
 class History(Protocol):
@@ -100,10 +107,11 @@ async def merged(
 ) -> AsyncGenerator[tuple[str, Delivery], None]:
     """Yield the messages of several streams by their time, with the stream's name; of one stream, in its order.
 
-    Those stored at or after `since_ms` and until `until_ms`.
+    Those stored at or after `since_ms` and until `until_ms`. Of many streams only some messages of each are at hand.
     """
     async with AsyncExitStack() as open_parts:
-        parts = [await open_parts.enter_async_context(aclosing(history.read(n, since_ms=since_ms))) for n in names]
+        read = _paged if len(names) > _MANY else _all
+        parts = [await open_parts.enter_async_context(aclosing(read(history, name, since_ms))) for name in names]
         heads: list[tuple[int, int, Delivery]] = []
         for number, part in enumerate(parts):
             first = await anext(part, None)
@@ -121,6 +129,32 @@ async def merged(
             else:
                 # Brokers' clocks differ: a stream's own order goes before its times.
                 heapq.heapreplace(heads, (max(following.time_ms, time_ms), number, following))
+
+
+def _all(history: History, stream: str, since_ms: int | None) -> AsyncGenerator[Delivery, None]:
+    return history.read(stream, since_ms=since_ms)
+
+
+async def _paged(history: History, stream: str, since_ms: int | None) -> AsyncGenerator[Delivery, None]:
+    """Yield a stream's messages with no reader open meanwhile: whoever reads ahead, reads ahead of each stream."""
+    first, last = await history.bounds(stream)
+    at = first - 1
+    while at < last:
+        async with aclosing(history.read(stream, after=at, since_ms=since_ms, until=last)) as found:
+            page = [delivery async for delivery in _first(found, _PAGE)]
+        for delivery in page:
+            yield delivery
+        if len(page) < _PAGE:
+            return
+        at, since_ms = page[-1].sequence, None
+
+
+async def _first(found: AsyncGenerator[Delivery, None], count: int) -> AsyncGenerator[Delivery, None]:
+    async for delivery in found:
+        yield delivery
+        count -= 1
+        if not count:
+            return
 
 
 async def message_at(history: History, stream: str, sequence: int) -> Delivery | None:

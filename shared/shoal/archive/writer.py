@@ -12,7 +12,7 @@ from shoal.archive.account import Account
 from shoal.archive.looking import Found, look
 from shoal.archive.places import LocalFile
 from shoal.archive.records import Entry, Header, Missing, Saved, Summary
-from shoal.archive.source import ArchiveError
+from shoal.archive.source import ArchiveError, ConflictError
 from shoal.bus.protocol import Delivery
 from shoal.machine.checkpoint import Checkpoint, seal
 
@@ -172,7 +172,7 @@ def _locked(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise ArchiveError(f"{path} is being written by another process") from error
+        raise ConflictError(f"{path} is being written by another process") from error
     return file
 
 

@@ -23,6 +23,10 @@ _HOMES: Final = {
     "snapshot": "snapshot",
     "tenant": "tenant",
     "events": "events",
+    "history": "history",
+    "audit": "audit",
+    "export": "export",
+    "archive": "archive",
     "dead": "dead",
 }
 

@@ -14,7 +14,7 @@ class Exit(IntEnum):
     UNREACHABLE = 5  # no broker, or no Shoal, answers
     TIMEOUT = 6  # no answer in time
     INFRASTRUCTURE = 7  # the platform failed otherwise: an answer makes no sense
-    INPUT = 8  # an input file cannot be read
+    INPUT = 8  # an input file cannot be read, or an archive not be used
     UNKNOWN_ROLLOUT = 9
     STATE_DIRECTORY = 10  # the state directory cannot be used
     PORT = 11  # the port is in use
@@ -25,6 +25,7 @@ class Exit(IntEnum):
     CANCELLED = 16  # the rollout was cancelled, by somebody else
     DEAD_LETTER = 17  # there is no such dead letter, or it was not kept whole
     BUILD_FAILED = 19  # a template could not be made
+    DAMAGED = 20  # an archive is not as it was written; what is good of it was read
     STREAM_FULL = 18  # a stream takes no new messages until somebody makes room
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command
@@ -48,6 +49,7 @@ def explain(error: BaseException) -> tuple[Exit, str]:
     """Return the exit status and the sentence for any error."""
     if isinstance(error, Failure):
         return error.status, str(error)
+    from shoal.archive.source import ArchiveError, DamagedError
     from shoal.bus.protocol import BusError, StreamFullError
     from shoal.client import errors
     from shoal.wire.quantities import BadValueError
@@ -76,6 +78,10 @@ def explain(error: BaseException) -> tuple[Exit, str]:
             return Exit.BUILD_FAILED, str(error)
         case errors.NoSuchSnapshot():
             return Exit.UNKNOWN_TEMPLATE, str(error)
+        case DamagedError():
+            return Exit.DAMAGED, str(error)
+        case ArchiveError():
+            return Exit.INPUT, str(error)
         case errors.ShoalError() | BusError():
             return Exit.INFRASTRUCTURE, str(error)
     return (

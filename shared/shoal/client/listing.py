@@ -156,7 +156,7 @@ async def _part(
     try:
         async for delivery in found:
             if only is None or streams.subjects_overlap(only, delivery.subject):
-                yield _event(stream, delivery)
+                yield event_of(stream, delivery)
     finally:
         await found.aclose()
 
@@ -186,7 +186,7 @@ async def _coming(bus: Bus, wanted: dict[str, str | None], after: dict[str, int]
         try:
             while True:
                 for delivery in await reader.batch():
-                    await queue.put(_event(stream, delivery))
+                    await queue.put(event_of(stream, delivery))
         except Exception as error:
             await queue.put(error)
         finally:
@@ -205,7 +205,8 @@ async def _coming(bus: Bus, wanted: dict[str, str | None], after: dict[str, int]
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-def _event(stream: str, delivery: Delivery) -> Event:
+def event_of(stream: str, delivery: Delivery) -> Event:
+    """Return a message of the log as people are given it."""
     try:
         message = decode(delivery.payload)
     except UndecodableError:

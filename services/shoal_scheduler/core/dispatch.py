@@ -20,7 +20,7 @@ from shoal_scheduler.core.books import Books
 from shoal_scheduler.core.borrowing import Ask
 from shoal_scheduler.core.order import Order
 from shoal_scheduler.core.room import PLENTY
-from shoal_scheduler.core.state import Rollout, Sent
+from shoal_scheduler.core.state import Rollout
 from shoal_scheduler.core.waiting import Key, Line
 
 PATIENCE_MS: Final = 30_000
@@ -179,7 +179,7 @@ class Dispatch:
             part, rollout.fresh = ranges.take(rollout.fresh, limit)
         rollout.gathering = False
         if rollout.guest is None:
-            rollout.sent.append(Sent(attempt, part, now))
+            rollout.starting.sent(attempt, part, now)
             books.tenants[rollout.request.tenant].started(ranges.count(part))
         books.wait(rollout, -ranges.count(part))
         books.give(rollout, part, ask)

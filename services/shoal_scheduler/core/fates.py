@@ -98,7 +98,7 @@ class Fates:
             return
         request = rollout.request
         hedged = rollout.ledger.hedged(indices)
-        rollout.no_longer_sent(attempt & (HEDGE - 1), indices)
+        rollout.starting.over(attempt & (HEDGE - 1), indices)
         ended: list[int] = []
         for each in results:
             if rollout.ledger.finish(attempt, each.index, each.result):
@@ -118,7 +118,7 @@ class Fates:
             return
         hedges = rollout.ledger.hedged(indices)
         gone, again = rollout.ledger.end(attempt, indices, reason)
-        rollout.no_longer_sent(attempt, indices)
+        rollout.starting.over(attempt, indices)
         rollout.leaving = ranges.without(rollout.leaving, indices)
         halves = ranges.without(hedges, rollout.ledger.hedged(hedges))
         declined = reason is m.EndReason.PREEMPTED and not node  # placement found no room after all
@@ -163,7 +163,7 @@ class Fates:
             return
         rollout.saved[index] = message.snapshot
         rollout.leaving = ranges.without(rollout.leaving, one)
-        rollout.no_longer_sent(attempt & (HEDGE - 1), one)
+        rollout.starting.over(attempt & (HEDGE - 1), one)
         self._settle(rollout, attempt, hedged, now, effects)
         self.books.back(rollout, attempt, one, now)
         self._begin(rollout, now)
@@ -211,8 +211,7 @@ class Fates:
         away = ranges.union(self.books.withdraw(rollout, news, now), ranges.union(asleep, rollout.closing))
         rollout.closing = ranges.without(rollout.closing, news)
         rollout.leaving = ranges.without(rollout.leaving, news)
-        for each in rollout.sent:
-            rollout.no_longer_sent(each.attempt, news)
+        rollout.starting.gone(news)
         sent = ranges.without(news, away)
         if sent and rollout.guest is None:
             abroad = rollout.is_abroad(sent)

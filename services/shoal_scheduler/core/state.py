@@ -11,6 +11,7 @@ from shoal.machine.ledger import Dumped, Ledger
 from shoal.wire import messages as m, subjects
 from shoal_scheduler.core.admission import wants
 from shoal_scheduler.core.room import Needs, Want
+from shoal_scheduler.core.starting import Sent, Starting
 
 GUESTS_LATER_MS: Final = 5_000
 """Handicap of other cells' rollouts: where all cells are as full, none sends its sandboxes to another."""
@@ -23,14 +24,6 @@ class Again(NamedTuple):
     indices: m.Ranges
     avoid: tuple[str, ...] = ()
     not_before_ms: int = 0
-
-
-class Sent(NamedTuple):
-    """Sandboxes that were given to placement in one attempt, and are not known to be ready."""
-
-    attempt: int
-    indices: m.Ranges
-    sent_ms: int
 
 
 @dataclass(slots=True)
@@ -54,7 +47,6 @@ class Rollout:
     held: bool = False  # whether the catalogue was told that it is needed
     gathering: bool = False  # whether its first `min_ready` have to be placed together still
     begun: bool = True  # whether the others may follow
-    sent: list[Sent] = field(default_factory=list)
     took_ms: list[int] = field(default_factory=list)  # its sandboxes' starts
     hedge_ms: int = 0  # when its slowest are started elsewhere, too
     failed_on: dict[str, None] = field(default_factory=dict)  # nodes
@@ -65,6 +57,10 @@ class Rollout:
     guest: tuple[int, int] | None = None
     abroad: dict[tuple[int, int], m.Ranges] = field(default_factory=dict)
     """Sandboxes in flight on other cells' nodes, by the cell and the number of the ask that got the room."""
+    starting: Starting = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.starting = Starting(self.request.spec.n, self.submitted_ms)
 
     @property
     def submitted_ms(self) -> int:
@@ -129,15 +125,6 @@ class Rollout:
         found = ranges.without(ranges.without(self.ledger.open(), self.queue), self.closing)
         return ranges.without(found, self.ledger.asleep(found))
 
-    def no_longer_sent(self, attempt: int, indices: m.Ranges) -> None:
-        """Forget that these sandboxes are being started."""
-        left = [(each, ranges.without(each.indices, indices)) for each in self.sent]
-        self.sent = [
-            each if each.attempt != attempt else each._replace(indices=rest)
-            for each, rest in left
-            if each.attempt != attempt or rest
-        ]
-
     def outcome(self, cell: int, message: m.Message) -> Publish:
         """Return the effect that tells the rollout's trainer."""
         return Publish(subjects.rollout_outcome(cell, self.request.tenant, self.request.run), message)  # type: ignore[arg-type]  # any of the outcomes
@@ -160,7 +147,7 @@ class Rollout:
         """Return it as data."""
         return DumpedRollout(
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
-            self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.sent,
+            self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.starting.dump(),
             self.took_ms, self.hedge_ms, list(self.failed_on), self.setbacks, self.closing, self.leaving,
             self.leaving_until_ms, self.guest, list(self.abroad.items()),
         )  # fmt: skip
@@ -197,10 +184,12 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
         ledger = Ledger.load(self.request.spec, self.ledger)
         rollout = Rollout(
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
-            self.queued, dict(self.saved), self.held, self.gathering, self.begun, list(self.sent),
+            self.queued, dict(self.saved), self.held, self.gathering, self.begun,
             list(self.took_ms), self.hedge_ms, dict.fromkeys(self.failed_on), self.setbacks, self.closing, self.leaving,
             self.leaving_until_ms, self.guest, dict(self.abroad),
         )  # fmt: skip
+        for attempt, indices, sent_ms in self.sent:
+            rollout.starting.sent(attempt, indices, sent_ms)
         away = rollout.unsent + ledger.asleep_count() + ranges.count(rollout.closing)
         rollout.in_flight = ledger.live - away + ledger.hedged_count()
         return rollout

@@ -20,6 +20,8 @@ _PAGE: Final = 200  # entries in one message
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
+    """The whole state. Orders are kept, so that equal states are equal bytes."""
+
     askers: list[tuple[str, list[tuple[int, str]]]]
     catalogue: catalogue.Dumped
     builds: builds.Dumped

@@ -52,6 +52,7 @@ class Fleet:
         self._world = world
         self.live: dict[Sandbox, Place] = {}
         self._attempts: dict[str, dict[int, None]] = {}
+        self._cleared: dict[tuple[str, str, str, int], list[int]] = {}
         self._executors = {machine.executor: _Executor(machine) for machine in machines}
         self._by_stream = {streams.executor(name).name: each for name, each in self._executors.items()}
         for executor in self._executors.values():
@@ -90,6 +91,7 @@ class Fleet:
         begins = max(executor.busy_until_ms, world.now)
         executor.busy_until_ms = begins
         ready: dict[int, list[int]] = {}
+        step = max(world.demand.hop_ms, 1)
         for index in ranges.indices(order.indices):
             took = machine.start_ms
             if machine.spread:
@@ -98,7 +100,8 @@ class Fleet:
             latency = world.random.choice(machine.latencies_ms) if len(machine.latencies_ms) > 1 else 0
             latency = latency or machine.latencies_ms[0]
             self.live[order.rollout, order.attempt, index] = Place(machine.executor, order.node, order)
-            ready.setdefault(int(executor.busy_until_ms + latency), []).append(index)
+            # As executors do: what happens while a report is on its way is said with the next one.
+            ready.setdefault(int(executor.busy_until_ms + latency) // step * step, []).append(index)
         executor.started += ranges.count(order.indices)
         executor.busy_ms += executor.busy_until_ms - begins
         for when_ms, indices in ready.items():
@@ -124,10 +127,15 @@ class Fleet:
         if place is None:
             return
         name, attempt, index = sandbox
-        cell = self._executors[place.executor].machine.cell
-        released = m.SlotsReleased(place.executor, _BOOT, place.node, name, attempt, ((index, 1),))
-        world = self._world
-        world.at(world.now + CLEARED_MS, world.publish, subjects.placement_release(cell), released)
+        key = (place.executor, place.node, name, attempt)
+        if key not in self._cleared:
+            self._world.at(self._world.now + CLEARED_MS, self._give_back, key)
+        self._cleared.setdefault(key, []).append(index)
+
+    def _give_back(self, key: tuple[str, str, str, int]) -> None:
+        executor, node, name, attempt = key
+        released = m.SlotsReleased(executor, _BOOT, node, name, attempt, ranges.collect(self._cleared.pop(key)))
+        self._world.publish(subjects.placement_release(self._executors[executor].machine.cell), released)
 
     def _make_room(self, sandbox: Sandbox, how: m.OnPreempted) -> None:
         place = self.live[sandbox]

@@ -53,6 +53,7 @@ class Simulation:
         self._count = 0
         self._left = sum(group.spec.n for group in demand.groups)
         self._of = self._left
+        self._finished: dict[tuple[str, int, str, str], list[m.SandboxResult]] = {}
         self._slept: dict[tuple[str, int], int] = {}  # what is left of how long a sandbox is busy, since it fell asleep
         for cell in range(demand.cells):
             self._partition(services["scheduler"], cell, subjects.rollout_system(cell))
@@ -200,9 +201,16 @@ class Simulation:
             return
         code = dict(group.codes).get(index, 0)
         result = m.SandboxResult(index, m.CommandResult(code), group.busy_ms[index] * 1000)
-        finished = m.SandboxesFinished(name, attempt, place.node, place.executor, "simulated", (result,))
-        self.say(subjects.rollout_sandbox(group.cell, group.tenant, group.run), finished)
+        key = (name, attempt, place.node, place.executor)
+        if key not in self._finished:
+            self.at(self.now + self.demand.hop_ms, self._report, group, key)
+        self._finished.setdefault(key, []).append(result)
         self.fleet.clear(sandbox)
+
+    def _report(self, group: Group, key: tuple[str, int, str, str]) -> None:
+        name, attempt, node, executor = key
+        finished = m.SandboxesFinished(name, attempt, node, executor, "simulated", tuple(self._finished.pop(key)))
+        self.publish(subjects.rollout_sandbox(group.cell, group.tenant, group.run), finished)
 
     def group(self, rollout: str) -> Group:
         """Return a rollout."""

@@ -42,7 +42,7 @@ def _source(archive: str) -> Source:
 def verify(archive: str, changes: tuple[str, ...], as_json: bool) -> int:
     """Fold the recorded inboxes of ARCHIVE through the services installed here; compare every effect with the recorded.
 
-    Stops at the first that differs, and says what it follows from; the exit status is then 21. This is how an upgrade
+    Stops at the first that differs, and says what it follows from; the exit status is then 22. This is how an upgrade
     is tried before it is rolled out.
 
     \b

@@ -13,7 +13,19 @@ import msgspec
 from shoal.bus.ending import end
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.processes import tied
-from shoal_loadtest.load.words import Begin, Connected, Cut, Finish, Finished, Go, PhaseEnded, Pulse, Said, Told, Trouble
+from shoal_loadtest.load.words import (
+    Begin,
+    Connected,
+    Cut,
+    Finish,
+    Finished,
+    Go,
+    PhaseEnded,
+    Pulse,
+    Said,
+    Told,
+    Trouble,
+)
 
 _LINE_BYTES: Final = 64 * 1024**2
 _STOP_S: Final = 15.0

@@ -32,7 +32,7 @@ OF_PHASES: Final = {
         if name not in ("command", "lateness")
         for of in AGGREGATES
     },
-    "throughput": "sandboxes a second, from the first request to the last sandbox that is through (or ready, if it stays)",
+    "throughput": "sandboxes a second, from the first request to the last that is through (or ready, if it stays)",
     "sustained": "sandboxes a second, between the first tenth of them and the last",
     "commands_per_s": "commands a second, from the first to the last answer",
     "cpu_us_per_sandbox": "microseconds of cpu of services and broker for each sandbox that was through, or ready",

@@ -1,4 +1,4 @@
-"""How a load test is getting on, for a person: one block that is kept up to date on a terminal, else a line at times."""
+"""How a load test is getting on, for a person: one block, kept up to date, on a terminal, else a line at times."""
 
 import sys
 import time

@@ -65,7 +65,7 @@ class Run:
         try:
             await self._logs.open()
             await self._generators.start(self._target.url, self._name, self._document, self._scale)
-            self._sampling.begin()
+            await self._sampling.begin()
             self._memory_before = self._sampling.processes.rss_of(*SERVICES)
             sampling = asyncio.create_task(self._sampling.run(), name="sampling")
             try:

@@ -76,7 +76,10 @@ async def _main() -> None:
 
 
 async def _follow(
-    lines: asyncio.StreamReader, decoder: "msgspec.json.Decoder[Told]", generator: Generator, say: Callable[[Said], None]
+    lines: asyncio.StreamReader,
+    decoder: "msgspec.json.Decoder[Told]",
+    generator: Generator,
+    say: Callable[[Said], None],
 ) -> None:
     pulses = asyncio.create_task(_pulses(generator), name="pulses")
     work: asyncio.Task[None] | None = None

@@ -6,7 +6,7 @@ request was stored.
 """
 
 from array import array
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -73,8 +73,22 @@ class Entry:
     """One rollout. `intended_ns`: when it should have been asked for."""
 
     __slots__ = (
-        "again", "ended", "executors", "id", "intended_ns", "ledger", "n", "places", "ready", "released", "settled",
-        "submitted_ms", "tally", "tenant", "waiting", "slot",
+        "again",
+        "ended",
+        "executors",
+        "id",
+        "intended_ns",
+        "ledger",
+        "n",
+        "places",
+        "ready",
+        "released",
+        "settled",
+        "slot",
+        "submitted_ms",
+        "tally",
+        "tenant",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, id: str, tenant: int, spec: RolloutSpec, tally: Tally, intended_ns: int, places: bool) -> None:
@@ -115,7 +129,7 @@ class Book:
         self.failed = 0
         self.audit: Counter[str] = Counter()
         self._numbers: dict[str, int] = {}
-        self._over: dict[str, None] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()
         self.on_ready: Callable[[Entry, Ranges], None] = _ignore
         self.on_settled: Callable[[Entry], None] = _ignore
         self.on_gone: Callable[[Entry, str], None] = _ignore
@@ -310,7 +324,7 @@ class Book:
         del self.entries[entry.id]
         self._over[entry.id] = None
         if len(self._over) > _REMEMBERED:
-            del self._over[next(iter(self._over))]
+            self._over.popitem(last=False)
         self.live -= entry.ledger.ready_count()
         if not entry.settled:
             self.waits.end(entry.tenant, now_ns)
@@ -322,6 +336,7 @@ class Book:
 
 _RESULTS: Final = frozenset(
     (
-        EndReason.SUCCEEDED, EndReason.COMMAND_FAILED, EndReason.TIMED_OUT, EndReason.OUT_OF_MEMORY, EndReason.DISK_FULL,
+        EndReason.SUCCEEDED, EndReason.COMMAND_FAILED, EndReason.TIMED_OUT, EndReason.OUT_OF_MEMORY,
+        EndReason.DISK_FULL,
     )
 )  # fmt: skip

@@ -135,9 +135,7 @@ class Commanding:
                 return entry, index
         return None, 0
 
-    def _ask(
-        self, entry: Entry, index: int, command: Command, intended_ns: int, tally: Tally, *, first: bool
-    ) -> None:
+    def _ask(self, entry: Entry, index: int, command: Command, intended_ns: int, tally: Tally, *, first: bool) -> None:
         executor = self._book.executor_of(entry, index)
         subject = self._subjects.get((executor, entry.tenant))
         if subject is None:

@@ -139,7 +139,7 @@ class Generator:
     async def _finished(
         self, working: "list[asyncio.Task[None]]", missing: Callable[[], int], awaited: Callable[[], int]
     ) -> int:
-        """Wait until these are done and nothing is missing; returns how much is when nothing is heard of the awaited."""
+        """Wait until these are done and nothing is missing; returns how much is when nothing is heard any more."""
         patience_ns = int(self._scenario.patience * 1e9)
         try:
             while True:

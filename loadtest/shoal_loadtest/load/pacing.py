@@ -44,7 +44,7 @@ async def begun(begin_ns: int, cutting: Cutting) -> None:
 async def paced(
     offsets: Iterable[float], begin_ns: int, until_ns: int | None, cutting: Cutting
 ) -> AsyncGenerator[int, None]:
-    """Yield each moment when it has come, however late that is: a moment never moves because an earlier one was late."""
+    """Yield each moment when it has come, however late: none ever moves because an earlier one was late."""
     late = 0
     for offset in offsets:
         intended_ns = begin_ns + int(offset * 1e9)

@@ -29,7 +29,5 @@ class Waits:
 
     def seconds(self, now_ns: int) -> float:
         """Return how long it was up to now."""
-        open_s = sum(
-            (now_ns - since) * _S for count, since in zip(self._open, self._since_ns, strict=True) if count
-        )
+        open_s = sum((now_ns - since) * _S for count, since in zip(self._open, self._since_ns, strict=True) if count)
         return self._done_s + open_s

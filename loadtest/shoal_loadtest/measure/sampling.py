@@ -38,11 +38,12 @@ class Sampling:
         """How long it is since the beginning."""
         return time.monotonic() - self._began
 
-    def begin(self) -> None:
-        """Take this moment as the beginning."""
+    async def begin(self) -> None:
+        """Take this moment as the beginning, and a first row."""
         self._began = self._last = time.monotonic()
         self.look()
         self._cpu_before = {role: self.processes.cpu_of(role) for role in ROLES}
+        await self.row()
 
     def hear(self, number: int, pulse: Pulse) -> None:
         """Take a generator's words."""

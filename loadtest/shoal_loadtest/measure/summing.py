@@ -149,10 +149,14 @@ def run_metrics(phases: Sequence[PhaseRecord], audit: Mapping[str, int], maximum
             found[name] = max(known)
     for name, counted in (("throughput", "through"), ("sustained", "through"), ("commands_per_s", "commands")):
         found |= _weighted(judged, name, counted)
-    for name in ("cpu_us_per_sandbox", "service_bytes_per_live", "service_growth_per_live", "cpu_us_per_command"):
+    for name in ("cpu_us_per_sandbox", "cpu_us_per_command"):
         known = [phase.metrics[name] for phase in judged if name in phase.metrics]
         if known:
             found[name] = sum(known) / len(known)
+    fullest = max(judged, key=lambda phase: phase.metrics.get("live_max", 0.0), default=None)
+    for name in ("service_bytes_per_live", "service_growth_per_live"):
+        if fullest is not None and name in fullest.metrics:
+            found[name] = fullest.metrics[name]
     for phase in phases:
         found |= {f"{phase.name}.{name}": value for name, value in phase.metrics.items()}
     found |= {name: float(audit.get(name, 0)) for name in ("lost", "doubled", "disagreed")}

@@ -118,7 +118,9 @@ def read(path: Path) -> Report:
     try:
         report = msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
-        raise BadValueError("report", f"cannot read {path}: {error.strerror}; name a report.json, or its directory") from error
+        raise BadValueError(
+            "report", f"cannot read {path}: {error.strerror}; name a report.json, or its directory"
+        ) from error
     except msgspec.DecodeError as error:
         raise BadValueError("report", f"{path} is no report of a load test: {error}") from error
     if report.format != FORMAT:

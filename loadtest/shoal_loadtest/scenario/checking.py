@@ -38,7 +38,9 @@ def check(scenario: Scenario) -> None:
             raise BadValueError(f"fault.{number}.kill", "it names nothing; write such as ['scheduler', 'executor']")
         for name in fault.phases:
             if name not in names:
-                raise BadValueError(f"fault.{number}.phases", f"there is no phase {name!r}; there are {', '.join(names)}")
+                raise BadValueError(
+                    f"fault.{number}.phases", f"there is no phase {name!r}; there are {', '.join(names)}"
+                )
     for template in scenario.templates:
         token(template.name, "template.name")
     for text in scenario.objectives:
@@ -115,4 +117,6 @@ def _phase(scenario: Scenario, phase: Phase, maximum_known: bool, staying: bool)
         raise BadValueError(f"{at}.rollout.memory", error.problem) from error
     offered = scenario.fleet.driver.split(",")
     if shape.isolation and shape.isolation not in offered:
-        raise BadValueError(f"{at}.rollout.isolation", f"the fleet has no {shape.isolation!r}; use {', '.join(offered)}")
+        raise BadValueError(
+            f"{at}.rollout.isolation", f"the fleet has no {shape.isolation!r}; use {', '.join(offered)}"
+        )

@@ -11,8 +11,8 @@ from shoal.wire.quantities import BadValueError, parse_seconds
 
 _SAMPLE: Final = 20_000
 FORMS: Final = (
-    "a number, a duration such as '30s', a list to choose from, or a table with distribution = 'uniform' (least, most), "
-    "'exponential' (mean) or 'lognormal' (median, spread), each with least and most as bounds"
+    "a number, a duration such as '30s', a list to choose from, or a table with distribution = 'uniform' (least, "
+    "most), 'exponential' (mean) or 'lognormal' (median, spread), each with least and most as bounds"
 )
 
 

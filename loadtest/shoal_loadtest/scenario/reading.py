@@ -160,14 +160,14 @@ def _explained(text: str, found: Document) -> BadValueError:
     problem, _, path = text.partition(" - at ")
     names: list[str] = []
     here: Any = found
-    for token in path.strip("`").removeprefix("$").replace("[", ".[").split("."):
-        if token.startswith("[") and token != "[...]":
-            number = int(token[1:-1])
+    for step in path.strip("`").removeprefix("$").replace("[", ".[").split("."):
+        if step.startswith("[") and step != "[...]":
+            number = int(step[1:-1])
             here = here[number] if isinstance(here, list) and number < len(here) else None
             names.append(str(here.get("name", number)) if isinstance(here, dict) else str(number))
-        elif token and token != "[...]":
-            here = here.get(token) if isinstance(here, dict) else None
-            names.append(token)
+        elif step and step != "[...]":
+            here = here.get(step) if isinstance(here, dict) else None
+            names.append(step)
     if problem.startswith("Object contains unknown field "):
         unknown = problem.split("`")[1]
         close = difflib.get_close_matches(unknown, sorted(_known()), 1)

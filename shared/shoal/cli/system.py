@@ -211,7 +211,8 @@ class LocalSystem:
                         async with connect(self.url) as cluster:
                             waiting = "an executor to join"
                             self._tell("waiting for the executor")
-                            while len({node.executor for node in self.nodes}) < len(self._drivers) * self._cells * self._executors:
+                            awaited = len(self._drivers) * self._cells * self._executors
+                            while len({node.executor for node in self.nodes}) < awaited:
                                 found = await cluster.nodes()
                                 self.nodes = [
                                     node for node in found if node.state == "alive" and node.last_seen_ms >= began_ms

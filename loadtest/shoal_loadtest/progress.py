@@ -1,7 +1,9 @@
 """How a load test is getting on, for a person: one block, kept up to date, on a terminal, else a line at times."""
 
+import logging
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
@@ -12,6 +14,15 @@ from shoal_loadtest.scenario.model import Scenario
 _LINE_EVERY_S: Final = 5.0
 _SPARK: Final = "▁▂▃▄▅▆▇█"
 _WIDTH: Final = 48
+
+
+class _Telling(logging.Handler):
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(record.getMessage())
 
 
 class Progress:
@@ -26,8 +37,10 @@ class Progress:
         self._told = 0.0
         self._rows: list[Row] = []
         self._rates: list[float] = []
+        self._logged = _Telling(self.tell)
 
     def __enter__(self) -> "Progress":
+        logging.getLogger("shoal").addHandler(self._logged)
         if self._terminal:
             from rich.console import Console
             from rich.live import Live
@@ -39,6 +52,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        logging.getLogger("shoal").removeHandler(self._logged)
         if self._live is not None:
             self._live.stop()
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -34,6 +35,18 @@ def _sayer() -> Callable[[Said], None]:
     return say
 
 
+class _Aloud(logging.Handler):
+    """Says what the library logs, such as a broker that went away, as troubles."""
+
+    def __init__(self, say: Callable[[Said], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        self._say(Trouble(record.getMessage()))
+
+
 async def _words() -> asyncio.StreamReader:
     reader = asyncio.StreamReader(limit=_LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -48,6 +61,7 @@ async def _pulses(generator: Generator) -> None:
 
 async def _main() -> None:
     say = _sayer()
+    logging.getLogger("shoal").addHandler(_Aloud(say))
     decoder = msgspec.json.Decoder(Told)
     lines = await _words()
     begin = decoder.decode(await lines.readline())

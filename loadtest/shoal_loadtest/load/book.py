@@ -75,7 +75,7 @@ class Entry:
     __slots__ = (
         "again",
         "ended",
-        "executors",
+        "firsts",
         "id",
         "intended_ns",
         "ledger",
@@ -107,6 +107,7 @@ class Entry:
         self.again: set[int] = set()  # ready before, and being started once more
         self.places = array("H", bytes(2 * spec.n)) if places else None
         self.slot = -1
+        self.firsts = 0  # first commands under way
 
 
 def _ignore(*_: Any) -> None:

@@ -47,6 +47,7 @@ class Commanding:
         self._room = asyncio.Event()
         self._subjects: dict[tuple[str, int], str] = {}
         self.usable: list[Entry] = []
+        self.on_firsts_done: Callable[[Entry], None] = lambda _: None
         self.done = 0
         self.refusals: Counter[str] = Counter()
 
@@ -76,6 +77,7 @@ class Commanding:
     def first(self, entry: Entry, indices: Ranges, line: str) -> None:
         """Run this in sandboxes that have just become ready."""
         command = Command(line=line)
+        entry.firsts += ranges.count(indices)
         for index in ranges.indices(indices):
             self._ask(entry, index, command, entry.intended_ns, entry.tally, first=True)
 
@@ -182,7 +184,7 @@ class Commanding:
             tally.note("command", us)
         if message.result.exit_code:
             tally.counts["commands_failed"] += 1
-        self._room.set()
+        self._settle(asked)
 
     def gone(self, entry: Entry, reason: str) -> None:
         """Give up on answers from sandboxes of a rollout that are not there any more."""
@@ -196,7 +198,14 @@ class Commanding:
     def _refused(self, asked: _Asked, code: str) -> None:
         asked.tally.counts["refused"] += 1
         self.refusals[code] += 1
+        self._settle(asked)
+
+    def _settle(self, asked: _Asked) -> None:
         self._room.set()
+        if asked.first:
+            asked.entry.firsts -= 1
+            if not asked.entry.firsts:
+                self.on_firsts_done(asked.entry)
 
 
 def _command(kind: Kind) -> Command:

@@ -47,6 +47,7 @@ class Generator:
         self._commanding = Commanding(bus, book, self._tenants, run, self._cell_of)
         book.on_ready, book.on_settled = self._ready, self._settled
         book.on_gone, book.on_concluded = self._gone, self._concluded
+        self._commanding.on_firsts_done = self._firsts_done
         self._staying: deque[Entry] = deque()
         self._staying_count = 0
         self._readers: list[asyncio.Task[None]] = []
@@ -124,7 +125,7 @@ class Generator:
         self._heard_ns = time.monotonic_ns()
 
         def missing() -> int:
-            return tally.open + (self._commanding.under_way if shape.first_command else 0)
+            return tally.open + (self._commanding.under_way if shape.first_command and shape.until else 0)
 
         stuck = await self._finished(working, missing, lambda: missing() - self._living)
         waited = self._book.waits.seconds(time.monotonic_ns()) - waited
@@ -254,12 +255,8 @@ class Generator:
         if shape.command:
             return
         if not shape.until:
-            life = shape.life.one(self._life)
-            if life and not self.cutting.cut:
-                self._living += entry.n
-                asyncio.get_running_loop().call_later(life, self._lived, entry)
-            else:
-                self._release(entry)
+            if not entry.firsts:
+                self._live(entry, shape)
             return
         self._staying.append(entry)
         self._staying_count += entry.n
@@ -269,6 +266,20 @@ class Generator:
             oldest = self._staying.popleft()
             self._staying_count -= oldest.n
             self._release(oldest)
+
+    def _firsts_done(self, entry: Entry) -> None:
+        shape = self._scenario.phases[entry.tally.number].rollout
+        if entry.settled and not shape.until:
+            self._live(entry, shape)
+
+    def _live(self, entry: Entry, shape: Shape) -> None:
+        """Let a rollout's sandboxes live as long as they are to, then give them back."""
+        life = shape.life.one(self._life)
+        if life and not self.cutting.cut:
+            self._living += entry.n
+            asyncio.get_running_loop().call_later(life, self._lived, entry)
+        else:
+            self._release(entry)
 
     def _gone(self, entry: Entry, reason: str) -> None:
         if self._commanding.under_way:

@@ -1,6 +1,6 @@
 """Latencies as HDR histograms (hdrhistogram, Tene's own in Python): in microseconds, to a thousandth, up to an hour."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from hdrh.histogram import HdrHistogram
@@ -68,22 +68,52 @@ class Latencies:
 
     def quantile_ms(self, name: str, percentile: float) -> float | None:
         """Return what so many percent were not above, in ms; None where there is nothing."""
+        return self.quantiles_ms(name, (percentile,)).get(percentile)
+
+    def quantiles_ms(self, name: str, percentiles: Sequence[float]) -> dict[float, float]:
+        """Return what so many percent each were not above, in ms; nothing where there is nothing."""
         known = self._known.get(name)
-        return known.get_value_at_percentile(percentile) / 1000 if known is not None and known.total_count else None
+        if known is None or not known.total_count:
+            return {}
+        return _quantiles(known, _recorded(known), percentiles)
 
     def summary(self, name: str) -> dict[str, Any]:
         """Return a histogram as numbers, in ms, with its curve and the histogram itself."""
         known = self._known[name]
-        figures = {of: known.get_value_at_percentile(percent) / 1000 for of, percent in QUANTILES.items()}
-        curve = [[percent, known.get_value_at_percentile(percent) / 1000] for percent in _CURVE]
+        recorded = _recorded(known)
+        at = _quantiles(known, recorded, [*_CURVE, *QUANTILES.values()])
+        mean = sum(known.get_median_equivalent_value(value) * count for value, count in recorded) / known.total_count
+        figures = {of: at[percent] for of, percent in QUANTILES.items()}
+        curve = [[percent, at[percent]] for percent in _CURVE]
         return {
-            "count": known.total_count, "mean": known.get_mean_value() / 1000, "min": known.get_min_value() / 1000,
+            "count": known.total_count, "mean": mean / 1000, "min": known.get_min_value() / 1000,
             **figures, "curve": curve, "histogram": known.encode().decode(),
         }  # fmt: skip
 
     def clear(self) -> None:
         """Forget everything."""
         self._known.clear()
+
+
+def _recorded(known: HdrHistogram) -> list[tuple[int, int]]:
+    """Return the values that were recorded, and how often, in order; the library's own iterators take 30 ms for that."""
+    return [(known.get_value_from_index(index), count) for index, count in enumerate(known.counts) if count]
+
+
+def _quantiles(
+    known: HdrHistogram, recorded: Sequence[tuple[int, int]], percentiles: Sequence[float]
+) -> dict[float, float]:
+    """Return as the library would, in ms, what so many percent each were not above."""
+    found: dict[float, float] = {}
+    pairs, passed, value = iter(recorded), 0, 0
+    for percent in sorted(set(percentiles)):
+        target = known.get_target_count_at_percentile(percent)
+        while passed < target:
+            value, count = next(pairs)
+            passed += count
+        high = known.get_highest_equivalent_value(value) if percent else known.get_lowest_equivalent_value(value)
+        found[percent] = high / 1000
+    return found
 
 
 def _new() -> HdrHistogram:

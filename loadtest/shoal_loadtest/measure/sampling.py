@@ -81,8 +81,8 @@ class Sampling:
         for service, behind in self._logs.backlog.items():
             row[f"backlog_{service}"] = behind
         for name in ("ready", "group_ready", "command"):
-            for of, percent in (("p50", 50.0), ("p99", 99.0)):
-                row[f"{name}_{of}_ms"] = self._recent.quantile_ms(name, percent)
+            found = self._recent.quantiles_ms(name, (50.0, 99.0))
+            row[f"{name}_p50_ms"], row[f"{name}_p99_ms"] = found.get(50.0), found.get(99.0)
         self._recent.clear()
         self.rows.append(row)
         self._told(row)

@@ -149,10 +149,10 @@ def run_metrics(phases: Sequence[PhaseRecord], audit: Mapping[str, int], maximum
             found[name] = max(known)
     for name, counted in (("throughput", "through"), ("sustained", "through"), ("commands_per_s", "commands")):
         found |= _weighted(judged, name, counted)
-    for name in ("cpu_us_per_sandbox", "cpu_us_per_command"):
-        known = [phase.metrics[name] for phase in judged if name in phase.metrics]
-        if known:
-            found[name] = sum(known) / len(known)
+    for name, counted in (("cpu_us_per_sandbox", "ready"), ("cpu_us_per_command", "commands")):
+        weights = [(phase.metrics[name], phase.counts.get(counted, 1)) for phase in judged if name in phase.metrics]
+        if weights:
+            found[name] = sum(value * count for value, count in weights) / max(sum(count for _, count in weights), 1)
     fullest = max(judged, key=lambda phase: phase.metrics.get("live_max", 0.0), default=None)
     for name in ("service_bytes_per_live", "service_growth_per_live"):
         if fullest is not None and name in fullest.metrics:

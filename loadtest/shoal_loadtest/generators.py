@@ -42,6 +42,7 @@ class Generators:
         self._processes: list[asyncio.subprocess.Process] = []
         self._listening: list[asyncio.Task[None]] = []
         self._words: list[asyncio.Queue[Said]] = []
+        self._heard: dict[int, Said] = {}
         self._encoder = msgspec.json.Encoder()
 
     @property
@@ -109,6 +110,14 @@ class Generators:
         stdin.write(self._encoder.encode(word) + b"\n")
 
     async def _listen(self, number: int) -> None:
+        end_of = "a load generator ended by itself"
+        try:
+            await self._hear_all(number)
+        except Exception as error:
+            end_of = f"what a load generator said could not be used: {error!r}"
+        self._words[number].put_nowait(Trouble(end_of, fatal=True))
+
+    async def _hear_all(self, number: int) -> None:
         stdout = self._processes[number].stdout
         assert stdout is not None
         decoder = msgspec.json.Decoder(Said)
@@ -121,15 +130,16 @@ class Generators:
                     self._tell(text)
                 case _:
                     self._words[number].put_nowait(word)
-        self._words[number].put_nowait(Trouble("a load generator ended by itself", fatal=True))
 
     async def _all(self, kind: type[W]) -> list[W]:
         found: list[W] = []
-        for queue in self._words:
-            word = await queue.get()
+        for number, queue in enumerate(self._words):
+            if number not in self._heard:
+                self._heard[number] = await queue.get()
+            word = self._heard[number]
             if isinstance(word, Trouble):
-                queue.put_nowait(word)
                 raise Failure(Exit.INFRASTRUCTURE, word.text)
             assert isinstance(word, kind)
             found.append(word)
+        self._heard.clear()  # only now: whoever is cancelled while it waits for others may ask again
         return found

@@ -68,6 +68,7 @@ class Run:
             await self._sampling.begin()
             self._memory_before = self._sampling.processes.rss_of(*SERVICES)
             sampling = asyncio.create_task(self._sampling.run(), name="sampling")
+            sampling.add_done_callback(self._sampled)
             try:
                 for number, phase in enumerate(self._scenario.phases):
                     if phase.measures_maximum and self._scenario.maximum:
@@ -158,6 +159,10 @@ class Run:
             messages=self._logs.messages, stored_bytes=self._logs.stored, killed=dict(self._killed),
             faults=self._faults, refusals=dict(refusals), troubles=self._troubles, interrupted=interrupted,
         )  # fmt: skip
+
+    def _sampled(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._trouble(f"no more samples: {error!r}")
 
     def _note(self, killing: list[Killing]) -> None:
         began = time.monotonic() - self._sampling.since_s

@@ -77,7 +77,8 @@ async def _main() -> None:
         if cells is None:
             say(Trouble("the broker answers, but no cluster was ever set up there", fatal=True))
             return
-        generator = Generator(bus, cells, scenario, begin.run, Split(begin.part, begin.of), say)
+        run = f"{begin.run}-{begin.part}"  # each is a trainer of its own, with its own ids and its own readers
+        generator = Generator(bus, cells, scenario, run, Split(begin.part, begin.of), say)
         await generator.open()
         # What is there now stays; what comes is mostly short-lived messages, which need no collector.
         gc.freeze()

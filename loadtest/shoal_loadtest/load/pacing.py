@@ -9,6 +9,8 @@ from typing import Final
 _TURN: Final = 64
 """Requests that are sent in one turn of the event loop when they are late: answers must be heard meanwhile."""
 
+_MOMENT_S: Final = 0.01
+
 
 class Cutting:
     """Set once, when nothing more is to be asked for."""
@@ -24,13 +26,15 @@ class Cutting:
             event.set()
 
     async def wait(self, event: asyncio.Event, seconds: float) -> None:
-        """Wait for an event, a time, or the cut."""
+        """Wait for an event, a time, or the cut; after that, for a moment only, in which others have their turn."""
+        if self.cut:
+            await asyncio.sleep(min(seconds, _MOMENT_S))
+            return
         self._waiting.add(event)
         try:
-            if not self.cut:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await event.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await event.wait()
         finally:
             self._waiting.discard(event)
 

@@ -13,7 +13,7 @@ class Word(msgspec.Struct, frozen=True, tag_field="word", forbid_unknown_fields=
 
 
 class Begin(Word, frozen=True, tag="begin"):
-    """Connect, and get ready. It is the `part`th `of` so many; `run` is its rollouts' run."""
+    """Connect, and get ready. It is the `part`th `of` so many; `run` is what its rollouts' run begins with."""
 
     url: str
     run: str

@@ -116,7 +116,7 @@ def show(scenario: str | None, as_json: bool) -> int:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIRECTORY",
               help="For report.html and report.json. [default: loadtest-out/SCENARIO-TIME]")  # fmt: skip
 @click.option("--objective", "objectives", multiple=True, metavar="OBJECTIVE",
-              help="What must hold, such as ready_p99_ms<200; else the exit status is 20.")  # fmt: skip
+              help="What must hold, such as ready_p99_ms<200; else the exit status is 21.")  # fmt: skip
 @click.option("--runs", type=click.IntRange(1, 100), default=1, show_default=True,
               help="How often, so that `compare` can tell differences from chance.")  # fmt: skip
 @click.option("--faults", is_flag=True, help="Kill every process in turn meanwhile, as scenario chaos does.")
@@ -130,7 +130,7 @@ def run(
 ) -> int:  # fmt: skip
     """Run SCENARIO, one that comes with Shoal or a file, and write a report.
 
-    Exit status 0: every sandbox concluded, once, and all objectives are met. 20: not so. Ctrl-C gives everything back
+    Exit status 0: every sandbox concluded, once, and all objectives are met. 21: not so. Ctrl-C gives everything back
     and writes the report of what there was.
     """
     needed()

@@ -54,7 +54,7 @@ async def conduct(order: Order) -> int:
         document["fault"] = reading.document("chaos")["fault"]
     document["objectives"] = [*document.get("objectives", []), *order.objectives]
     scenario = reading.scenario(document, order.scale)
-    _check(order, scenario)
+    await _check(order, scenario)
     name = Path(order.scenario).stem
     out = _out(order.out, name)
     runs: list[RunRecord] = []
@@ -100,10 +100,10 @@ def judged(scenario: Scenario, runs: list[RunRecord]) -> list[VerdictRecord]:
     return [VerdictRecord(objective=v.objective, met=v.met, found=v.found, bound=v.bound) for v in verdicts]
 
 
-def _check(order: Order, scenario: Scenario) -> None:
+async def _check(order: Order, scenario: Scenario) -> None:
     for phase in scenario.phases:
         if isinstance(phase.arrival, Trace):
-            trace.check(phase.arrival)
+            await trace.requests(phase.arrival)
     if order.state is not None and order.url is None:
         raise BadValueError("state", "it goes with --url; a cluster that is brought up has one of its own")
     if scenario.faults and order.url is not None and order.state is None:

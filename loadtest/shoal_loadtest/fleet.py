@@ -41,7 +41,7 @@ async def brought_up(fleet: Fleet, seed: int, tell: Callable[[str], None]) -> As
         system = LocalSystem(
             state, port=0, driver=fleet.driver, slots=fleet.slots, nodes=fleet.nodes, cells=fleet.cells,
             brokers=fleet.brokers, replicas=fleet.replicas, executors=fleet.executors,
-            executor_options=executor_options(fleet, seed), sync=fleet.sync, tell=tell,
+            executor_options=executor_options(fleet, seed), sync_interval=fleet.sync, tell=tell,
         )  # fmt: skip
         async with system:
             yield Target(system.url, fleet.cells, state, own=True)

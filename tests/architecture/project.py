@@ -16,7 +16,9 @@ PURITY: Final = next(contract for contract in CONTRACTS if contract["name"] == "
 
 def source_files(root: Path = ROOT) -> list[Path]:
     """Return every module that is shipped."""
-    return sorted(path for top in ("shared", "services", f"loadtest/{LOAD_TESTS}") for path in (root / top).rglob("*.py"))
+    return sorted(
+        path for top in ("shared", "services", f"loadtest/{LOAD_TESTS}") for path in (root / top).rglob("*.py")
+    )
 
 
 def module_of(path: Path, root: Path = ROOT) -> str:

@@ -1,16 +1,24 @@
 """Scenarios of load tests: what files and options come to, and one sentence for everything that cannot be right."""
 
+import contextlib
 import random
 import statistics
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from shoal.bus.protocol import Delivery
+from shoal.wire.codec import encode
+from shoal.wire.messages import RolloutReleased, RolloutSpec, RolloutSubmitted
 from shoal.wire.quantities import BadValueError
 from shoal_loadtest.describing import keys, metrics
+from shoal_loadtest.load import trace
+from shoal_loadtest.load.arrivals import Split
 from shoal_loadtest.scenario import reading
 from shoal_loadtest.scenario.draw import Draw
-from shoal_loadtest.scenario.model import Closed, Poisson
+from shoal_loadtest.scenario.model import Closed, Poisson, Trace
 
 MINE = """
 description = "mine"
@@ -156,12 +164,49 @@ def test_a_file_that_is_no_toml_and_a_scale_that_is_none(tmp_path: Path, mine: s
         reading.scenario(reading.document(mine), 0.0)
 
 
-def test_a_trace_says_clearly_what_is_missing(mine: str) -> None:
-    from shoal_loadtest.load import trace
-    from shoal_loadtest.scenario.model import Trace
-
+async def test_a_trace_that_cannot_be_read_says_clearly_why() -> None:
     with pytest.raises(BadValueError, match=r"phase\.arrival\.archive: .*nowhere\.shoal"):
-        trace.check(Trace(archive="nowhere.shoal"))
+        await trace.requests(Trace(archive="nowhere.shoal"))
+
+
+class Archived:
+    """What is asked of `shoal.archive` and its histories, with two logs in it."""
+
+    class ArchiveError(Exception):
+        """As the real one."""
+
+    def __init__(self) -> None:
+        def asked(ms: int, n: int) -> Delivery:
+            message = RolloutSubmitted(f"r{ms}", "t", "run", RolloutSpec("host", n))
+            return Delivery("s", encode(message), 1, ms, "")
+
+        released = encode(RolloutReleased("r1", ((0, 1),)))
+        noise = [Delivery("s", b"?", 1, 4_000, ""), Delivery("s", released, 2, 1, "")]
+        self.logs = {"SHOAL_ROLLOUT_0": [asked(5_000, 8), *noise, asked(9_000, 2)], "SHOAL_ROLLOUT_1": [asked(6_500, 4)],
+                     "SHOAL_PLACEMENT_0": [asked(1, 1)]}  # fmt: skip
+
+    @contextlib.asynccontextmanager
+    async def open(self, path: str) -> AsyncIterator["Archived"]:
+        yield self
+
+    async def streams(self) -> list[str]:
+        return list(self.logs)
+
+    async def read(self, stream: str) -> AsyncGenerator[Delivery, None]:
+        for delivery in self.logs[stream]:
+            yield delivery
+
+
+async def test_a_trace_asks_again_for_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    archived = Archived()
+    monkeypatch.setitem(sys.modules, "shoal.archive", archived)
+    found = await trace.requests(Trace(archive="june.shoal"))
+    assert found == [(0.0, 8), (1.5, 4), (4.0, 2)]
+    offsets, sizes = trace.replayed(found, 2.0, Split(0, 2))
+    assert (list(offsets), list(sizes)) == ([0.0, 2.0], [8, 2])
+    archived.logs.clear()
+    with pytest.raises(BadValueError, match="no rollout"):
+        await trace.requests(Trace(archive="june.shoal"))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from shoal_loadtest.load.arrivals import Split, moments
 from shoal_loadtest.load.book import Book, Entry, Tally
 from shoal_loadtest.load.commanding import Commanding
 from shoal_loadtest.load.pacing import Cutting, begun, paced
-from shoal_loadtest.load.trace import traced
+from shoal_loadtest.load.trace import Request, replayed, requests
 from shoal_loadtest.load.words import Finished, Go, PhaseEnded, Pulse, Said, Trouble
 from shoal_loadtest.scenario.model import Closed, Phase, Scenario, Shape, Trace
 
@@ -62,12 +62,16 @@ class Generator:
         self._prefix = f"r{secrets.token_hex(4)}{split.part:02d}"
         self._numbers = 0
         self._troubles = 0
+        self._traces: dict[int, list[Request]] = {}
         self.cutting = Cutting()
 
     # --- following
 
     async def open(self) -> None:
-        """Follow the run's reports in every cell, and its answers where there are commands."""
+        """Follow the run's reports in every cell, and its answers where there are commands. Raises BadValueError."""
+        for number, phase in enumerate(self._scenario.phases):
+            if isinstance(phase.arrival, Trace):
+                self._traces[number] = await requests(phase.arrival)
         for cell in range(self._cells):
             await self._follow(
                 streams.rollout(cell).name, subjects.rollout_filter(cell, "*", self._run), self._book.take
@@ -186,7 +190,7 @@ class Generator:
             return
         sizes: deque[int] = deque()
         if isinstance(phase.arrival, Trace):
-            offsets, sizes = traced(phase.arrival, self._split)
+            offsets, sizes = replayed(self._traces[go.phase], phase.arrival.speed, self._split)
         else:
             offsets = moments(phase.arrival, go.rate, size.mean, float(phase.seconds or 0), rng, self._split)
         async for intended_ns in paced(offsets, go.at_ns, until_ns, self.cutting):

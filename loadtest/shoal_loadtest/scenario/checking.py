@@ -76,8 +76,6 @@ def _phase(scenario: Scenario, phase: Phase, maximum_known: bool, staying: bool)
     arrival, commands, shape = phase.arrival, phase.commands, phase.rollout
     if arrival is None and commands is None:
         raise BadValueError(f"{at}.arrival", "nothing happens in this phase; give arrival, commands or both")
-    if isinstance(arrival, Trace):
-        return
     for name, process in (("arrival", arrival), ("commands.arrival", commands.arrival if commands else None)):
         if not isinstance(process, Constant | Poisson):
             continue
@@ -87,7 +85,8 @@ def _phase(scenario: Scenario, phase: Phase, maximum_known: bool, staying: bool)
             raise BadValueError(
                 f"{at}.{name}.of_maximum", "no earlier phase has measures_maximum = true, and maximum is not given"
             )
-    if arrival is not None and phase.sandboxes is None and phase.seconds is None:
+    endless = arrival is not None and not isinstance(arrival, Trace)
+    if endless and phase.sandboxes is None and phase.seconds is None:
         raise BadValueError(f"{at}.sandboxes", "it has no end; give sandboxes or seconds")
     if isinstance(arrival, Ramp) and phase.seconds is None:
         raise BadValueError(f"{at}.seconds", "a ramp needs them, to know how steep it is")

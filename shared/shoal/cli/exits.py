@@ -26,7 +26,7 @@ class Exit(IntEnum):
     DEAD_LETTER = 17  # there is no such dead letter, or it was not kept whole
     BUILD_FAILED = 19  # a template could not be made
     STREAM_FULL = 18  # a stream takes no new messages until somebody makes room
-    OBJECTIVE = 20  # a load test missed an objective, or found sandboxes lost or counted twice
+    OBJECTIVE = 21  # a load test missed an objective, or found sandboxes lost or counted twice
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command
     INTERRUPTED = 130  # Ctrl-C

@@ -182,8 +182,11 @@ class Archived:
 
         released = encode(RolloutReleased("r1", ((0, 1),)))
         noise = [Delivery("s", b"?", 1, 4_000, ""), Delivery("s", released, 2, 1, "")]
-        self.logs = {"SHOAL_ROLLOUT_0": [asked(5_000, 8), *noise, asked(9_000, 2)], "SHOAL_ROLLOUT_1": [asked(6_500, 4)],
-                     "SHOAL_PLACEMENT_0": [asked(1, 1)]}  # fmt: skip
+        self.logs = {
+            "SHOAL_ROLLOUT_0": [asked(5_000, 8), *noise, asked(9_000, 2)],
+            "SHOAL_ROLLOUT_1": [asked(6_500, 4)],
+            "SHOAL_PLACEMENT_0": [asked(1, 1)],
+        }
 
     @contextlib.asynccontextmanager
     async def open(self, path: str) -> AsyncIterator["Archived"]:

@@ -32,7 +32,7 @@ from shoal.wire.messages import (
     SandboxesReady,
 )
 from shoal_loadtest.load.waits import Waits
-from shoal_loadtest.measure.latency import Latencies
+from shoal_loadtest.measure.latency import PASSING, Latencies
 
 _TENTH_NS: Final = 100_000_000
 _US: Final = 1_000
@@ -49,7 +49,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     latencies: Latencies = field(default_factory=Latencies)
-    recent: Latencies = field(default_factory=Latencies)
+    recent: Latencies = field(default_factory=lambda: Latencies(PASSING))
     moments: Counter[int] = field(default_factory=Counter)
     first_ns: int = 0
     last_ns: int = 0

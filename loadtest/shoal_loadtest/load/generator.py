@@ -303,13 +303,14 @@ class Generator:
     def pulse(self) -> None:
         """Say how things are."""
         book, tally = self._book, self._tally
-        recent, tally.recent = tally.recent, type(tally.recent)()
+        recent = tally.recent.encoded()
+        tally.recent.clear()
         now = time.monotonic_ns()
         in_flight = sum(e.n - e.ready - e.ended if not e.settled else 0 for e in book.entries.values())
         self._say(
             Pulse(
                 tally.number, book.audit["asked"], book.ready, self._through, self._commanding.done, book.failed,
-                book.live, max(in_flight, 0), book.waiting, book.waits.seconds(now), recent.encoded(),
+                book.live, max(in_flight, 0), book.waiting, book.waits.seconds(now), recent,
             )
         )  # fmt: skip
 

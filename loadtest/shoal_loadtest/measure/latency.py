@@ -9,6 +9,8 @@ from shoal_loadtest.objectives import QUANTILES
 
 _LONGEST_US: Final = 3_600_000_000
 _DIGITS: Final = 3
+PASSING: Final = 2
+"""Digits of what is only shown for a second, and emptied: that takes time for every bucket."""
 _CURVE: Final = (
     0,
     10,
@@ -38,33 +40,34 @@ _CURVE: Final = (
 
 
 class Latencies:
-    """Histograms by name, made when there is something to put in."""
+    """Histograms by name, made when there is something to put in; `digits` tells how exact they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, digits: int = _DIGITS) -> None:
+        self._digits = digits
         self._known: dict[str, HdrHistogram] = {}
 
     def add(self, name: str, us: float, count: int = 1) -> None:
         """Note that something took so long, so many times."""
         known = self._known.get(name)
         if known is None:
-            known = self._known[name] = _new()
+            known = self._known[name] = _new(self._digits)
         # What is beyond an hour counts as an hour: it must not be missing from the tail.
         known.record_value(min(max(int(us), 1), _LONGEST_US), count)
 
     def encoded(self) -> dict[str, str]:
         """Return all of it as the format's own compressed text."""
-        return {name: known.encode().decode() for name, known in self._known.items()}
+        return {name: known.encode().decode() for name, known in self._known.items() if known.total_count}
 
     def merge(self, encoded: Mapping[str, str]) -> None:
         """Add what another process noted."""
         for name, text in encoded.items():
             if name not in self._known:
-                self._known[name] = _new()
+                self._known[name] = _new(self._digits)
             self._known[name].decode_and_add(text)
 
     def names(self) -> list[str]:
         """Return what there is."""
-        return sorted(self._known)
+        return sorted(name for name, known in self._known.items() if known.total_count)
 
     def quantile_ms(self, name: str, percentile: float) -> float | None:
         """Return what so many percent were not above, in ms; None where there is nothing."""
@@ -94,8 +97,10 @@ class Latencies:
         }  # fmt: skip
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._known.clear()
+        """Forget everything. The histograms stay: each refers to itself, so one let go of is long in memory."""
+        for known in self._known.values():
+            if known.total_count:
+                known.reset()
 
 
 def _recorded(known: HdrHistogram) -> list[tuple[int, int]]:
@@ -119,5 +124,5 @@ def _quantiles(
     return found
 
 
-def _new() -> HdrHistogram:
-    return HdrHistogram(1, _LONGEST_US, _DIGITS)
+def _new(digits: int) -> HdrHistogram:
+    return HdrHistogram(1, _LONGEST_US, digits)

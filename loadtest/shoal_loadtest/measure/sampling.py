@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from shoal_loadtest.load.words import Pulse
-from shoal_loadtest.measure.latency import Latencies
+from shoal_loadtest.measure.latency import PASSING, Latencies
 from shoal_loadtest.measure.logs import Logs
 from shoal_loadtest.measure.processes import Processes
 from shoal_loadtest.measure.roles import ROLES, SERVICES
@@ -24,7 +24,7 @@ class Sampling:
         self._logs = logs
         self._told = told
         self._pulses: dict[int, Pulse] = {}
-        self._recent = Latencies()
+        self._recent = Latencies(PASSING)
         self._began = time.monotonic()
         self._last = self._began
         self._cpu_before: dict[str, float] = {}

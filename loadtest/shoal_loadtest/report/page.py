@@ -80,7 +80,7 @@ def _verdict(report: Report) -> tuple[str, str]:
     missed = sum(not each.met for each in report.objectives)
     if missed:
         return f"{missed} of {len(report.objectives)} objectives missed", "bad"
-    return "all objectives met" if report.objectives else "no objectives were stated", "good"
+    return ("all objectives met", "good") if report.objectives else ("no objectives were stated", "soft")
 
 
 def _tiles(report: Report) -> Iterable[str]:

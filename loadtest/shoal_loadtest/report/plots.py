@@ -71,7 +71,7 @@ def pictures(run: RunRecord, gpus: int, price: float) -> list[Picture]:
         for name, title in (("ready", "ready"), ("through", "through"), ("commands", "commands"))
         if any(series.get(name, []))
     ]
-    found.append(Picture("A second", _over_time(rates, "a second", marks)))
+    found.append(Picture("Throughput", _over_time(rates, "a second", marks)))
     latencies = [
         Line(title, t, series[name])
         for name, title in (
@@ -103,7 +103,8 @@ def pictures(run: RunRecord, gpus: int, price: float) -> list[Picture]:
     if behind:
         found.append(Picture("Messages a service has not taken yet", _over_time(behind, "messages", marks)))
     waited = [Line("GPU-seconds", t, series.get("gpu_seconds", []))]
-    note = f"{gpus} GPUs of each tenant, {price:g} US dollars for a GPU-hour."
+    total = max((value or 0 for value in series.get("gpu_seconds", [])), default=0.0)
+    note = f"{gpus} GPUs of each tenant wait; at {price:g} US dollars for a GPU-hour, for {total / 3600 * price:,.3g}."
     found.append(Picture("GPU-seconds spent waiting for sandboxes", _over_time(waited, "GPU-seconds", marks), note))
     return found
 

@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 from hdrh.histogram import HdrHistogram
 
@@ -34,6 +35,7 @@ def ended(counts: dict[str, int], ms: float, seconds: float) -> PhaseEnded:
 
 def run(ms: float = 20.0, seconds: float = 2.0) -> RunRecord:
     scenario = reading.scenario(SMOKE)
+    staying = msgspec.structs.replace(scenario.phases[0], rollout=scenario.phases[2].rollout)
     rows: list[dict[str, float | None]] = [
         {"t": float(t), "phase": 0, "ready": t * 500.0, "through": t * 500.0, "commands": 0, "live": 10 * t,
          "in_flight": 5, "waiting": 0, "gpu_seconds": t, "cpu_executor": 0.5, "rss_executor": 50 * 2**20,
@@ -41,7 +43,7 @@ def run(ms: float = 20.0, seconds: float = 2.0) -> RunRecord:
         for t in range(5)
     ]  # fmt: skip
     found = phase_record(
-        scenario.phases[0], [ended({"asked": 1000, "through": 1000, "ready": 1000}, ms, seconds)], rate=0, begin_s=0,
+        staying, [ended({"asked": 1000, "through": 1000, "ready": 1000}, ms, seconds)], rate=0, begin_s=0,
         end_s=seconds, cpu_s={"executor": 0.1, "broker": 0.1, "generator": 9}, rows=rows, trainer=Trainer(),
         memory_before=90 * 2**20,
     )  # fmt: skip
@@ -153,6 +155,18 @@ def test_a_phases_metrics() -> None:
     assert metrics["maximum"] == 500
 
 
+def test_memory_for_each_live_sandbox_is_of_phases_that_keep_them() -> None:
+    (found,) = run().phases
+    assert "service_bytes_per_live" in found.metrics
+    scenario = reading.scenario(SMOKE)
+    rows = [{"t": 0.0, "live": 5.0, "rss_services": 100.0, "rss_broker": 1.0}]
+    ends = [ended({"asked": 10, "through": 10, "ready": 10}, 10, 1)]
+    through = phase_record(scenario.phases[0], ends, rate=0, begin_s=0, end_s=1, cpu_s={}, rows=rows,
+                           trainer=Trainer(), memory_before=0)  # fmt: skip
+    assert "service_bytes_per_live" not in through.metrics
+    assert through.metrics["live_max"] == 5
+
+
 # --- comparisons
 
 
@@ -183,8 +197,6 @@ def test_reports_side_by_side() -> None:
 
 
 def test_what_else_differs_is_said() -> None:
-    import msgspec
-
     one = report(run())
     other = msgspec.structs.replace(one, scale=0.5, machine={"cpu": "y", "cores": "2"})
     assert len(differences(one, other)) == 2

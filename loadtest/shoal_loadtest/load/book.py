@@ -74,10 +74,11 @@ class Entry:
 
     __slots__ = (
         "again",
+        "busy",
         "ended",
-        "firsts",
         "id",
         "intended_ns",
+        "leaving",
         "ledger",
         "n",
         "places",
@@ -107,7 +108,8 @@ class Entry:
         self.again: set[int] = set()  # ready before, and being started once more
         self.places = array("H", bytes(2 * spec.n)) if places else None
         self.slot = -1
-        self.firsts = 0  # first commands under way
+        self.busy = 0  # commands under way
+        self.leaving = False  # to be given back as soon as none are
 
 
 def _ignore(*_: Any) -> None:

@@ -47,7 +47,7 @@ class Commanding:
         self._room = asyncio.Event()
         self._subjects: dict[tuple[str, int], str] = {}
         self.usable: list[Entry] = []
-        self.on_firsts_done: Callable[[Entry], None] = lambda _: None
+        self.on_idle: Callable[[Entry], None] = lambda _: None
         self.done = 0
         self.refusals: Counter[str] = Counter()
 
@@ -77,7 +77,6 @@ class Commanding:
     def first(self, entry: Entry, indices: Ranges, line: str) -> None:
         """Run this in sandboxes that have just become ready."""
         command = Command(line=line)
-        entry.firsts += ranges.count(indices)
         for index in ranges.indices(indices):
             self._ask(entry, index, command, entry.intended_ns, entry.tally, first=True)
 
@@ -147,6 +146,7 @@ class Commanding:
         attempt = entry.ledger.attempt(index)
         tenant = self._tenants[entry.tenant]
         message = RunCommand(id, tenant, self._run, self._cell_of(entry.id), entry.id, index, attempt, command)
+        entry.busy += 1
         self._pending[id] = _Asked(entry, index, attempt, intended_ns, tally, first)
         tally.counts["commands_asked"] += 1
         tally.first_command_ns = tally.first_command_ns or intended_ns
@@ -202,10 +202,9 @@ class Commanding:
 
     def _settle(self, asked: _Asked) -> None:
         self._room.set()
-        if asked.first:
-            asked.entry.firsts -= 1
-            if not asked.entry.firsts:
-                self.on_firsts_done(asked.entry)
+        asked.entry.busy -= 1
+        if not asked.entry.busy:
+            self.on_idle(asked.entry)
 
 
 def _command(kind: Kind) -> Command:

@@ -47,7 +47,7 @@ class Generator:
         self._commanding = Commanding(bus, book, self._tenants, run, self._cell_of)
         book.on_ready, book.on_settled = self._ready, self._settled
         book.on_gone, book.on_concluded = self._gone, self._concluded
-        self._commanding.on_firsts_done = self._firsts_done
+        self._commanding.on_idle = self._idle
         self._staying: deque[Entry] = deque()
         self._staying_count = 0
         self._readers: list[asyncio.Task[None]] = []
@@ -259,7 +259,7 @@ class Generator:
         if shape.command:
             return
         if not shape.until:
-            if not entry.firsts:
+            if not entry.busy:
                 self._live(entry, shape)
             return
         self._staying.append(entry)
@@ -269,11 +269,17 @@ class Generator:
         while phase.live is not None and self._staying_count > self._split.share(phase.live) and self._staying:
             oldest = self._staying.popleft()
             self._staying_count -= oldest.n
-            self._release(oldest)
+            self._commanding.withdraw(oldest)
+            oldest.leaving = True
+            if not oldest.busy:
+                self._release(oldest)
 
-    def _firsts_done(self, entry: Entry) -> None:
+    def _idle(self, entry: Entry) -> None:
+        """Go on with a rollout in which no command is under way any more."""
         shape = self._scenario.phases[entry.tally.number].rollout
-        if entry.settled and not shape.until:
+        if entry.leaving:
+            self._release(entry)
+        elif entry.settled and not shape.until:
             self._live(entry, shape)
 
     def _live(self, entry: Entry, shape: Shape) -> None:

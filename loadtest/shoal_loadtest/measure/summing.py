@@ -94,7 +94,8 @@ def phase_record(
         metrics["cpu_us_per_sandbox"] = used / done * 1e6
     elif used and counts["commands"]:
         metrics["cpu_us_per_command"] = used / counts["commands"] * 1e6
-    metrics |= _memory(rows, memory_before)
+    kept = stays or phase.commands is not None or bool(phase.rollout.life.said)
+    metrics |= _memory(rows, memory_before if kept else None)
     metrics["gpu_seconds"] = sums.waited_s * trainer.gpus
     metrics["gpu_cost"] = metrics["gpu_seconds"] / 3600 * trainer.price_per_gpu_hour
     metrics |= {name: counts[name] for name in ("failed", "rejected", "refused")}
@@ -116,7 +117,8 @@ def latency_metrics(latencies: Mapping[str, Mapping[str, Any]]) -> dict[str, flo
     return found
 
 
-def _memory(rows: Sequence[Mapping[str, float | None]], before: int) -> dict[str, float]:
+def _memory(rows: Sequence[Mapping[str, float | None]], before: int | None) -> dict[str, float]:
+    """Return what memory was used; for each live sandbox only where `before` is known: where they are kept."""
     services = [float(row.get("rss_services") or 0) for row in rows]
     brokers = [float(row.get("rss_broker") or 0) for row in rows]
     live = [float(row.get("live") or 0) for row in rows]
@@ -127,7 +129,7 @@ def _memory(rows: Sequence[Mapping[str, float | None]], before: int) -> dict[str
     if most:
         found["live_max"] = most
         full = [(rss, count) for rss, count in zip(services, live, strict=True) if count >= 0.9 * most and rss]
-        if full:
+        if full and before is not None:
             found["service_bytes_per_live"] = sum(rss / count for rss, count in full) / len(full)
             found["service_growth_per_live"] = sum((rss - before) / count for rss, count in full) / len(full)
     return found

@@ -9,12 +9,16 @@ PYPROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_
 PACKAGES: Final[list[str]] = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 ROLES: Final = sorted(Path(package).name for package in PACKAGES if package.startswith("services/"))
 CONTRACTS: Final[list[dict[str, Any]]] = PYPROJECT["tool"]["importlinter"]["contracts"]
+LOAD_TESTS: Final = "shoal_loadtest"
+"""Shipped, and neither the library nor a service."""
 PURITY: Final = next(contract for contract in CONTRACTS if contract["name"] == "cores and contract are pure")
 
 
 def source_files(root: Path = ROOT) -> list[Path]:
     """Return every module that is shipped."""
-    return sorted(path for top in ("shared", "services") for path in (root / top).rglob("*.py"))
+    return sorted(
+        path for top in ("shared", "services", f"loadtest/{LOAD_TESTS}") for path in (root / top).rglob("*.py")
+    )
 
 
 def module_of(path: Path, root: Path = ROOT) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from architecture.project import CONTRACTS, PACKAGES, PURITY, ROLES, ROOT
+from architecture.project import CONTRACTS, LOAD_TESTS, PACKAGES, PURITY, ROLES, ROOT
 
 RUFF = [str(Path(sys.executable).with_name("ruff")), "check", "--no-cache", "--output-format=concise"]
 SERVICES = "services stand on the library and never on each other"
@@ -18,6 +18,8 @@ LAYERS = "main > service > core"
 EXECUTOR = "executor: main > service > drivers > core"
 SNAPSHOT = "snapshot: main > service > what it does at the edge > images > core"
 OF_ROLE = {"shoal_executor": EXECUTOR, "shoal_snapshot": SNAPSHOT}
+LOAD = next(contract["name"] for contract in CONTRACTS if contract["name"].startswith("load tests import no service"))
+LOAD_PURE = next(contract["name"] for contract in CONTRACTS if contract["name"].startswith("load tests: "))
 LIBRARY = next(contract["name"] for contract in CONTRACTS if contract["name"].startswith("library: "))
 STAND_INS = next(contract for contract in CONTRACTS if contract["name"].startswith("production never imports"))
 
@@ -40,6 +42,10 @@ PLANTS = [
         for role, other in zip(ROLES, ROLES[1:] + ROLES[:1], strict=True)
     ),
     *(Plant(SERVICES, "shoal.client", f"import {role}") for role in ROLES),
+    *(Plant(LOAD, f"{LOAD_TESTS}.running", f"import {role}") for role in ROLES),
+    Plant(SERVICES, "shoal.cli.app", f"import {LOAD_TESTS}.command"),
+    Plant(SERVICES, "shoal_executor.service", f"import {LOAD_TESTS}"),
+    Plant(LOAD_PURE, f"{LOAD_TESTS}.load.book", "import time"),
     *(
         Plant(OF_ROLE.get(role, LAYERS), f"{role}.{module}", line.format(role=role))
         for role in ROLES
@@ -77,7 +83,12 @@ def verdicts(checkout: Path) -> dict[str, bool]:
     done = subprocess.run(
         [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"],
         cwd=checkout,
-        env=os.environ | {"PYTHONPATH": f"{checkout}/shared:{checkout}/services", "COLUMNS": "300", "NO_COLOR": "1"},
+        env=os.environ
+        | {
+            "PYTHONPATH": f"{checkout}/shared:{checkout}/services:{checkout}/loadtest",
+            "COLUMNS": "300",
+            "NO_COLOR": "1",
+        },
         capture_output=True,
         text=True,
         timeout=60,
@@ -90,7 +101,7 @@ def verdicts(checkout: Path) -> dict[str, bool]:
 
 
 def place_of(checkout: Path, module: str) -> Path:
-    top = "shared" if module.partition(".")[0] == "shoal" else "services"
+    top = {"shoal": "shared", LOAD_TESTS: "loadtest"}.get(module.partition(".")[0], "services")
     path = checkout / top / Path(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 

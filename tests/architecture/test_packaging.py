@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from architecture.project import PACKAGES, PYPROJECT, ROLES, ROOT
+from architecture.project import LOAD_TESTS, PACKAGES, PYPROJECT, ROLES, ROOT
 
 PROJECT = PYPROJECT["project"]
 SITE = sysconfig.get_path("purelib")
@@ -44,7 +44,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_service_is_shipped() -> None:
     folders = {f"services/{path.name}" for path in (ROOT / "services").iterdir() if (path / "__init__.py").exists()}
     assert {package for package in PACKAGES if package.startswith("services/")} == folders
-    assert {package for package in PACKAGES if not package.startswith("services/")} == {"shared/shoal"}
+    assert {package for package in PACKAGES if not package.startswith("services/")} == {
+        "shared/shoal",
+        f"loadtest/{LOAD_TESTS}",
+    }
 
 
 @pytest.mark.parametrize("folder", ["shared", "services"])
@@ -54,7 +57,7 @@ def test_no_module_lies_loose_in_a_folder_of_sources(folder: str) -> None:
 
 
 def test_the_import_rules_know_every_package() -> None:
-    assert sorted(PYPROJECT["tool"]["importlinter"]["root_packages"]) == ["shoal", *ROLES]
+    assert sorted(PYPROJECT["tool"]["importlinter"]["root_packages"]) == sorted(["shoal", *ROLES, LOAD_TESTS])
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -101,7 +104,8 @@ def test_the_command_says_what_to_install_where_there_is_only_the_base(base: Pat
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"shoal", *ROLES}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"shoal", *ROLES, LOAD_TESTS}
+    assert {"shoal_loadtest/scenario/shipped/million.toml", "shoal_loadtest/report/page.html"} <= set(names)
     assert "shoal/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert not any("__pycache__" in name or name.startswith("shoal/tests") for name in names)
@@ -115,7 +119,7 @@ def test_the_wheel_installs_and_everything_in_it_imports(wheel: Path, tmp_path: 
     )
     modules = [
         ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
-        for top in ("shoal", *ROLES)
+        for top in ("shoal", *ROLES, LOAD_TESTS)
         for path in sorted((tmp_path / top).rglob("*.py"))
     ]
     # Without `site`, the editable install of this checkout is out of the way.

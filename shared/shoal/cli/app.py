@@ -1,7 +1,11 @@
-"""The group of all commands; a command's module is imported when it is used or described."""
+"""The group of all commands; a command's module is imported when it is used or described.
+
+Other packages add commands by entry points of the group `shoal.commands`; this one knows none of them by name.
+"""
 
 import importlib
 import sys
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, Final
 
 import click
@@ -43,15 +47,23 @@ class _Lazy(click.Group):
             raise OutputClosed from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_HOMES)
+        return [*_HOMES, *sorted(_others().names - _HOMES.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _HOMES:
+            for other in _others().select(name=cmd_name):
+                command = other.load()
+                assert isinstance(command, click.Command)
+                return command
             return None
         module = importlib.import_module(f"shoal.cli.{_HOMES[cmd_name]}")
         found = getattr(module, cmd_name)
         assert isinstance(found, click.Command)
         return found
+
+
+def _others() -> EntryPoints:
+    return entry_points(group="shoal.commands")
 
 
 def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:

@@ -28,6 +28,7 @@ class Exit(IntEnum):
     DAMAGED = 20  # an archive is not as it was written; what is good of it was read
     DIVERGED = 22  # the services installed here say something else than was recorded
     STREAM_FULL = 18  # a stream takes no new messages until somebody makes room
+    OBJECTIVE = 21  # a load test missed an objective, or found sandboxes lost or counted twice
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command
     INTERRUPTED = 130  # Ctrl-C

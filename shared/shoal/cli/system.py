@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -40,9 +40,9 @@ class LocalSystem:
 
     `port` 0 takes a free one. `brokers` is 1, or 3 for a cluster that keeps everything thrice; of each service but
     the executor `replicas` run, one at work and the others ready to take over. `driver`: one, or several separated by
-    commas, each with an executor of its own in each of the `cells`. `tell` gets a sentence whenever
-    something happens that a person should know. Raises Failure when something cannot start; then nothing is
-    left running.
+    commas, each with `executors` of its own in each of the `cells`; `executor_options` are added to the command line
+    of each. `sync_interval`: of the brokers, as NATS writes it, or `always`. `tell` gets a sentence whenever something
+    happens that a person should know. Raises Failure when something cannot start; then nothing is left running.
     """
 
     def __init__(
@@ -56,6 +56,9 @@ class LocalSystem:
         cells: int = 1,
         brokers: int = 1,
         replicas: int = 1,
+        executors: int = 1,
+        executor_options: Sequence[str] = (),
+        sync_interval: str = "10s",
         tell: Callable[[str], None] = _quiet,
     ) -> None:
         if brokers not in (1, 3):
@@ -68,6 +71,9 @@ class LocalSystem:
         self._cells = cells
         self._brokers = brokers
         self._replicas = replicas
+        self._executors = executors
+        self._executor_options = list(executor_options)
+        self._sync_interval = sync_interval
         self._broker: EmbeddedBroker | EmbeddedCluster | None = None
         self._servers: dict[str, EmbeddedBroker] = {}
         self._server_restarts: dict[str, int] = {}
@@ -110,10 +116,13 @@ class LocalSystem:
                 self._add(name if number == 1 else f"{name}-{number}", f"shoal_{name}", *options)
         for cell in range(self._cells):
             for number, driver in enumerate(self._drivers):
-                end = (f"-{driver}" if number else "") + (f"-cell{cell}" if cell else "")
-                options = ["--executor", f"local{end}", "--driver", driver, "--cell", str(cell)]
-                options += ["--state", str(self._state / f"executor{end}"), *blobs, *self._size(cell)]
-                self._add(f"executor{end}", "shoal_executor", *options, death_signal=signal.SIGTERM)
+                for copy in range(self._executors):
+                    end = (f"-{driver}" if number else "") + (f"-cell{cell}" if cell else "")
+                    end += f"-{copy + 1}" if copy else ""
+                    options = ["--executor", f"local{end}", "--driver", driver, "--cell", str(cell)]
+                    options += ["--state", str(self._state / f"executor{end}"), *blobs]
+                    options += [*self._size(cell * self._executors + copy), *self._executor_options]
+                    self._add(f"executor{end}", "shoal_executor", *options, death_signal=signal.SIGTERM)
         failures = [child.failure for child in self._children]
         ready = asyncio.create_task(self._ready(began_ms))
         try:
@@ -132,13 +141,14 @@ class LocalSystem:
         self._running.ready = True
         self._note()
 
-    def _size(self, cell: int) -> list[str]:
-        """Return the options for how much one executor of a cell has: all of them share this machine."""
+    def _size(self, number: int) -> list[str]:
+        """Return the options for how much one of a driver's executors has: all of them share this machine."""
         options = [] if self._slots is None else ["--slots", str(self._slots)]
-        nodes = self._nodes // self._cells + (cell < self._nodes % self._cells)
+        each = self._cells * self._executors
+        nodes = self._nodes // each + (number < self._nodes % each)
         if nodes > 1:
             options += ["--nodes", str(nodes)]
-        if (sharing := len(self._drivers) * self._cells) > 1:
+        if (sharing := len(self._drivers) * each) > 1:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             options += ["--memory", str(memory // sharing)]
         return options
@@ -146,7 +156,7 @@ class LocalSystem:
     async def _start_broker(self) -> None:
         from shoal.broker import BrokerError, EmbeddedBroker, EmbeddedCluster
 
-        one, three = self._state / "broker", self._state / "brokers"
+        one, three, sync = self._state / "broker", self._state / "brokers", self._sync_interval
         other = three if self._brokers == 1 else one
         if other.exists():
             raise Failure(
@@ -157,11 +167,11 @@ class LocalSystem:
         try:
             if self._brokers == 1:
                 self._tell("starting the broker")
-                self._broker = broker = EmbeddedBroker(one, port=self._port)
+                self._broker = broker = EmbeddedBroker(one, port=self._port, sync_interval=sync)
                 self._servers = {"broker": broker}
             else:
                 self._tell(f"starting {self._brokers} brokers")
-                self._broker = cluster = EmbeddedCluster(three, port=self._port)
+                self._broker = cluster = EmbeddedCluster(three, port=self._port, sync_interval=sync)
                 self._servers = {f"broker-{number}": server for number, server in enumerate(cluster.servers, 1)}
             await self._broker.start()
         except BrokerError as error:
@@ -200,7 +210,8 @@ class LocalSystem:
                         async with connect(self.url) as cluster:
                             waiting = "an executor to join"
                             self._tell("waiting for the executor")
-                            while len({node.executor for node in self.nodes}) < len(self._drivers) * self._cells:
+                            awaited = len(self._drivers) * self._cells * self._executors
+                            while len({node.executor for node in self.nodes}) < awaited:
                                 found = await cluster.nodes()
                                 self.nodes = [
                                     node for node in found if node.state == "alive" and node.last_seen_ms >= began_ms

@@ -1,0 +1,1 @@
+"""What a load test leaves: a record for programs, and a page for people."""

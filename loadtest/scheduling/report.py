@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scheduling.measures import Measures
+from scheduling.measures import Result
 
 COLUMNS = (
     ("over_bound", "over bound", "{:.1%}"), ("full_p50_s", "full p50 s", "{:.1f}"),
@@ -10,7 +10,7 @@ COLUMNS = (
     ("utilisation", "utilisation", "{:.1%}"), ("waited_gpu_s", "GPU s waited", "{:.0f}"),
 )  # fmt: skip
 
-Results = dict[str, dict[str, Measures]]
+Results = dict[str, dict[str, Result]]
 """By workload, by policy."""
 
 
@@ -20,7 +20,7 @@ def table(results: Results) -> str:
     lines = [head, "-" * len(head)]
     for workload, policies in results.items():
         for policy, measures in policies.items():
-            cells = "".join(f"{form.format(getattr(measures, name)):>14}" for name, _, form in COLUMNS)
+            cells = "".join(f"{form.format(measures.as_dict()[name]):>14}" for name, _, form in COLUMNS)
             lines.append(f"{workload:14} {policy:18}{cells}")
     return "\n".join(lines)
 
@@ -41,7 +41,7 @@ def plots(results: Results, place: Path) -> list[Path]:
     width = 0.8 / len(policies)
     for axis, (name, title, _) in zip(axes.flat, COLUMNS, strict=True):
         for number, policy in enumerate(policies):
-            values = [getattr(results[workload][policy], name) for workload in workloads]
+            values = [results[workload][policy].as_dict()[name] for workload in workloads]
             axis.bar([at + number * width for at in range(len(workloads))], values, width, label=policy)
         axis.set_xticks([at + 0.4 - width / 2 for at in range(len(workloads))], workloads)
         axis.set_title(title)

@@ -22,6 +22,7 @@ from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.journal import Journal, JournalError
+from shoal_executor.service.leaving import until_wanted
 
 _HOST = Snapshot("host", "host")
 
@@ -170,8 +171,10 @@ def main(
     )
 
     place = state or _default_state(executor)
+    kept = blobs or (place.absolute() / "blobs").as_uri()
     try:
-        store = None if simulated else open_store(blobs or (place.absolute() / "blobs").as_uri())
+        if not simulated:
+            open_store(kept)  # to hear at once of an address that is none
     except BadValueError as error:
         raise click.UsageError(f"--{error}") from None
 
@@ -197,12 +200,19 @@ def main(
         return Pool(real, place / "pool", ahead)
 
     async def run(context: Context) -> None:
+        while await serve_once(context):
+            await until_wanted(context.bus, names, context.stop)
+            if context.stop.is_set():
+                return
+
+    async def serve_once(context: Context) -> bool:
         # What is simulated ends with this process, so there is nothing to remember.
         journal = None if simulated else Journal(place)
+        store = None if simulated else open_store(kept)
         cache = Cache(store, place / "cache", blob_cache) if store else None
         boot = secrets.token_hex(8)
         try:
-            await ExecutorService(context.bus, make(cache), offer, boot, journal, cache).run(context.stop)
+            return await ExecutorService(context.bus, make(cache), offer, boot, journal, cache).run(context.stop)
         except JournalError as error:
             raise BadValueError("state", str(error)) from error
         finally:

@@ -15,12 +15,13 @@ async def run(context: Context, policy: str) -> None:
     shells = [
         Shell(
             context.bus,
-            PlacementCore(cell, policy),
+            PlacementCore(cell),
             name=f"placement.{cell}",
             stream=streams.placement(cell).name,
             tick_subject=subjects.placement_tick(cell),
             owner=owner,
             turns=spread,
+            settings={"policy": policy},
         )
         for cell in range(context.cells)
     ]

@@ -15,12 +15,13 @@ async def run(context: Context, quota: int, order: str) -> None:
     shells = [
         Shell(
             context.bus,
-            SchedulerCore(cell, quota, order),
+            SchedulerCore(cell, cells=context.cells),
             name=f"scheduler.{cell}",
             stream=streams.rollout(cell).name,
             tick_subject=subjects.rollout_system(cell),
             owner=owner,
             turns=spread,
+            settings={"order": order, "quota": str(quota)},
         )
         for cell in range(context.cells)
     ]

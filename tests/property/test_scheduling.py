@@ -31,8 +31,8 @@ class Overcommits(SchedulerCore):
 class NoQuota(SchedulerCore):
     """A tenant's quota is not looked at."""
 
-    def _limit(self, tenant: str, limits: m.Limits) -> None:
-        super()._limit(tenant, msgspec.structs.replace(limits, sandboxes=0))
+    def _limit(self, tenant: str, limits: m.Limits, part: tuple[int, int, int, int], version: int) -> None:
+        super()._limit(tenant, msgspec.structs.replace(limits, sandboxes=0), part, version)
 
 
 class FirstComeFirstServed(SchedulerCore):
@@ -45,8 +45,8 @@ class FirstComeFirstServed(SchedulerCore):
 class Unweighted(SchedulerCore):
     """Weights are forgotten."""
 
-    def _limit(self, tenant: str, limits: m.Limits) -> None:
-        super()._limit(tenant, msgspec.structs.replace(limits, weight=1.0))
+    def _limit(self, tenant: str, limits: m.Limits, part: tuple[int, int, int, int], version: int) -> None:
+        super()._limit(tenant, msgspec.structs.replace(limits, weight=1.0), part, version)
 
 
 class TearsGangs(SchedulerCore):

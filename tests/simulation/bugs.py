@@ -12,9 +12,53 @@ from shoal.testing.replica import Replica
 from shoal.testing.world import LawViolatedError
 from shoal.wire import messages as m
 from shoal_executor import core as x
-from shoal_scheduler.core.scheduler import SchedulerCore
 from simulation.cluster import Cores, Watched, WatchedPlacement as PlacementCore
 from simulation.fleet import SimExecutor
+
+
+class KeepsWhatItLends(Watched):
+    """A part of a limit that is given to another cell stays here, too."""
+
+    def __init__(self, cell: int, quota: int, cells: int) -> None:
+        super().__init__(cell, quota, cells)
+        lend = self.exchange.lend
+
+        def lend_twice(now: int) -> list[tuple[int, m.QuotaLent]]:
+            said = lend(now)
+            for _, lent in said:
+                for i, amount in enumerate(lent.amounts):
+                    self.books.tenants[lent.tenant].part[i] += amount
+            return said
+
+        self.exchange.lend = lend_twice  # type: ignore[method-assign]  # the bug
+
+
+class KeepsTickets(Watched):
+    """Room of another cell is not given back when its sandbox has ended."""
+
+    def __init__(self, cell: int, quota: int, cells: int) -> None:
+        super().__init__(cell, quota, cells)
+        say = self.books.borrowing.say
+        self.books.borrowing.say = lambda: [  # type: ignore[method-assign]  # the bug
+            (to, said) for to, said in say() if isinstance(said, m.RoomWanted) or said.declined
+        ]
+
+
+class EndsOnlyAtHome(Watched):
+    """What runs in another cell is not told to end."""
+
+    def _let_go(self, rollout: Any, here: m.Ranges, away: m.Ranges, *rest: Any) -> None:
+        super()._let_go(rollout, here, (), *rest)
+
+
+class LendsWhatItHasNot(Watched):
+    """What other cells want room for is not counted."""
+
+    def _lend_room(self, message: m.RoomWanted, now: int) -> None:
+        super()._lend_room(message, now)
+        rooms, fits = self.books.rooms, self.books.rooms.fits
+        if len(self.books.rollouts) > 1:
+            rooms.fits = lambda want: max(fits(want), 1)  # type: ignore[method-assign]  # the bug
 
 
 class NoDeduplication(PlacementCore):
@@ -38,8 +82,8 @@ class ForgetsARelease(PlacementCore):
 class FreesTwice(PlacementCore):
     """Slots that are released twice are free twice."""
 
-    def _free(self, message: m.SlotsReleased) -> None:
-        super()._free(message)
+    def _free(self, message: m.SlotsReleased, effects: list[Effect]) -> None:
+        super()._free(message, effects)
         executor = self._executors.get(message.executor)
         node = executor.nodes.get(message.node) if executor else None
         if executor and node and (message.rollout, message.attempt) not in node.held and node.slots < node.spec.slots:
@@ -80,7 +124,7 @@ class DumpsTooLittle(PlacementCore):
             record.gone = ()
 
 
-class ForgetsInDump(SchedulerCore):
+class ForgetsInDump(Watched):
     """A checkpoint leaves out which rollouts are over."""
 
     def load(self, state: bytes) -> None:
@@ -132,8 +176,8 @@ class Impatient(Watched):
 class ForgetsReturns(Watched):
     """Sandboxes that end are in flight for ever in the account of the room."""
 
-    def __init__(self, cell: int, quota: int) -> None:
-        super().__init__(cell, quota)
+    def __init__(self, cell: int, quota: int, cells: int) -> None:
+        super().__init__(cell, quota, cells)
         give = self.books.rooms.give
         self.books.rooms.give = lambda want, count: give(want, max(count, 0))  # type: ignore[method-assign]  # the bug
 
@@ -144,8 +188,8 @@ class ForgetsReturns(Watched):
 class Unfair(Watched):
     """Whoever came first goes first, whatever it has already."""
 
-    def __init__(self, cell: int, quota: int) -> None:
-        super().__init__(cell, quota, "fifo")
+    def __init__(self, cell: int, quota: int, cells: int) -> None:
+        super().__init__(cell, quota, cells, "fifo")
 
 
 class HedgesBeforeItIsSaid(Watched):
@@ -171,8 +215,8 @@ class TearsGangs(PlacementCore):
 class IgnoresTheQuota(Watched):
     """A rollout may be of any size."""
 
-    def __init__(self, cell: int, quota: int) -> None:
-        super().__init__(cell, 100_000)
+    def __init__(self, cell: int, quota: int, cells: int) -> None:
+        super().__init__(cell, 100_000, cells)
 
 
 class HashOrdered(Watched):
@@ -253,7 +297,11 @@ PLANTED: dict[str, tuple[Cores, int]] = {
     "scheduler: no quota": (replace(REAL, scheduler=IgnoresTheQuota), 200),
     "scheduler: order depends on addresses": (replace(REAL, scheduler=HashOrdered), 400),
     "scheduler: hedges before it is said": (replace(REAL, scheduler=HedgesBeforeItIsSaid), 400),
-    "placement: a gang is torn": (replace(REAL, placement=TearsGangs), 400),
+    "cells: a part of a limit is there twice": (replace(REAL, scheduler=KeepsWhatItLends), 200),
+    "cells: tickets are not given back": (replace(REAL, scheduler=KeepsTickets), 200),
+    "cells: what runs elsewhere is not ended": (replace(REAL, scheduler=EndsOnlyAtHome), 400),
+    "cells: lends what is not there": (replace(REAL, scheduler=LendsWhatItHasNot), 400),
+    "placement: a gang is torn": (replace(REAL, placement=TearsGangs), 1500),
     "shell: acknowledges too early": (replace(REAL, replica=AcknowledgesTooEarly), 400),
     "shell: a takeover skips what was held": (replace(REAL, replica=SkipsWhatWasHeld), 400),
     "shell: a standby skips a message": (replace(REAL, replica=SkipsAMessage), 400),

@@ -54,7 +54,7 @@ class Shape:
     @classmethod
     def draw(cls, source: random.Random) -> "Shape":
         return cls(
-            cells=source.choice((1, 1, 1, 2)),
+            cells=source.choice((1, 1, 2, 3)),
             executors=source.randint(1, 3),
             nodes=source.randint(1, 3),
             slots=source.choice((1, 3, 8, 40)),
@@ -85,13 +85,15 @@ class Watched(SchedulerCore):
     that has less.
     """
 
-    def __init__(self, cell: int, quota: int, order: str = "fair") -> None:
-        super().__init__(cell, quota, order)
+    def __init__(self, cell: int, quota: int, cells: int, order: str = "fair") -> None:
+        super().__init__(cell, quota, order, cells)
         self._placed: set[tuple[str, int, int]] = set()
         self._policy, self._order = self._order, self._checked
 
     def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
         before = self.books.rooms.given
+        owned = {name: tenant.owned[0] for name, tenant in self.books.tenants.items()}
+        hedge = isinstance(message, m.SandboxesHedged)
         effects = super().handle(message, cause)
         sent = 0
         for each in effects:
@@ -102,12 +104,13 @@ class Watched(SchedulerCore):
                     raise LawViolatedError(f"{sorted(asked & self._placed)} are to be placed twice")
                 self._placed |= asked
         given, slots = self.books.rooms.given, self.books.rooms.capacity.slots
-        if sent and given > max(slots, before) and not isinstance(message, m.SandboxesHedged):
+        if sent and given > max(slots, before) and not hedge:
             raise LawViolatedError(f"{given} sandboxes in flight, and room for {slots}")
         for name, tenant in self.books.tenants.items():
             most = tenant.limits.sandboxes
-            if sent and most and tenant.used[0] > most and tenant.used[0] > before:
-                raise LawViolatedError(f"tenant {name} has {tenant.used[0]} in flight, and may have {most}")
+            mine = tenant.owned[0]
+            if sent and most and mine > max(tenant.part[0], owned.get(name, 0)) and not hedge:
+                raise LawViolatedError(f"tenant {name} has {mine} in flight, and {tenant.part[0]} of {most} here")
         return effects
 
     def _checked(self, books: Books, shut: Callable[[Line], bool]) -> Line | None:
@@ -154,7 +157,7 @@ _ONE = Demand("", (), 2**28, 1000, 2**27)
 class Cores:
     """Which cores: the real ones, or ones with a planted bug."""
 
-    scheduler: Callable[[int, int], Core] = Watched
+    scheduler: Callable[[int, int, int], Core] = Watched
     placement: Callable[[int], Core] = WatchedPlacement
     snapshot: Callable[[], Core] = SnapshotCore
     replica: type[Replica] = Replica
@@ -284,6 +287,12 @@ class Cluster:
         drawn_shape, drawn_faults = Shape.draw(source), Faults.draw(source)
         self.shape = shape or drawn_shape
         self.faults = faults or drawn_faults
+        # Drawn by themselves, so that older seeds stay what they were.
+        source = random.Random(zlib.crc32(b"%d cells" % seed))
+        self.bare = source.choice((-1, 0, 1)) if self.shape.cells > 1 else -1
+        """A cell without nodes: its rollouts run in others."""
+        self.limit = source.choice((0, 0, 1, 3, 10))
+        """How many sandboxes the first tenant may have at once in all cells; 0: any number."""
         self.world = World(seed)
         self.broker = Broker(self.world, self.faults, self.shape.window_ms)
         self.truth = Truth({}, Counter(), {}, {})
@@ -311,12 +320,12 @@ class Cluster:
         world, shape = self.world, self.shape
         for cell in range(shape.cells):
             place = partial(self.cores.placement, cell)
-            schedule = partial(self.cores.scheduler, cell, shape.quota)
+            schedule = partial(self.cores.scheduler, cell, shape.quota, shape.cells)
             self._partition(f"placement.{cell}", f"SHOAL_PLACEMENT_{cell}", place, subjects.placement_tick(cell))
             self._partition(f"scheduler.{cell}", f"SHOAL_ROLLOUT_{cell}", schedule, subjects.rollout_system(cell))
         self._partition("snapshot", "SHOAL_SNAPSHOT", self.cores.snapshot, None)
         for cell in range(shape.cells):
-            for number in range(shape.executors):
+            for number in range(shape.executors if cell != self.bare else 0):
                 name = f"e{cell}{number}"
                 memory = 2**28 * world.random.choice((shape.slots, max(shape.slots // 2, 1)))
                 nodes = tuple(
@@ -328,6 +337,10 @@ class Cluster:
             world.after(AUDIT_MS, self._audit)
         for number in range(shape.rollouts):
             world.after(world.random.randint(1, 10_000), self._submit, f"r{number}")
+        if self.limit:
+            for cell in range(shape.cells):
+                limited = m.TenantLimited("t0", m.Limits(sandboxes=self.limit), 1)
+                self.broker.publish("operator", subjects.rollout_system(cell), limited, f"limit:{cell}")
 
     def _join(self, name: str, cell: int, nodes: tuple[m.NodeSpec, ...]) -> None:
         self.executors.append(self.cores.executor(self.world, self.broker, name, cell, nodes, self.truth))
@@ -409,7 +422,14 @@ class Cluster:
 
     # --- the laws
 
+    def _check_parts(self, cores: list[SchedulerCore]) -> None:
+        """Together the cells' parts of a limit are the whole: nothing of it is lost, or there twice."""
+        parts = [core.books.tenants["t0"].part[0] for core in cores if "t0" in core.books.tenants]
+        if self.limit and sum(parts) != self.limit:
+            raise LawViolatedError(f"the cells have {parts} of a limit of {self.limit}")
+
     def _check_end(self) -> None:
+        schedulers: list[SchedulerCore] = []
         for trainer in self.trainers:
             self._check_trainer(trainer)
         if self.truth.running:
@@ -428,12 +448,16 @@ class Cluster:
                 self._check_books(core)
             if isinstance(core, SchedulerCore) and (core.books.rooms.given or core.books.rollouts):
                 raise LawViolatedError(f"{partition.name} still counts {core.books.rooms.given} sandboxes in flight")
+            if isinstance(core, SchedulerCore):
+                schedulers.append(core)
+        self._check_parts(schedulers)
 
     def _check_trainer(self, trainer: Trainer) -> None:
         name = trainer.name
         above = trainer.spec.n > self.shape.quota
         if trainer.rejected:
-            if trainer.spec.template == "host" and not above:
+            gang = trainer.tenant == "t0" and 0 < self.limit < trainer.spec.min_ready
+            if trainer.spec.template == "host" and not above and not gang:
                 raise LawViolatedError(f"{name} was rejected for no reason")
             return
         if above:

@@ -193,3 +193,18 @@ def test_paces_are_told_apart_in_steps_of_a_quarter() -> None:
     assert pace_class(10.0) == pace_class(10.1)
     assert len({pace_class(2.0 ** (step / 4)) for step in range(40)}) >= 30
     assert pace_class(0.0) < pace_class(1.0)
+
+
+def test_an_executor_whose_nodes_are_all_drained_and_empty_may_leave() -> None:
+    fleet = Fleet()
+    fleet.join("n1")
+    fleet.place(2)
+    assert not [each for each in fleet(m.NodeDrained("n1", drained=True)) if isinstance(each, m.ExecutorDismissed)]
+    assert fleet(m.SlotsReleased("e-n1", "b", "n1", "r", 0, ((0, 1),))) == []
+    said = fleet(m.SlotsReleased("e-n1", "b", "n1", "r", 0, ((1, 1),)))
+    assert [each for each in said if isinstance(each, m.ExecutorDismissed)] == [m.ExecutorDismissed("b")]
+    again = fleet(m.ExecutorJoined("e-n1", "b2", "zygote", (m.NodeSpec("n1", 8, 8 * GIB),)))
+    assert [each for each in again if isinstance(each, m.ExecutorDismissed)] == [m.ExecutorDismissed("b2")]
+    fleet(m.NodeDrained("n1", drained=False))
+    beat = m.ExecutorJoined("e-n1", "b2", "zygote", (m.NodeSpec("n1", 8, 8 * GIB),))
+    assert not [each for each in fleet(beat) if isinstance(each, m.ExecutorDismissed)]

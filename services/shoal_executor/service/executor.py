@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -22,11 +21,11 @@ from shoal.wire.messages import (
     Command,
     DestroySandboxes,
     EndReason,
+    ExecutorDismissed,
     ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
     Hibernate,
-    NodeSpec,
     PreemptSandboxes,
     PrefetchSnapshot,
     ReadFile,
@@ -70,6 +69,7 @@ from shoal_executor.service.journal import (
 from shoal_executor.service.keeping import Keeping
 from shoal_executor.service.known import Known, ToDo
 from shoal_executor.service.names import name_of, parse
+from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.pace import Pace
 
@@ -84,16 +84,6 @@ _JOB: Final = "job"
 """The id of the one command that travels with a rollout."""
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What an executor brings into a cluster. `warm`: snapshots made ready before it joins."""
-
-    executor: str
-    cell: int
-    nodes: tuple[NodeSpec, ...]
-    warm: tuple[Snapshot, ...] = ()
 
 
 class ExecutorService:
@@ -116,14 +106,16 @@ class ExecutorService:
         self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._happened)
         self._pace = Pace()
+        self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines: dict[Key, asyncio.TimerHandle] = {}
         self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until stop is set, then leave nothing behind.
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Serve until stop is set, or the cluster has no use for it any more; then leave nothing behind.
 
-        Raises DriverError when isolation does not work here, JournalError when another executor has its place.
+        Returns whether it was sent away, because all its nodes are drained (`shoal_executor.service.leaving`). Raises
+        DriverError when isolation does not work here, JournalError when another executor has its place.
         """
         left = False
         try:
@@ -150,6 +142,7 @@ class ExecutorService:
             )
             await self._serve(joined, stop, continued)
             left = True
+            return self._dismissed.is_set()
         finally:
             for handle in self._deadlines.values():
                 handle.cancel()
@@ -173,15 +166,18 @@ class ExecutorService:
             asyncio.create_task(self._beat(joined), name="beat"),
             asyncio.create_task(self._follow(reader, inbox.name), name="inbox"),
         }
-        stopped = asyncio.create_task(stop.wait(), name="stop")
+        ending = {
+            asyncio.create_task(stop.wait(), name="stop"),
+            asyncio.create_task(self._dismissed.wait(), name="dismissed"),
+        }
         try:
-            done, _ = await asyncio.wait({stopped, *working}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopped}:
+            done, _ = await asyncio.wait({*ending, *working}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - ending:
                 task.result()  # raises: neither of them ends by itself
         finally:
-            await end(stopped, *working)
+            await end(*ending, *working)
             await reader.close()
-        if stop.is_set():
+        if stop.is_set() or self._dismissed.is_set():
             await self._drain(self._known.outgoing)  # what was done is known before placement gives up the rest
             self._loose.send(nodes, ExecutorLeft(joined.executor, joined.boot))
             await self._drain(self._loose)
@@ -275,6 +271,10 @@ class ExecutorService:
                 | ReadFile() | TakeSnapshot() | RollBack() | Hibernate()
             ):  # fmt: skip
                 self._happened(Took(delivery.sequence, message))
+            case ExecutorDismissed(boot=boot):
+                if boot == self._known.boot and not self._core.groups:
+                    log.info("all nodes are drained and empty: leaving", executor=self._offer.executor)
+                    self._dismissed.set()
             case PrefetchSnapshot(snapshot=snapshot):
                 self._spawn(self._prefetch(snapshot))
             case _:

@@ -5,7 +5,7 @@ on its nodes, in case the same boot comes back: it is then told to destroy it. W
 because room that was spoken of is often just being cleared; then it goes back to the scheduler, whose queue it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -27,7 +27,7 @@ PARKED_MS: Final = 2_000
 """How long what there is no room for waits here: as long as it takes to clear away what has ended."""
 
 
-class _State(msgspec.Struct, frozen=True, array_like=True):
+class State(msgspec.Struct, frozen=True, array_like=True):
     """The whole state. Orders are kept, so that equal states are equal bytes."""
 
     executors: list[DumpedExecutor]
@@ -38,6 +38,7 @@ class _State(msgspec.Struct, frozen=True, array_like=True):
     drained: list[str]
     told: m.CellCapacity | None
     wake_ms: int | None
+    policy: str
 
 
 class PlacementCore(Roster):
@@ -46,10 +47,11 @@ class PlacementCore(Roster):
     `policy` names how nodes are chosen (`policies`).
     """
 
-    state_version = 3
+    state_version = 4
 
     def __init__(self, cell: int, policy: str = "soonest") -> None:
         super().__init__(cell)
+        self._chosen = policy
         self._policy = POLICIES[policy]
         self._waiting: list[tuple[m.PlaceRequested, int]] = []  # and since when
         self._wake_ms: int | None = None  # not after anything is due; a Tick that comes too soon sets it right
@@ -93,14 +95,24 @@ class PlacementCore(Roster):
             case m.NodeDrained():
                 self._drain(message, now, effects)
             case m.SlotsReleased():
-                self._free(message)
+                self._free(message, effects)
                 self._place_waiting(now, effects)
+            case m.SettingsChanged(settings=settings):
+                new = {**self.settings, **dict(settings)}
+                if new.keys() != self.settings.keys() or new["policy"] not in POLICIES:
+                    raise LawBrokenError(f"{dict(settings)} are no settings of placement: policy is {list(POLICIES)}")
+                self._chosen, self._policy = new["policy"], POLICIES[new["policy"]]
             case m.Tick(due_ms=due):
                 self._pass_time(now, effects, late=now - due > _LATE_MS)
             case _:
                 raise LawBrokenError(f"placement has no use for {type(message).__name__}")
         self._tell(effects)
         return effects
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Return by which policy nodes are chosen."""
+        return {"policy": self._chosen}
 
     def wake_at_ms(self) -> int | None:
         """Return when the first executor may count as silent or the first record expire (broker's time, ms)."""
@@ -119,15 +131,17 @@ class PlacementCore(Roster):
         """Return the whole state; equal states give equal bytes."""
         executors = [executor.dump() for executor in self._executors.values()]
         rollouts = [(name, record.dump()) for name, record in self._rollouts.items()]
-        state = _State(
+        state = State(
             executors, self._fleet.joined, list(self._boots.items()), rollouts, self._waiting, list(self._drained),
-            self._told, self._wake_ms,
+            self._told, self._wake_ms, self._chosen,
         )  # fmt: skip
         return msgspec.msgpack.encode(state)
 
     def load(self, state: bytes) -> None:
         """Take over a dumped state. Raises ValueError."""
-        found = msgspec.msgpack.decode(state, type=_State)
+        found = msgspec.msgpack.decode(state, type=State)
+        if found.policy not in POLICIES:
+            raise ValueError(f"no placement policy is called {found.policy!r}")
         for each in found.executors:
             self._fleet.add(each.load())
         self._fleet.joined = found.joined
@@ -137,13 +151,12 @@ class PlacementCore(Roster):
         self._drained = dict.fromkeys(found.drained)
         self._told = found.told
         self._wake_ms = found.wake_ms
+        self._chosen, self._policy = found.policy, POLICIES[found.policy]
         self._fleet_changed = False
 
     # --- requests
 
     def _request(self, message: m.PlaceRequested, now: int, effects: list[Effect]) -> None:
-        if message.cell != self._cell:
-            raise LawBrokenError(f"a request for cell {message.cell} reached cell {self._cell}")
         if not message.indices or not ranges.valid(message.indices, message.spec.n):
             raise LawBrokenError(f"indices {message.indices} are not those of a rollout of {message.spec.n}")
         if len(message.spec.commands) not in (0, 1, ranges.count(message.indices)):

@@ -1,11 +1,13 @@
 """One request's sandboxes, put on nodes: reserved as they are chosen, and given back if they have to be together."""
 
+import math
+
 from shoal.machine import ranges
 from shoal.machine.ledger import HEDGE
 from shoal.wire import messages as m
 from shoal_placement.core.fleet import Fleet
 from shoal_placement.core.nodes import Demand, Executor, Group, Node, demand_of
-from shoal_placement.core.policies import Policy
+from shoal_placement.core.policies import THROTTLE_MS, Policy
 from shoal_placement.core.records import Record
 
 
@@ -21,6 +23,7 @@ class Placing:
         self._group: Group = (request.rollout, request.attempt)
         self._parts: dict[tuple[int, int], tuple[Executor, Node, m.Ranges]] = {}
         self._queues: dict[int, tuple[Executor, float]] = {}
+        self._throttle_ms = math.inf if request.together else THROTTLE_MS
         self.again_ms: int | None = None
         self.rest = request.indices
         demand = demand_of(request.spec)
@@ -52,7 +55,9 @@ class Placing:
         aside: dict[int, None] = {}
         while placed < count:
             name = f"{request.rollout}:{request.attempt}"
-            share = self._policy(self._fleet, demand, request.snapshot, count - placed, self._now, aside, name)
+            share = self._policy(
+                self._fleet, demand, request.snapshot, count - placed, self._now, self._throttle_ms, aside, name
+            )
             if not isinstance(share, tuple):
                 self.again_ms = share
                 break

@@ -4,6 +4,7 @@ A policy says how many of `count` sandboxes one executor takes next, and what it
 for the rest. `aside` are executors that turned out to have no node for this group.
 """
 
+import math
 import zlib
 from collections.abc import Callable
 from typing import Final
@@ -13,19 +14,23 @@ from shoal_placement.core.fleet import Fleet
 from shoal_placement.core.nodes import Demand, Executor
 
 THROTTLE_MS: Final = 10_000
-"""No executor is given what it could start only later than this; it waits, and whoever is free first takes it."""
+"""No executor is given what it could start only later than this; it waits, and whoever is free first takes it.
+
+What has to start together is the exception: of a large group on few or slow nodes, the last ones start later.
+"""
 
 _DRAWS: Final = 64
 """Lots that `random` draws before it takes whoever has room."""
 
 Share = tuple[Executor, int]
-Policy = Callable[[Fleet, Demand, m.Snapshot, int, int, dict[int, None], str], Share | int | None]
-"""fleet, demand, snapshot, count, now, aside, group: a share; when to ask again (ms); None where there is no room."""
+Policy = Callable[[Fleet, Demand, m.Snapshot, int, int, float, dict[int, None], str], Share | int | None]
+"""fleet, demand, snapshot, count, now, throttle (ms), aside, group: a share; when to ask again (ms); None: no room."""
 
 
 def soonest(
-    fleet: Fleet, demand: Demand, snapshot: m.Snapshot, count: int, now: int, aside: dict[int, None], group: str
-) -> Share | int | None:
+    fleet: Fleet, demand: Demand, snapshot: m.Snapshot, count: int, now: int, throttle_ms: float,
+    aside: dict[int, None], group: str,
+) -> Share | int | None:  # fmt: skip
     """Where they are started soonest: water-filling over what each has to start already and how fast it is.
 
     An executor gets as many as it starts before the next best would start one. Who lacks bytes of the snapshot can
@@ -36,8 +41,8 @@ def soonest(
         return None
     best = choices[0]
     executor = best.executor
-    if best.done_ms - best.fetch_ms > now + THROTTLE_MS + executor.start_ms:
-        return int(best.done_ms - best.fetch_ms) - THROTTLE_MS
+    if best.done_ms - best.fetch_ms > now + throttle_ms + executor.start_ms:
+        return int(best.done_ms - best.fetch_ms - throttle_ms)
     part = min(count, executor.room(demand))
     others = [other for other in choices[1:] if other.executor is not executor]
     others += [other for other in fleet.choices(demand, snapshot, now, {**aside, executor.order: None}) if part > 1]
@@ -45,14 +50,16 @@ def soonest(
         level = min(other.done_ms for other in others)
         part = min(part, max(int((level - best.done_ms) / executor.start_ms), 0) + 1)
     begins = max(executor.busy_until_ms, now)
-    part = min(part, max(int((now + THROTTLE_MS - begins) / executor.start_ms), 0) + 1)
+    if throttle_ms < math.inf:
+        part = min(part, max(int((now + throttle_ms - begins) / executor.start_ms), 0) + 1)
     executor.busy_until_ms = begins + part * executor.start_ms
     return executor, part
 
 
 def at_random(
-    fleet: Fleet, demand: Demand, snapshot: m.Snapshot, count: int, now: int, aside: dict[int, None], group: str
-) -> Share | int | None:
+    fleet: Fleet, demand: Demand, snapshot: m.Snapshot, count: int, now: int, throttle_ms: float,
+    aside: dict[int, None], group: str,
+) -> Share | int | None:  # fmt: skip
     """Anywhere there is room, by lot: a baseline to compare with. It looks at all executors when most are full."""
     executors = list(fleet.executors.values())
     for draw in range(_DRAWS + len(executors) if executors else 0):

@@ -57,6 +57,7 @@ class Roster(ABC):
                         destroy = m.DestroySandboxes(known.boot, rollout, held.indices, m.EndReason.NODE_LOST)
                         effects.append(Publish(subjects.executor_control(known.name), destroy))
                 self._place_waiting(now, effects)
+            self._dismiss(known, effects)
             return
         if message.boot in self._boots.get(message.executor, ()):
             return
@@ -74,6 +75,13 @@ class Roster(ABC):
         self._fleet_changed = True
         self._wake_by(now + SILENCE_MS + 1)
         self._place_waiting(now, effects)
+        self._dismiss(self._executors[message.executor], effects)
+
+    def _dismiss(self, executor: Executor, effects: list[Effect]) -> None:
+        """Let an executor leave whose nodes are all drained and empty. Said again at each sign of life until it has."""
+        if executor.alive and all(node.drained and not node.held for node in executor.by_number):
+            control = subjects.executor_control(executor.name)
+            effects.append(Publish(control, m.ExecutorDismissed(executor.boot)))
 
     def _lose(self, executor: Executor, why: str, effects: list[Effect]) -> None:
         if not executor.alive:
@@ -113,9 +121,10 @@ class Roster(ABC):
                 how = m.OnPreempted.HIBERNATE
                 order = m.PreemptSandboxes(executor.boot, rollout, attempt, held.indices, how)
                 effects.append(Publish(subjects.executor_control(executor.name), order))
+            self._dismiss(executor, effects)
         self._place_waiting(now, effects)
 
-    def _free(self, message: m.SlotsReleased) -> None:
+    def _free(self, message: m.SlotsReleased, effects: list[Effect]) -> None:
         if not ranges.valid(message.indices, 2**31):
             raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
         executor = self._executors.get(message.executor)
@@ -126,6 +135,8 @@ class Roster(ABC):
         if not freed:
             return
         self._fleet.gained(executor)
+        if node.drained:
+            self._dismiss(executor, effects)
         record = self._rollouts.get(message.rollout)
         for _, value in node.spec.labels if record is not None else ():
             if record is not None and value in record.spread:

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from shoal.machine import ranges
+from shoal.machine.ledger import HEDGE
 from shoal.wire import messages as m
+from shoal_scheduler.core.borrowing import Ask, Borrowing
 from shoal_scheduler.core.pace import Pace
 from shoal_scheduler.core.room import Amounts, Rooms, Want
 from shoal_scheduler.core.state import Again, Rollout
 from shoal_scheduler.core.tenants import Tenant
-from shoal_scheduler.core.waiting import Waiting
+from shoal_scheduler.core.waiting import Line, Waiting
 
 BACKOFF_MS: Final = 1_000
 """How long the second retry of what failed to start waits; each after that twice as long, up to"""
@@ -24,15 +26,18 @@ _FAILED_ON: Final = 16
 class Books:
     """See the module."""
 
-    def __init__(self, cell: int) -> None:
+    def __init__(self, cell: int, cells: int) -> None:
         self.cell = cell
+        self.cells = cells
         self.rollouts: dict[str, Rollout] = {}
         self.tenants: dict[str, Tenant] = {}
         self.waiting = Waiting()
         self.rooms = Rooms()
+        self.borrowing = Borrowing(cell, cells)
         self.pace = Pace()
         self.timers: list[tuple[int, str, str]] = []
         """When to look at what: a heap of (ms, what, rollout or tenant or neither). One out of date does nothing."""
+        self._timed: set[tuple[int, str, str]] = set()
         self.priorities: dict[int, int] = {}
         """How many rollouts there are of each."""
         self.gang: tuple[str, int] = ("", 0)
@@ -63,19 +68,29 @@ class Books:
         self.rollouts[rollout.request.rollout] = rollout
         tenant = self.tenant(rollout.request.tenant)
         tenant.rollouts += 1
-        tenant.waiting += rollout.unsent
+        self.wait(rollout, rollout.unsent)
         priority = rollout.request.spec.priority
         self.priorities[priority] = self.priorities.get(priority, 0) + 1
 
     def at(self, when_ms: int, what: str, name: str) -> None:
         """Look at something then."""
-        heapq.heappush(self.timers, (when_ms, what, name))
+        timer = (when_ms, what, name)
+        if timer not in self._timed:
+            self._timed.add(timer)
+            heapq.heappush(self.timers, timer)
+
+    def set_timers(self, timers: Iterable[tuple[int, str, str]]) -> None:
+        """Look at these things, and at nothing else."""
+        self.timers = sorted(timers)  # and so a heap
+        self._timed = set(self.timers)
 
     def due(self, now: int) -> list[tuple[str, str]]:
         """Take what is to be looked at now."""
         found: list[tuple[str, str]] = []
         while self.timers and self.timers[0][0] <= now:
-            _, what, name = heapq.heappop(self.timers)
+            timer = heapq.heappop(self.timers)
+            self._timed.discard(timer)
+            _, what, name = timer
             if (what, name) not in found:
                 found.append((what, name))
         return found
@@ -94,22 +109,65 @@ class Books:
         if not rollout.queued[0]:
             self.untold[name] = None
 
-    def give(self, rollout: Rollout, count: int, now: int) -> None:
-        """Note that so many sandboxes of a rollout are in flight; negative: that they no longer are."""
+    def wait(self, rollout: Rollout, count: int) -> None:
+        """Note that so many more sandboxes of a rollout wait; a guest waits in its own cell's account."""
+        if rollout.guest is None:
+            self.tenant(rollout.request.tenant).waiting += count
+
+    def count(self, rollout: Rollout, count: int, here: int) -> None:
+        """Note in the accounts of the room and of the tenant that so many more sandboxes of a rollout are in flight,
+
+        and how many of them in this cell.
+        """
         if not count:
             return
-        want, request = rollout.want, rollout.request
+        want, tenant = rollout.want, self.tenant(rollout.request.tenant)
+        if here:
+            self.rooms.give(want, here)
+            tenant.give(rollout.request.run, want, here)
+        if rollout.guest is None:
+            tenant.own(want, count)
+
+    def give(self, rollout: Rollout, indices: m.Ranges, ask: Ask | None = None) -> None:
+        """Note that these sandboxes of a rollout are in flight: here, or where there were tickets for them."""
+        count = ranges.count(indices)
         rollout.in_flight += count
-        self.rooms.give(want, count)
-        self.tenant(request.tenant).give(request.run, want, count)
-        if count < 0:
-            self.pace.landed(-count, now)
+        if ask is not None:
+            where = (ask.cell, ask.number)
+            self.borrowing.use(ask, count)
+            rollout.abroad[where] = ranges.union(rollout.abroad.get(where, ()), indices)
+        self.count(rollout, count, 0 if ask is not None else count)
+
+    def back(
+        self, rollout: Rollout, attempt: int, indices: m.Ranges, now: int, *, declined: bool = False
+    ) -> None:  # fmt: skip
+        """Note that these sandboxes are in flight no longer, in this attempt. A hedge never was in another cell.
+
+        `declined`: where there seemed to be room for them there was none.
+        """
+        count = ranges.count(indices)
+        if not count:
+            return
+        away = 0
+        for where, there in list(rollout.abroad.items()) if attempt < HEDGE else ():
+            part = ranges.intersect(there, indices)
+            if not part:
+                continue
+            away += ranges.count(part)
+            self.borrowing.back(where, ranges.count(part), declined=declined)
+            rollout.abroad[where] = ranges.without(there, part)
+            if not rollout.abroad[where]:
+                del rollout.abroad[where]
+        rollout.in_flight -= count
+        self.count(rollout, -count, away - count)
+        if count > away:
+            self.pace.landed(count - away, now)
 
     def start_again(self, rollout: Rollout, parts: Iterable[Again], now: int) -> None:
         """Let sandboxes of a rollout wait once more."""
         for each in parts:
             rollout.again.append(each)
-            self.tenant(rollout.request.tenant).waiting += ranges.count(each.indices)
+            self.wait(rollout, ranges.count(each.indices))
             if each.not_before_ms > now:
                 self.at(each.not_before_ms, "retry", rollout.request.rollout)
         self.enqueue(rollout, now)
@@ -147,7 +205,7 @@ class Books:
             if left := ranges.without(each.indices, indices):
                 kept.append(each._replace(indices=left))
         rollout.again = kept
-        self.tenant(rollout.request.tenant).waiting -= ranges.count(taken)
+        self.wait(rollout, -ranges.count(taken))
         self.enqueue(rollout, now)
         return taken
 
@@ -156,7 +214,7 @@ class Books:
         name, tenant = rollout.request.rollout, self.tenant(rollout.request.tenant)
         self.waiting.remove(name)
         self.untold.pop(name, None)
-        tenant.waiting -= rollout.unsent
+        self.wait(rollout, -rollout.unsent)
         tenant.rollouts -= 1
         del self.rollouts[name]
         priority = rollout.request.spec.priority
@@ -170,14 +228,25 @@ class Books:
         if tenant.idle:
             del self.tenants[tenant.name]
         if len(self.timers) > 8 * len(self.rollouts) + 256:
-            self.timers = sorted(
+            self.set_timers(
                 each for each in self.timers if not each[2] or each[2] in self.rollouts or each[2] in self.tenants
             )
+
+    def waiting_in(self, line: Line, *, most: int) -> int:
+        """Return how many sandboxes wait in a line, as far as it matters: no more than `most` are counted."""
+        found = 0
+        for name in (*line.urgent, *line.fresh):
+            found += self.rollouts[name].unsent
+            if found >= most:
+                return most
+        return found
 
     def check(self) -> None:
         """Assert that every sandbox is unsent, in flight or ended, that the sums agree, and that limits are kept."""
         waiting: dict[str, int] = {}
         used: dict[str, list[int]] = {}
+        owned: dict[str, list[int]] = {}
+        abroad: dict[tuple[int, int], int] = {}
         for name, rollout in self.rollouts.items():
             rollout.ledger.check()
             assert not rollout.ledger.concluded
@@ -186,12 +255,19 @@ class Books:
             assert rollout.in_flight + away == rollout.ledger.live + rollout.ledger.hedged_count()
             assert rollout.unsent or name not in self.waiting
             tenant = rollout.request.tenant
-            waiting[tenant] = waiting.get(tenant, 0) + rollout.unsent
-            amounts = used.setdefault(tenant, [0, 0, 0, 0])
+            guest = rollout.guest is not None
+            waiting[tenant] = waiting.get(tenant, 0) + (0 if guest else rollout.unsent)
+            amounts, mine = used.setdefault(tenant, [0, 0, 0, 0]), owned.setdefault(tenant, [0, 0, 0, 0])
             for number, amount in enumerate(rollout.want.amounts):
-                amounts[number] += amount * rollout.in_flight
+                amounts[number] += amount * rollout.here
+                mine[number] += 0 if guest else amount * rollout.in_flight
+            for where, part in rollout.abroad.items():
+                abroad[where] = abroad.get(where, 0) + ranges.count(part)
+                assert not ranges.without(part, rollout.in_flight_indices())
+        self.borrowing.check(abroad)
         for name, tenant_ in self.tenants.items():
             assert tenant_.used == used.get(name, [0, 0, 0, 0])
+            assert tenant_.owned == owned.get(name, [0, 0, 0, 0])
             assert tenant_.waiting == waiting.get(name, 0)
             assert tenant_.rollouts == sum(each.request.tenant == name for each in self.rollouts.values())
         assert all(name in self.tenants for name in (*waiting, *used))

@@ -4,6 +4,8 @@ What does not fit now, though its turn has come (it has to be placed together, o
 room is kept for it. For `PATIENCE_MS` others may use that room if they will be out of it in time (backfill: Lifka, The
 ANL/IBM SP Scheduling System, 1995), going by how long their like ran before; after that nobody may. It is kept for one
 at a time, so that two never wait for each other.
+
+What has no room in this cell may have tickets for another's (`borrowing`): then it goes there.
 """
 
 from typing import Final
@@ -15,8 +17,10 @@ from shoal.machine.core import Publish
 from shoal.wire import messages as m, subjects
 from shoal_scheduler.core.admission import wants
 from shoal_scheduler.core.books import Books
+from shoal_scheduler.core.borrowing import Ask
 from shoal_scheduler.core.order import Order
-from shoal_scheduler.core.state import Rollout, Sent
+from shoal_scheduler.core.room import PLENTY
+from shoal_scheduler.core.state import Rollout
 from shoal_scheduler.core.waiting import Key, Line
 
 PATIENCE_MS: Final = 30_000
@@ -27,14 +31,15 @@ _STEPS: Final = 64  # as `order.SLACK`
 
 
 class Part:
-    """What is given out of one rollout: an attempt of some of its sandboxes."""
+    """What is given out of one rollout: an attempt of some of its sandboxes, to the nodes of a cell."""
 
-    __slots__ = ("attempt", "avoid", "indices", "last", "rollout", "together")
+    __slots__ = ("attempt", "avoid", "cell", "indices", "last", "rollout", "together")
 
     def __init__(
-        self, rollout: Rollout, attempt: int, indices: m.Ranges, avoid: tuple[str, ...], together: bool
+        self, rollout: Rollout, cell: int, attempt: int, indices: m.Ranges, avoid: tuple[str, ...], together: bool
     ) -> None:  # fmt: skip
         self.rollout = rollout
+        self.cell = cell
         self.attempt = attempt
         self.indices = indices
         self.avoid = avoid
@@ -61,7 +66,8 @@ class Dispatch:
         self._kept = ""
         if not books.waiting.lines:
             return
-        if books.rooms.capacity.slots <= books.rooms.given and not books.rooms.total[0] == 0:
+        full = books.rooms.capacity.slots <= books.rooms.given and not books.rooms.total[0] == 0
+        if full and not books.borrowing.some:
             self._full(order)
             return
         while (line := order(books, self._shut)) is not None:
@@ -76,11 +82,15 @@ class Dispatch:
         """Every slot is taken: nobody has to be asked one by one. Whoever room is kept for is still that."""
         first = order(self._books, self._shut)
         if first is not None:
-            self.blocked.append(first)
+            self._block(first)
         for line in self._books.waiting.each():
             self.held_up[line.key] = ("room" if self._books.rooms.offers(line.want.needs) else "nodes", "")
             if line is not first:
-                self.blocked.append(line)
+                self._block(line)
+
+    def _block(self, line: Line) -> None:
+        if self._books.rollouts[line.first].guest is None:
+            self.blocked.append(line)
 
     def _hold_up(self, line: Line, kind: str, sentence: str = "") -> None:
         self.held_up[line.key] = (kind, sentence)
@@ -89,37 +99,45 @@ class Dispatch:
         books, now = self._books, self._now
         rollout = books.rollouts[line.first]
         unit, needs = rollout.unit, line.want.needs
-        if not books.rooms.offers(needs):
+        ask = books.borrowing.find(line.key, unit)
+        if not books.rooms.offers(needs) and ask is None:
             self._hold_up(line, "nodes")
             return
-        tenant = books.tenants[line.tenant]
-        allowed, why = tenant.may_have(line.want)
-        if allowed < unit:
-            self._hold_up(line, "quota", why)
-            return
-        if (rate := tenant.may_start(now)) < min(unit, max(int(tenant.limits.starts_per_s), 1)):
-            books.at(tenant.next_start_ms(), "rate", tenant.name)
-            self._hold_up(line, "rate", f"{tenant.limits.starts_per_s:g} starts a second")
-            return
-        if books.shut.get(line.want, 0) > now:
-            self._keep(rollout)
-            self.blocked.append(line)
-            self._hold_up(line, "room")
-            return
-        fits = books.rooms.fits(line.want)
-        if fits < unit:
-            self._keep(rollout)
-            self.blocked.append(line)
-            self._hold_up(line, "room")
-            return
+        allowed = rate = PLENTY
+        if rollout.guest is None:  # else its own cell has seen to it
+            tenant = books.tenants[line.tenant]
+            allowed, why = tenant.may_have(line.want)
+            if allowed < unit:
+                self._hold_up(line, "quota", why)
+                return
+            if (rate := tenant.may_start(now)) < min(unit, max(int(tenant.rate), 1)):
+                books.at(tenant.next_start_ms(), "rate", tenant.name)
+                self._hold_up(line, "rate", f"{tenant.limits.starts_per_s:g} starts a second")
+                return
+        most = min(allowed, max(rate, unit))
+        if (fits := self._fits(line, rollout, ask)) >= unit:
+            if len(self._books.waiting) > 1:
+                step = max(min(books.rooms.capacity.slots // _STEPS, _STEPS), 1)
+                most = min(most, max(step, unit))
+            self._send(rollout, min(most, fits), None)
+        elif ask is not None:
+            self._send(rollout, min(most, ranges.count(ask.lent)), ask)
+
+    def _fits(self, line: Line, rollout: Rollout, ask: Ask | None) -> int:
+        """Return how many may have room here; what has none, and no tickets either, is held up."""
+        books = self._books
+        fits = 0 if books.shut.get(line.want, 0) > self._now else books.rooms.fits(line.want)
+        if fits < rollout.unit:
+            if ask is None:
+                self._keep(rollout)
+                self._block(line)
+                self._hold_up(line, "room")
+            return 0
         if self._kept and not self._may_pass(rollout, line):
-            self._hold_up(line, "gang", self._kept)
-            return
-        most = min(allowed, fits, max(rate, unit))
-        if len(self._books.waiting) > 1:
-            step = max(min(books.rooms.capacity.slots // _STEPS, _STEPS), 1)
-            most = min(most, max(step, unit))
-        self._send(rollout, most)
+            if ask is None:
+                self._hold_up(line, "gang", self._kept)
+            return 0
+        return fits
 
     def _keep(self, rollout: Rollout) -> None:
         """Keep room for a rollout, if there could ever be enough, from those whose turn comes after it."""
@@ -145,7 +163,7 @@ class Dispatch:
         begins = books.pace.until(missing, now)
         return now + runs_ms <= (since + PATIENCE_MS if begins is None else max(begins, now))
 
-    def _send(self, rollout: Rollout, limit: int) -> None:
+    def _send(self, rollout: Rollout, limit: int, ask: Ask | None) -> None:
         books, now = self._books, self._now
         together = rollout.gathering and rollout.unit > 1
         limit = rollout.unit if together else limit
@@ -160,18 +178,21 @@ class Dispatch:
             attempt, avoid = 0, ()
             part, rollout.fresh = ranges.take(rollout.fresh, limit)
         rollout.gathering = False
-        count = ranges.count(part)
-        rollout.sent.append(Sent(attempt, part, now))
-        tenant = books.tenants[rollout.request.tenant]
-        tenant.waiting -= count
-        tenant.started(count)
-        books.give(rollout, count, now)
+        if rollout.guest is None:
+            rollout.starting.sent(attempt, part, now)
+            books.tenants[rollout.request.tenant].started(ranges.count(part))
+        books.wait(rollout, -ranges.count(part))
+        books.give(rollout, part, ask)
         books.turn = rollout.request.rollout if rollout.unsent else ""
+        cell = books.cell if ask is None else ask.cell
         last = self.parts[-1] if self.parts else None
-        if last and (last.rollout, last.attempt, last.avoid) == (rollout, attempt, avoid) and not last.together:
+        if (
+            last and (last.rollout, last.cell, last.attempt, last.avoid) == (rollout, cell, attempt, avoid)
+            and not last.together
+        ):  # fmt: skip
             last.extend(part)
         else:
-            self.parts.append(Part(rollout, attempt, part, avoid, together))
+            self.parts.append(Part(rollout, cell, attempt, part, avoid, together))
         if not rollout.due(now) and not rollout.may_send_fresh:
             books.waiting.remove(rollout.request.rollout)
         elif ready:
@@ -179,7 +200,10 @@ class Dispatch:
 
 
 def placements(cell: int, part: Part) -> list[Publish]:
-    """Return the effects that ask for a part to be placed."""
+    """Return the effects that ask for a part of one of this cell's rollouts to be placed; a guest gets its tickets."""
+    if part.rollout.guest is not None:
+        guest, number = part.rollout.guest
+        return [Publish(subjects.rollout_system(guest), m.RoomLent(cell, number, part.indices))]
     effects: list[Publish] = []
     rollout, request = part.rollout, part.rollout.request
     spec = request.spec
@@ -193,5 +217,5 @@ def placements(cell: int, part: Part) -> list[Publish]:
             request.rollout, request.tenant, request.run, cell, part.attempt, indices, one, snapshot,
             rollout.deadline_ms, part.avoid, part.together,
         )  # fmt: skip
-        effects.append(Publish(subjects.placement_request(cell), place))
+        effects.append(Publish(subjects.placement_request(part.cell), place))
     return effects

@@ -10,6 +10,7 @@ from shoal_scheduler.core import stragglers
 from shoal_scheduler.core.books import Books
 from shoal_scheduler.core.dispatch import SHUT_MS, Part, placements
 from shoal_scheduler.core.poison import Suspects, same_template
+from shoal_scheduler.core.room import Want
 from shoal_scheduler.core.state import Again, Rollout
 
 REMEMBERED_MS: Final = 86_400_000
@@ -19,9 +20,9 @@ _REMEMBERED: Final = 1_000_000
 class Fates:
     """See the module. `past` are rollouts that are over; `unresolved` who waits to hear what a template stands for."""
 
-    def __init__(self, cell: int) -> None:
+    def __init__(self, cell: int, cells: int) -> None:
         self._cell = cell
-        self.books = Books(cell)
+        self.books = Books(cell, cells)
         self.past: dict[str, int] = {}  # concluded or rejected: until when they are remembered
         self.unresolved: dict[tuple[str, str], dict[str, None]] = {}
         self.suspects = Suspects()
@@ -65,10 +66,27 @@ class Fates:
         """Let go of the other attempt, where one of two has won."""
         settled = ranges.without(hedged, rollout.ledger.hedged(hedged)) if hedged else ()
         if settled:
-            self.books.give(rollout, -ranges.count(settled), now)
-            name = rollout.request.rollout
-            ask = m.ReleaseRequested(name, settled, m.EndReason.RELEASED, attempt ^ HEDGE)
-            effects.append(Publish(subjects.placement_request(self._cell), ask))
+            loser = attempt ^ HEDGE
+            away = rollout.is_abroad(settled) if loser < HEDGE else ()
+            self._let_go(rollout, ranges.without(settled, away), away, m.EndReason.RELEASED, loser, effects)
+            self.books.back(rollout, loser, settled, now)
+
+    def _let_go(
+        self, rollout: Rollout, here: m.Ranges, away: m.Ranges, reason: m.EndReason, attempt: int,
+        effects: list[Effect],
+    ) -> None:  # fmt: skip
+        """Ask for the end of sandboxes in flight, in this cell and in others; of one attempt, unless it is -1.
+
+        Of a rollout that is over, all is ended wherever some of it is.
+        """
+        name, over = rollout.request.rollout, rollout.ledger.concluded and attempt < 0
+        parts = {self._cell: here}
+        for (cell, _), there in rollout.abroad.items():
+            parts[cell] = ranges.union(parts.get(cell, ()), ranges.intersect(there, away))
+        for cell, part in parts.items():
+            if part:
+                ask = m.ReleaseRequested(name, () if over else part, reason, attempt)
+                effects.append(Publish(subjects.placement_request(cell), ask))
 
     def _finished(self, message: m.SandboxesFinished, now: int, effects: list[Effect]) -> None:
         results, attempt = message.results, message.attempt
@@ -80,16 +98,16 @@ class Fates:
             return
         request = rollout.request
         hedged = rollout.ledger.hedged(indices)
-        rollout.no_longer_sent(attempt & (HEDGE - 1), indices)
-        ended = 0
+        rollout.starting.over(attempt & (HEDGE - 1), indices)
+        ended: list[int] = []
         for each in results:
             if rollout.ledger.finish(attempt, each.index, each.result):
-                ended += 1
+                ended.append(each.index)
                 self.books.pace.lasted(request.tenant, request.spec.template, each.run_us / 1000)
         if ended:
             self.suspects.started(rollout)
         self._settle(rollout, attempt, hedged, now, effects)
-        self.books.give(rollout, -ended, now)
+        self.books.back(rollout, attempt, ranges.collect(ended), now)
         self._begin(rollout, now)
         self._conclude(rollout, "finished", now, effects)
 
@@ -98,17 +116,19 @@ class Fates:
         rollout = self._reported(message.rollout, attempt, indices, now)
         if rollout is None:
             return
-        hedges = rollout.ledger.hedged_count()
+        hedges = rollout.ledger.hedged(indices)
         gone, again = rollout.ledger.end(attempt, indices, reason)
-        rollout.no_longer_sent(attempt, indices)
+        rollout.starting.over(attempt, indices)
         rollout.leaving = ranges.without(rollout.leaving, indices)
-        halves = hedges - rollout.ledger.hedged_count()
-        self.books.give(rollout, -(ranges.count(gone) + ranges.count(again) + halves), now)
+        halves = ranges.without(hedges, rollout.ledger.hedged(hedges))
+        declined = reason is m.EndReason.PREEMPTED and not node  # placement found no room after all
+        away = bool(rollout.is_abroad(again)) and attempt < HEDGE
+        ended = ranges.union(ranges.union(gone, again), halves)
+        self.books.back(rollout, attempt, ended, now, declined=declined)
         if again:
-            declined = reason is m.EndReason.PREEMPTED and not node
-            if declined:  # placement found no room after all
-                self.books.shut[rollout.want] = now + SHUT_MS
-                self.books.at(now + SHUT_MS, "shut", "")
+            if declined:
+                if not away:
+                    self._shut(rollout.want, now)
                 rollout.gathering = rollout.gathering or not rollout.begun
             present = rollout.ledger.by_attempt(ranges.indices(again))
             for number, part in present:
@@ -121,6 +141,11 @@ class Fates:
             for each in list(self.books.rollouts.values()):
                 if same_template(rollout, each) and (verdict := Suspects.verdict(each, message.detail)):
                     self._give_up(each, verdict, now, effects)
+
+    def _shut(self, want: Want, now: int) -> None:
+        """Send no more such sandboxes to this cell's placement for a moment."""
+        self.books.shut[want] = now + SHUT_MS
+        self.books.at(now + SHUT_MS, "shut", "")
 
     def _give_up(self, rollout: Rollout, verdict: m.SandboxesClosed, now: int, effects: list[Effect]) -> None:
         """Say that sandboxes are given up; until that is read back, none of them is given out."""
@@ -138,9 +163,9 @@ class Fates:
             return
         rollout.saved[index] = message.snapshot
         rollout.leaving = ranges.without(rollout.leaving, one)
-        rollout.no_longer_sent(attempt & (HEDGE - 1), one)
+        rollout.starting.over(attempt & (HEDGE - 1), one)
         self._settle(rollout, attempt, hedged, now, effects)
-        self.books.give(rollout, -1, now)
+        self.books.back(rollout, attempt, one, now)
         self._begin(rollout, now)
         if message.preempted:  # nobody else knows that it is to come back
             request = rollout.request
@@ -163,38 +188,45 @@ class Fates:
         if rollout is None or now >= rollout.deadline_ms:
             return
         news = rollout.ledger.hedge(message.attempt, message.indices)
-        self.books.give(rollout, ranges.count(news), now)
+        self.books.give(rollout, news)
         if news:
-            effects.extend(placements(self._cell, Part(rollout, message.hedge, news, (), False)))
+            effects.extend(placements(self._cell, Part(rollout, self._cell, message.hedge, news, (), False)))
 
     def _close(self, name: str, indices: m.Ranges, reason: m.EndReason, now: int, effects: list[Effect]) -> None:
         rollout = self.books.rollouts.get(name)
         if not ranges.valid(indices, rollout.ledger.n if rollout else 2**31):
             raise LawBrokenError(f"indices {indices} are not those of rollout {name}")
-        if rollout is None or (now >= rollout.deadline_ms and reason is not m.EndReason.TIMED_OUT):
+        late = rollout is not None and rollout.guest is None and now >= rollout.deadline_ms
+        if rollout is None or (late and reason is not m.EndReason.TIMED_OUT):
             return  # as in `_reported`
         indices = indices or ranges.whole(rollout.ledger.n)
         asleep = rollout.ledger.asleep(indices)
-        hedged = ranges.count(rollout.ledger.hedged(indices))
+        hedged = rollout.ledger.hedged(indices)
+        present = [(HEDGE, indices)]  # here, in whichever attempt
+        if rollout.abroad:
+            present = rollout.ledger.by_attempt(ranges.indices(rollout.ledger.open(indices)))
         news = rollout.ledger.close(indices, reason)
         if not news:
             return
         away = ranges.union(self.books.withdraw(rollout, news, now), ranges.union(asleep, rollout.closing))
         rollout.closing = ranges.without(rollout.closing, news)
         rollout.leaving = ranges.without(rollout.leaving, news)
-        for each in rollout.sent:
-            rollout.no_longer_sent(each.attempt, news)
+        rollout.starting.gone(news)
         sent = ranges.without(news, away)
-        self.books.give(rollout, -(ranges.count(sent) + hedged), now)
-        if sent:
-            everything = () if rollout.ledger.concluded else sent
-            ask = m.ReleaseRequested(name, everything, reason)
-            effects.append(Publish(subjects.placement_request(self._cell), ask))
+        if sent and rollout.guest is None:
+            abroad = rollout.is_abroad(sent)
+            here = ranges.union(ranges.without(sent, abroad), hedged)
+            self._let_go(rollout, here, abroad, reason, -1, effects)
+        for attempt, part in present:
+            self.books.back(rollout, attempt, ranges.intersect(part, sent), now)
+        self.books.back(rollout, HEDGE, hedged, now)
         closed = reason in (m.EndReason.RELEASED, m.EndReason.CANCELLED, m.EndReason.TIMED_OUT)
         self._conclude(rollout, reason.value if closed else "finished", now, effects)
 
     def _conclude(self, rollout: Rollout, reason: str, now: int, effects: list[Effect]) -> None:
-        if rollout.ledger.concluded:
+        if rollout.ledger.concluded and rollout.guest is not None:
+            self._drop(rollout.request.rollout, now, effects)
+        elif rollout.ledger.concluded:
             name = rollout.request.rollout
             told = m.RolloutConcluded(name, rollout.ledger.counts(), reason)
             effects.append(rollout.outcome(self._cell, told))

@@ -51,7 +51,11 @@ def _within(books: Books, lines: list[Line]) -> Line:
 def _next(books: Books, lines: list[Line]) -> Line:
     """Return whose turn it is among lines that have as much."""
     return min(
-        lines, key=lambda line: (line.first != books.turn, not line.urgent, books.rollouts[line.first].order)
+        lines,
+        key=lambda line: (
+            line.first != books.turn, not line.urgent, books.rollouts[line.first].turn_ms,
+            books.rollouts[line.first].order,
+        ),
     )  # fmt: skip
 
 

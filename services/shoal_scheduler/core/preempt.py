@@ -37,7 +37,7 @@ def victims(books: Books, line: Line, now: int) -> list[Victim]:
     candidates = [
         rollout
         for rollout in books.rollouts.values()
-        if rollout.in_flight and rollout.request.spec.priority < line.priority
+        if rollout.here and rollout.guest is None and rollout.request.spec.priority < line.priority
         and rollout.request.spec.on_preempted is not m.OnPreempted.NEVER
         and books.rooms.overlap(rollout.want.needs, line.want.needs)
         and (
@@ -71,7 +71,8 @@ def victims(books: Books, line: Line, now: int) -> list[Victim]:
 def _choose(rollout: Rollout, count: int) -> m.Ranges:
     """Return so many sandboxes of a rollout: those that are not ready first, then the last ones."""
     spec, ledger = rollout.request.spec, rollout.ledger
-    there = list(ranges.indices(ranges.without(rollout.in_flight_indices(), ledger.hedged(ranges.whole(ledger.n)))))
+    here = ranges.without(rollout.in_flight_indices(), ledger.hedged(ranges.whole(ledger.n)))
+    there = list(ranges.indices(ranges.without(here, rollout.is_abroad(here))))
     starting = [index for index in there if not ledger.is_ready(index)]
     ready = [index for index in there if ledger.is_ready(index)]
     if spec.commands and spec.on_preempted is m.OnPreempted.HIBERNATE:

@@ -1,6 +1,6 @@
 """The scheduler's state machine: admits rollouts, orders them into the cell's room, and concludes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from shoal.machine import ranges
@@ -11,25 +11,35 @@ from shoal.wire import messages as m, subjects
 from shoal.wire.quantities import BadValueError
 from shoal_scheduler.core import preempt, stragglers, telling
 from shoal_scheduler.core.admission import lasting, limits_problem, problem, unfit
+from shoal_scheduler.core.borrowing import MOST
 from shoal_scheduler.core.checkpoint import dump, load
 from shoal_scheduler.core.dispatch import Dispatch, placements
 from shoal_scheduler.core.fates import REMEMBERED_MS, Fates
 from shoal_scheduler.core.order import ORDERS
+from shoal_scheduler.core.quotas import Exchange, part_of
 from shoal_scheduler.core.state import Rollout
-from shoal_scheduler.core.tenants import WAITING
+from shoal_scheduler.core.tenants import WAITING, amounts_of
+from shoal_scheduler.core.waiting import Line
 
 _FRESH_MS: Final = 10_000  # how long what a directory or a tar stood for is believed
 _LEAST_RETRY_MS: Final = 1_000
+_ROOM: Final = ("room", "nodes", "gang")
+_LIMIT: Final = ("quota", "rate")
 
 
 class SchedulerCore(Fates):
-    """The rollouts of one cell. `quota` is the most sandboxes a rollout may ask for, `order` the policy's name."""
+    """The rollouts of one cell of `cells`.
 
-    state_version = 4
+    `quota` is the most sandboxes a rollout may ask for, `order` the policy's name.
+    """
 
-    def __init__(self, cell: int, quota: int = 100_000, order: str = "fair") -> None:
-        super().__init__(cell)
+    state_version = 5
+
+    def __init__(self, cell: int, quota: int = 100_000, order: str = "fair", cells: int = 1) -> None:
+        super().__init__(cell, cells)
+        self.exchange = Exchange(self.books)
         self._quota = quota
+        self._chosen = order
         self._order = ORDERS[order]
         self.templates: dict[tuple[str, str], tuple[m.Snapshot, int]] = {}
         self.orders = 0
@@ -51,8 +61,29 @@ class SchedulerCore(Fates):
                 self.known[_tenant(tenant)] = None
             case m.TenantRemoved(tenant=tenant):
                 self.known.pop(tenant, None)
+            case m.SettingsChanged(settings=settings):
+                self.go_by(dict(settings))
             case m.TenantSet(tenant=tenant, limits=limits):
-                self._limit(_tenant(tenant), limits)
+                self._limit(_tenant(tenant), limits, amounts_of(limits), 0)
+            case m.TenantLimited(tenant=tenant, limits=limits, version=version):
+                self._limit(_tenant(tenant), limits, part_of(limits, self._cell, self.books.cells), version)
+            case m.QuotaWanted(cell=cell, tenant=tenant):
+                _tenant(tenant)
+                self._other(cell)
+                self.exchange.wanted(message)
+            case m.QuotaLent(cell=cell):
+                self._other(cell)
+                self.exchange.lent(message, now)
+            case m.RoomWanted():
+                self._lend_room(message, now)
+            case m.RoomLent(cell=cell):
+                self._other(cell)
+                self.books.borrowing.lent(message)
+            case m.RoomReturned(cell=cell, number=number, tickets=tickets, declined=declined):
+                name = _guest(cell, number)
+                if declined and name in self.books.rollouts:
+                    self._shut(self.books.rollouts[name].want, now)
+                self._close(name, tickets, m.EndReason.RELEASED, now, effects)
             case m.SandboxesReady(rollout=name, attempt=attempt, indices=indices):
                 if (rollout := self._reported(name, attempt, indices, now)) is None or not self._ready(
                     rollout, attempt, indices, now, effects
@@ -88,6 +119,19 @@ class SchedulerCore(Fates):
         self._dispatch(now, effects)
         return effects
 
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Return whose turn it is by which policy (`order`), and the most sandboxes a rollout may have (`quota`)."""
+        return {"order": self._chosen, "quota": str(self._quota)}
+
+    def go_by(self, settings: Mapping[str, str]) -> None:
+        """Go by these from now on. Raises LawBrokenError, having changed nothing."""
+        new = {**self.settings, **settings}
+        if new.keys() != self.settings.keys() or new["order"] not in ORDERS or not new["quota"].isdecimal():
+            known = f"order ({', '.join(ORDERS)}) and quota (a number)"
+            raise LawBrokenError(f"{settings} are no settings of a scheduler: it has {known}")
+        self._chosen, self._order, self._quota = new["order"], ORDERS[new["order"]], int(new["quota"])
+
     def wake_at_ms(self) -> int | None:
         """Return when to look at something (broker's time, ms); what it is may be over by then."""
         return self.books.timers[0][0] if self.books.timers else None
@@ -106,14 +150,36 @@ class SchedulerCore(Fates):
 
     # --- admission
 
-    def _limit(self, tenant: str, limits: m.Limits) -> None:
+    def _limit(self, tenant: str, limits: m.Limits, part: tuple[int, int, int, int], version: int) -> None:
         if sentence := limits_problem(limits):
             raise LawBrokenError(sentence)
         account = self.books.tenant(tenant)
-        account.limits = limits
-        account.starts = min(account.starts, max(limits.starts_per_s, 1.0))
+        if version > account.version or not version:
+            account.limit(limits, part, version or account.version)
         if account.idle:
             del self.books.tenants[tenant]
+
+    def _other(self, cell: int) -> None:
+        if cell == self._cell or not 0 <= cell < self.books.cells:
+            raise LawBrokenError(f"cell {cell} is none of the other cells of {self.books.cells}")
+
+    def _lend_room(self, message: m.RoomWanted, now: int) -> None:
+        """Let what another cell wants room for wait among this cell's own rollouts."""
+        self._other(message.cell)
+        if sentence := problem(message.spec):
+            raise LawBrokenError(sentence[1])
+        name, spec = _guest(message.cell, message.number), message.spec
+        if name in self.books.rollouts or name in self.past:
+            return
+        self.orders += 1
+        alone = spec.min_ready <= 1
+        request = m.RolloutSubmitted(name, _tenant(message.tenant), message.run, spec)
+        rollout = Rollout(
+            request, self.orders, now + spec.timeout_ms, Ledger(spec), ranges.whole(spec.n), gathering=not alone,
+            begun=alone, snapshot=m.Snapshot("", "room"), guest=(message.cell, message.number),
+        )  # fmt: skip
+        self.books.admit(rollout)
+        self.books.enqueue(rollout, now)
 
     def _submit(self, request: m.RolloutSubmitted, now: int, effects: list[Effect]) -> None:
         name, spec = request.rollout, request.spec
@@ -174,7 +240,8 @@ class SchedulerCore(Fates):
         if refused is not None:
             return m.RolloutRejected(name, *refused)
         waiting, most = tenant.waiting if tenant else 0, limits.waiting or WAITING
-        if waiting + spec.n <= most:
+        mine = -(-most // self.books.cells)  # each cell has its part, but one rollout may wait in any
+        if waiting + spec.n <= max(mine, 0 if waiting else most):
             return None
         when = self.books.pace.until(waiting + spec.n - most, now)
         retry_ms = max(when - now if when is not None else 10 * _LEAST_RETRY_MS, _LEAST_RETRY_MS)
@@ -236,15 +303,22 @@ class SchedulerCore(Fates):
         books = self.books
         for want in [want for want, until in books.shut.items() if until <= now]:
             del books.shut[want]
-        if not books.waiting.lines:
-            return
+        self._lend_quota(now, effects)
+        if books.waiting.lines:
+            self._give_out(now, effects)
+        else:
+            books.untold.clear()
+            self._borrow(None, now, effects)
+
+    def _give_out(self, now: int, effects: list[Effect]) -> None:
+        books = self.books
         round_ = Dispatch(books, self._order, now)
         for part in round_.parts:
             effects.extend(placements(self._cell, part))
             rollout = part.rollout
             if rollout.request.rollout not in books.waiting:
                 rollout.queued = ("", 0)  # who waits again is told again
-            if part.last:
+            if part.last and rollout.guest is None:
                 assert rollout.snapshot is not None
                 told = m.RolloutDispatched(rollout.request.rollout, rollout.snapshot)
                 effects.append(rollout.outcome(self._cell, told))
@@ -253,6 +327,7 @@ class SchedulerCore(Fates):
                 ask = m.PreemptRequested(rollout.request.rollout, attempt, indices, how)
                 effects.append(Publish(subjects.placement_request(self._cell), ask))
                 books.at(rollout.leaving_until_ms, "room", "")
+        self._borrow(round_, now, effects)
         if not books.waiting.lines:
             books.untold.clear()
             return
@@ -263,10 +338,48 @@ class SchedulerCore(Fates):
             books.at(books.tell_ms, "tell", "")
         effects.extend(rollout.outcome(self._cell, queued) for rollout, queued in told_)
 
+    def _lend_quota(self, now: int, effects: list[Effect]) -> None:
+        for cell, lent in self.exchange.lend(now):
+            effects.append(Publish(subjects.rollout_system(cell), lent))
+
+    def _borrow(self, round_: Dispatch | None, now: int, effects: list[Effect]) -> None:
+        """Ask other cells for room and for parts of limits that they do not use; give back what is not needed."""
+        books = self.books
+        if books.cells == 1:
+            return
+        wanting: list[tuple[Line, Rollout, int]] = []
+        limited: list[str] = []
+        for line in books.waiting.each() if round_ is not None else ():
+            kind, _ = round_.held_up.get(line.key, ("", "")) if round_ is not None else ("", "")
+            if kind in _LIMIT:
+                limited.append(line.tenant)
+            if kind not in _ROOM:
+                continue
+            first, tenant = books.rollouts[line.first], books.tenants[line.tenant]
+            allowed = min(tenant.may_have(line.want)[0], tenant.may_start(now))
+            if first.guest is None and allowed < first.unit:
+                limited.append(line.tenant)
+            elif first.guest is None:
+                wanting.append((line, first, min(books.waiting_in(line, most=MOST), allowed)))
+        again = books.borrowing.settle(wanting, now)
+        if again is not None:
+            books.at(again, "borrow", "")
+        for cell, said in books.borrowing.say():
+            effects.append(Publish(subjects.rollout_system(cell), said))
+        self._lend_quota(now, effects)
+        for wanted in self.exchange.ask(limited, now):
+            others = [cell for cell in range(books.cells) if cell != self._cell]
+            effects.extend(Publish(subjects.rollout_system(cell), wanted) for cell in others)
+
     def check(self) -> None:
         """Assert that every sandbox is unsent, in flight or ended, and that the sums agree."""
         self.books.check()
         assert not any(name in self.past for name in self.books.rollouts)
+
+
+def _guest(cell: int, number: int) -> str:
+    """Return the name of what another cell wants room for: no rollout can be called so."""
+    return f"~{cell}-{number}"
 
 
 def _tenant(name: str) -> str:

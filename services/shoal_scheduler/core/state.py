@@ -1,7 +1,7 @@
-"""A rollout as the scheduler keeps it, and the whole state as it is written into a checkpoint."""
+"""A rollout as the scheduler keeps it, and as it is written into a checkpoint."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -11,6 +11,10 @@ from shoal.machine.ledger import Dumped, Ledger
 from shoal.wire import messages as m, subjects
 from shoal_scheduler.core.admission import wants
 from shoal_scheduler.core.room import Needs, Want
+from shoal_scheduler.core.starting import Sent, Starting
+
+GUESTS_LATER_MS: Final = 5_000
+"""Handicap of other cells' rollouts: where all cells are as full, none sends its sandboxes to another."""
 
 
 class Again(NamedTuple):
@@ -22,17 +26,12 @@ class Again(NamedTuple):
     not_before_ms: int = 0
 
 
-class Sent(NamedTuple):
-    """Sandboxes that were given to placement in one attempt, and are not known to be ready."""
-
-    attempt: int
-    indices: m.Ranges
-    sent_ms: int
-
-
 @dataclass(slots=True)
 class Rollout:
-    """One rollout that is not over. `fresh` were never dispatched; `again` are to be dispatched once more."""
+    """One rollout that is not over. `fresh` were never dispatched; `again` are to be dispatched once more.
+
+    A `guest` is what another cell wants room for: the cell, and the number of its ask. Its sandboxes are tickets.
+    """
 
     request: m.RolloutSubmitted
     order: int
@@ -48,7 +47,6 @@ class Rollout:
     held: bool = False  # whether the catalogue was told that it is needed
     gathering: bool = False  # whether its first `min_ready` have to be placed together still
     begun: bool = True  # whether the others may follow
-    sent: list[Sent] = field(default_factory=list)
     took_ms: list[int] = field(default_factory=list)  # its sandboxes' starts
     hedge_ms: int = 0  # when its slowest are started elsewhere, too
     failed_on: dict[str, None] = field(default_factory=dict)  # nodes
@@ -56,6 +54,35 @@ class Rollout:
     closing: m.Ranges = ()  # given up, and told so; it counts when it is read back
     leaving: m.Ranges = ()  # asked to make room, until
     leaving_until_ms: int = 0
+    guest: tuple[int, int] | None = None
+    abroad: dict[tuple[int, int], m.Ranges] = field(default_factory=dict)
+    """Sandboxes in flight on other cells' nodes, by the cell and the number of the ask that got the room."""
+    starting: Starting = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.starting = Starting(self.request.spec.n, self.submitted_ms)
+
+    @property
+    def submitted_ms(self) -> int:
+        """When it was submitted, by the broker's clock."""
+        return self.deadline_ms - self.request.spec.timeout_ms
+
+    @property
+    def turn_ms(self) -> int:
+        """Since when it waits for its turn among those that have as much; a guest goes after who came shortly after."""
+        return self.submitted_ms + (GUESTS_LATER_MS if self.guest is not None else 0)
+
+    @property
+    def here(self) -> int:
+        """How many sandboxes in flight take room in this cell."""
+        return self.in_flight - sum(map(ranges.count, self.abroad.values()))
+
+    def is_abroad(self, indices: m.Ranges) -> m.Ranges:
+        """Return those of these sandboxes that are in flight on other cells' nodes."""
+        found: m.Ranges = ()
+        for part in self.abroad.values():
+            found = ranges.union(found, ranges.intersect(part, indices))
+        return found
 
     @property
     def unsent(self) -> int:
@@ -98,15 +125,6 @@ class Rollout:
         found = ranges.without(ranges.without(self.ledger.open(), self.queue), self.closing)
         return ranges.without(found, self.ledger.asleep(found))
 
-    def no_longer_sent(self, attempt: int, indices: m.Ranges) -> None:
-        """Forget that these sandboxes are being started."""
-        left = [(each, ranges.without(each.indices, indices)) for each in self.sent]
-        self.sent = [
-            each if each.attempt != attempt else each._replace(indices=rest)
-            for each, rest in left
-            if each.attempt != attempt or rest
-        ]
-
     def outcome(self, cell: int, message: m.Message) -> Publish:
         """Return the effect that tells the rollout's trainer."""
         return Publish(subjects.rollout_outcome(cell, self.request.tenant, self.request.run), message)  # type: ignore[arg-type]  # any of the outcomes
@@ -129,9 +147,9 @@ class Rollout:
         """Return it as data."""
         return DumpedRollout(
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
-            self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.sent,
+            self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.starting.dump(),
             self.took_ms, self.hedge_ms, list(self.failed_on), self.setbacks, self.closing, self.leaving,
-            self.leaving_until_ms,
+            self.leaving_until_ms, self.guest, list(self.abroad.items()),
         )  # fmt: skip
 
 
@@ -158,47 +176,20 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     closing: m.Ranges
     leaving: m.Ranges
     leaving_until_ms: int
+    guest: tuple[int, int] | None
+    abroad: list[tuple[tuple[int, int], m.Ranges]]
 
     def load(self) -> Rollout:
         """Return the rollout. Raises ValueError."""
         ledger = Ledger.load(self.request.spec, self.ledger)
         rollout = Rollout(
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
-            self.queued, dict(self.saved), self.held, self.gathering, self.begun, list(self.sent),
+            self.queued, dict(self.saved), self.held, self.gathering, self.begun,
             list(self.took_ms), self.hedge_ms, dict.fromkeys(self.failed_on), self.setbacks, self.closing, self.leaving,
-            self.leaving_until_ms,
+            self.leaving_until_ms, self.guest, dict(self.abroad),
         )  # fmt: skip
+        for attempt, indices, sent_ms in self.sent:
+            rollout.starting.sent(attempt, indices, sent_ms)
         away = rollout.unsent + ledger.asleep_count() + ranges.count(rollout.closing)
         rollout.in_flight = ledger.live - away + ledger.hedged_count()
         return rollout
-
-
-class DumpedTenant(msgspec.Struct, frozen=True, array_like=True):
-    """A tenant in a checkpoint; what it uses follows from its rollouts."""
-
-    name: str
-    limits: m.Limits
-    starts: float
-    starts_ms: int
-
-
-class State(msgspec.Struct, frozen=True, array_like=True):
-    """The scheduler's whole state. Orders are kept, so that equal states are equal bytes."""
-
-    rollouts: list[DumpedRollout]
-    waiting: list[tuple[str, bool]]
-    past: list[tuple[str, int]]
-    templates: list[tuple[str, str, m.Snapshot, int]]
-    unresolved: list[tuple[str, str, list[str]]]
-    timers: list[tuple[int, str, str]]
-    capacity: m.CellCapacity
-    orders: int
-    known: list[str]
-    tenants: list[DumpedTenant]
-    pace: tuple[float, int, list[tuple[str, str, float]]]
-    gang: tuple[str, int]
-    turn: str
-    tell_ms: int
-    untold: list[str]
-    shut: list[tuple[Want, int]]
-    suspects: list[tuple[str, str, list[str], int, str]]

@@ -25,13 +25,11 @@ _PART: Final = 10
 
 def started(books: Books, rollout: Rollout, attempt: int, indices: m.Ranges, now: int) -> None:
     """Note that these sandboxes are ready: how long they took, and when the others are late."""
-    for each in rollout.sent:
-        if each.attempt == attempt:
-            count = min(ranges.count(ranges.intersect(each.indices, indices)), _SAMPLES - len(rollout.took_ms))
-            rollout.took_ms += [now - each.sent_ms] * max(count, 0)
-    rollout.no_longer_sent(attempt & (HEDGE - 1), indices)  # if a hedge has won, so has what it is of
-    if rollout.sent and not rollout.hedge_ms and rollout.request.spec.hedge and _known(rollout):
-        _arm(books, rollout, min(each.sent_ms for each in rollout.sent) + _late_after(rollout))
+    since = rollout.starting.over(attempt & (HEDGE - 1), indices)  # if a hedge has won, so has what it is of
+    if attempt < HEDGE and len(rollout.took_ms) < _SAMPLES:
+        rollout.took_ms += [now - each for each in since][: _SAMPLES - len(rollout.took_ms)]
+    if rollout.starting and not rollout.hedge_ms and rollout.request.spec.hedge and _known(rollout):
+        _arm(books, rollout, rollout.starting.oldest_ms + _late_after(rollout))
 
 
 def late(books: Books, rollout: Rollout, now: int) -> list[m.SandboxesHedged]:
@@ -42,14 +40,12 @@ def late(books: Books, rollout: Rollout, now: int) -> list[m.SandboxesHedged]:
     after = _late_after(rollout)
     most = min(max(rollout.ledger.n // _PART, 1) - rollout.ledger.hedged_count(), books.rooms.fits(rollout.want))
     hedged: list[m.SandboxesHedged] = []
-    for each in rollout.sent:
-        if each.attempt < HEDGE and each.sent_ms + after <= now and most > 0:
-            part, _ = ranges.take(rollout.ledger.pending(each.attempt, each.indices), most)
-            if part:
-                most -= ranges.count(part)
-                name = rollout.request.rollout
-                hedged.append(m.SandboxesHedged(name, each.attempt, each.attempt + HEDGE, part))
-    if rollout.sent:
+    for attempt, indices in rollout.starting.since(now - after) if most > 0 else ():
+        part, _ = ranges.take(rollout.ledger.pending(attempt, indices), most)
+        if part:
+            most -= ranges.count(part)
+            hedged.append(m.SandboxesHedged(rollout.request.rollout, attempt, attempt + HEDGE, part))
+    if rollout.starting:
         _arm(books, rollout, now + after)
     return hedged
 

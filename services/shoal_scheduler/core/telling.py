@@ -17,7 +17,7 @@ def tell_new(books: Books, round_: Dispatch, now: int) -> list[tuple[Rollout, m.
     told: list[tuple[Rollout, m.RolloutQueued]] = []
     for name in list(books.untold):
         rollout = books.rollouts.get(name)
-        if rollout is not None and name in books.waiting:
+        if rollout is not None and name in books.waiting and rollout.guest is None:
             tenant = books.tenants[rollout.request.tenant]
             mine = max(tenant.waiting - rollout.unsent, 0)
             told += _tell(books, round_, rollout, books.waiting.line(name), mine, now)
@@ -33,6 +33,8 @@ def tell_all(books: Books, round_: Dispatch, now: int) -> list[tuple[Rollout, m.
         for line in sorted(lines.values(), key=lambda line: (-line.priority, books.rollouts[line.first].order)):
             for name in (*line.urgent, *line.fresh):
                 rollout = books.rollouts[name]
+                if rollout.guest is not None:
+                    continue
                 told += _tell(books, round_, rollout, line, before, now)
                 before += rollout.unsent
     return told

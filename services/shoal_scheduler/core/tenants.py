@@ -3,6 +3,8 @@
 A share is the dominant one (DRF: Ghodsi et al., Dominant Resource Fairness, NSDI 2011): of the resources that the cell
 counts, the largest part that somebody has of any, divided by the tenant's weight. The same measure, without weights,
 orders the runs of a tenant.
+
+What a tenant may have is said for the whole cluster; a cell keeps to a part of it (`quotas` moves parts between cells).
 """
 
 from collections.abc import Iterable
@@ -14,6 +16,16 @@ from shoal_scheduler.core.room import PLENTY, Amounts, Want
 
 WAITING: Final = 1_000_000
 """Sandboxes of one tenant that may wait for room, where its limits do not say."""
+SANDBOXES: Final = 0
+MEMORY: Final = 1
+CPU: Final = 2
+STARTS: Final = 3
+"""Places in a part: sandboxes, bytes of memory, thousandths of a cpu, thousandths of starts a second."""
+
+
+def amounts_of(limits: m.Limits) -> tuple[int, int, int, int]:
+    """Return limits as a part has them; 0 for what is not limited."""
+    return (limits.sandboxes, limits.memory, limits.cpu_milli, round(limits.starts_per_s * 1000))
 
 
 def dominant(used: Iterable[int], total: Amounts) -> float:
@@ -23,21 +35,43 @@ def dominant(used: Iterable[int], total: Amounts) -> float:
 
 @dataclass(slots=True)
 class Tenant:
-    """One tenant's account in this cell. `used` and `runs` are what is in flight: slots, memory, cpu, disk."""
+    """One tenant's account in this cell.
+
+    `used` and `runs` are what takes room in this cell: slots, memory, cpu, disk. `owned` is what its rollouts of this
+    cell have in flight, here or on another cell's nodes: that is what limits are for. `part` is this cell's part of
+    them; it counts where the whole is limited.
+    """
 
     name: str
     limits: m.Limits = field(default_factory=m.Limits)
+    part: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    base: tuple[int, int, int, int] = (0, 0, 0, 0)  # the equal part that it began with
+    version: int = 0
     used: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    owned: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     runs: dict[str, list[int]] = field(default_factory=dict)
     rollouts: int = 0
     waiting: int = 0  # sandboxes that were admitted and wait to be given out
     starts: float = 1.0  # those it may start now, where their rate is limited; as of
     starts_ms: int = 0
+    hungry: dict[int, m.QuotaWanted] = field(default_factory=dict)
+    """Cells that could use more of its limits, and how much."""
+    asked: tuple[tuple[int, int, int, int], int] = ((0, 0, 0, 0), 0)
+    """What the other cells were asked for last, and when."""
+    lent_ms: int = 0  # when a part came from another cell
+    vain_ms: int = 0  # until when nothing is claimed for lines that have no room
 
     @property
     def idle(self) -> bool:
         """Whether nothing would be lost if it were forgotten."""
-        return not self.rollouts and self.limits == m.Limits()
+        return not self.rollouts and self.limits == m.Limits() and not self.version and not self.hungry
+
+    def limit(self, limits: m.Limits, base: tuple[int, int, int, int], version: int) -> None:
+        """Let it have this much from now on, and of that this part in this cell."""
+        self.limits, self.base, self.part, self.version = limits, base, list(base), version
+        self.starts = min(self.starts, max(base[STARTS] / 1000, 1.0))
+        self.asked = ((0, 0, 0, 0), 0)
+        self.hungry = {cell: each for cell, each in self.hungry.items() if each.version >= version}
 
     def share(self, total: Amounts) -> float:
         """Return its weighted dominant share."""
@@ -47,36 +81,53 @@ class Tenant:
         """Return the dominant share of one of its runs."""
         return dominant(self.runs.get(run, (0, 0, 0, 0)), total)
 
-    def give(self, run: str, want: Want, count: int) -> None:
-        """Note that so many more of a run's sandboxes are in flight; fewer, where count is negative."""
+    def give(self, run: str, want: Want, here: int) -> None:
+        """Note that so many more of a run's sandboxes take room in this cell; fewer, where it is negative."""
+        if not here:
+            return
         mine = self.runs.setdefault(run, [0, 0, 0, 0])
         for number, amount in enumerate(want.amounts):
-            self.used[number] += amount * count
-            mine[number] += amount * count
+            self.used[number] += amount * here
+            mine[number] += amount * here
         if not mine[0]:
             assert not any(mine)
             del self.runs[run]
 
+    def own(self, want: Want, count: int) -> None:
+        """Note that so many more sandboxes of its rollouts are in flight, wherever; fewer, where it is negative."""
+        for number, amount in enumerate(want.amounts):
+            self.owned[number] += amount * count
+
+    def unused(self) -> list[int]:
+        """Return what is left of this cell's part of each limit, of the rate none; 0 for what is not limited."""
+        return [
+            max(part - owned, 0) if whole else 0
+            for whole, part, owned in zip(amounts_of(self.limits)[:STARTS], self.part, self.owned, strict=False)
+        ]
+
     def may_have(self, want: Want) -> tuple[int, str]:
         """Return how many more sandboxes its limits allow at once, and which of them is the closest, for people."""
         most, why = PLENTY, ""
-        slots, memory, cpu, _ = self.used
-        limits = self.limits
-        for limit, used, each, text in (
-            (limits.sandboxes, slots, 1, f"quota of {limits.sandboxes} sandboxes"),
-            (limits.memory, memory, want.memory, "quota of memory"),
-            (limits.cpu_milli, cpu, want.cpu_milli, f"quota of {limits.cpu_milli / 1000:g} cpus"),
+        limits, left = self.limits, self.unused()
+        for limit, unused, each, text in (
+            (limits.sandboxes, left[SANDBOXES], 1, f"quota of {limits.sandboxes} sandboxes"),
+            (limits.memory, left[MEMORY], want.memory, "quota of memory"),
+            (limits.cpu_milli, left[CPU], want.cpu_milli, f"quota of {limits.cpu_milli / 1000:g} cpus"),
         ):
-            if limit and each and (count := max((limit - used) // each, 0)) < most:
+            if limit and each and (count := unused // each) < most:
                 most, why = count, text
         return most, why
 
+    @property
+    def rate(self) -> float:
+        """How many sandboxes it may start a second in this cell, where that is limited."""
+        return self.part[STARTS] / 1000
+
     def may_start(self, now: int) -> int:
         """Return how many its rate allows now."""
-        rate = self.limits.starts_per_s
-        if not rate:
+        if not self.limits.starts_per_s:
             return PLENTY
-        self.starts = min(self.starts + max(now - self.starts_ms, 0) * rate / 1000, max(rate, 1.0))
+        self.starts = min(self.starts + max(now - self.starts_ms, 0) * self.rate / 1000, max(self.rate, 1.0))
         self.starts_ms = now
         return int(self.starts)
 
@@ -86,5 +137,7 @@ class Tenant:
             self.starts -= count
 
     def next_start_ms(self) -> int:
-        """Return when its rate allows the next one."""
-        return self.starts_ms + int(max(1 - self.starts, 0) * 1000 / self.limits.starts_per_s) + 1
+        """Return when its rate allows the next one; some time from now where this cell has no part of it."""
+        if not self.part[STARTS]:
+            return self.starts_ms + 1000
+        return self.starts_ms + int(max(1 - self.starts, 0) * 1000 / self.rate) + 1

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from shoal_scheduler.core.room import Want
 from shoal_scheduler.core.state import Rollout
 
-Key = tuple[str, int, str, Want]
-"""tenant, priority, run, want"""
+Key = tuple[str, int, str, Want, bool]
+"""tenant, priority, run, want, and whether it is another cell's"""
 
 
 @dataclass(slots=True)
@@ -22,13 +22,14 @@ class Line:
     run: str
     priority: int
     want: Want
+    guests: bool = False
     urgent: dict[str, None] = field(default_factory=dict)
     fresh: dict[str, None] = field(default_factory=dict)
 
     @property
     def key(self) -> "Key":
         """What is alike in it."""
-        return (self.tenant, self.priority, self.run, self.want)
+        return (self.tenant, self.priority, self.run, self.want, self.guests)
 
     @property
     def first(self) -> str:
@@ -40,7 +41,7 @@ class Waiting:
     """See the module."""
 
     def __init__(self) -> None:
-        self.lines: dict[str, dict[tuple[int, str, Want], Line]] = {}  # of each tenant
+        self.lines: dict[str, dict[Key, Line]] = {}  # of each tenant
         self._where: dict[str, tuple[Line, bool]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -73,11 +74,12 @@ class Waiting:
                 return
             self.remove(name)
         request = rollout.request
-        key = (request.spec.priority, request.run, rollout.want)
+        guests = rollout.guest is not None
+        key = (request.tenant, request.spec.priority, request.run, rollout.want, guests)
         lines = self.lines.setdefault(request.tenant, {})
         line = lines.get(key)
         if line is None:
-            line = lines[key] = Line(request.tenant, request.run, request.spec.priority, rollout.want)
+            line = lines[key] = Line(request.tenant, request.run, request.spec.priority, rollout.want, guests)
         (line.urgent if urgent else line.fresh)[name] = None
         self._where[name] = (line, urgent)
 
@@ -89,6 +91,6 @@ class Waiting:
         del (line.urgent if urgent else line.fresh)[name]
         if not line.urgent and not line.fresh:
             lines = self.lines[line.tenant]
-            del lines[line.priority, line.run, line.want]
+            del lines[line.key]
             if not lines:
                 del self.lines[line.tenant]

@@ -4,7 +4,7 @@ Looking at a source, making a template and removing blobs happen at the edge; th
 the executors that took them, when all their bytes are stored. Each belongs to a tenant, and no other finds it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -19,7 +19,9 @@ from shoal_snapshot.core.catalogue import Catalogue
 _PAGE: Final = 200  # entries in one message
 
 
-class _State(msgspec.Struct, frozen=True, array_like=True):
+class State(msgspec.Struct, frozen=True, array_like=True):
+    """The whole state. Orders are kept, so that equal states are equal bytes."""
+
     askers: list[tuple[str, list[tuple[int, str]]]]
     catalogue: catalogue.Dumped
     builds: builds.Dumped
@@ -34,6 +36,11 @@ class SnapshotCore:
         self._askers: dict[str, dict[tuple[int, str], None]] = {}  # in the order they asked
         self._catalogue = Catalogue()
         self._builds = Builds(self._catalogue.find, self._catalogue.has)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Return nothing: there is nothing to choose."""
+        return {}
 
     def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
         """Fold one message. Raises LawBrokenError, having changed nothing."""
@@ -149,11 +156,11 @@ class SnapshotCore:
     def dump(self) -> bytes:
         """Return the whole state; equal states give equal bytes."""
         askers = [(template, list(waiting)) for template, waiting in self._askers.items()]
-        return msgspec.msgpack.encode(_State(askers, self._catalogue.dump(), self._builds.dump()))
+        return msgspec.msgpack.encode(State(askers, self._catalogue.dump(), self._builds.dump()))
 
     def load(self, state: bytes) -> None:
         """Take over a dumped state. Raises ValueError."""
-        found = msgspec.msgpack.decode(state, type=_State)
+        found = msgspec.msgpack.decode(state, type=State)
         self._askers = {template: dict.fromkeys(waiting) for template, waiting in found.askers}
         self._catalogue.load(found.catalogue)
         self._builds.load(found.builds)

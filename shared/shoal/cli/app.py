@@ -27,6 +27,8 @@ _HOMES: Final = {
     "audit": "audit",
     "export": "export",
     "archive": "archive",
+    "state": "state",
+    "replay": "replay",
     "dead": "dead",
 }
 

@@ -26,6 +26,7 @@ class Exit(IntEnum):
     DEAD_LETTER = 17  # there is no such dead letter, or it was not kept whole
     BUILD_FAILED = 19  # a template could not be made
     DAMAGED = 20  # an archive is not as it was written; what is good of it was read
+    DIVERGED = 22  # the services installed here say something else than was recorded
     STREAM_FULL = 18  # a stream takes no new messages until somebody makes room
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command

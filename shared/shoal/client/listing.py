@@ -101,8 +101,10 @@ async def nodes(bus: Bus, cells: int, since_ms: int, now_ms: int) -> list[NodeIn
             beat = beats.get(executor)
             live, starting = (beat.live, beat.starting) if beat and beat.boot == message.boot else (0, 0)
             emptied = "draining" if live + starting else "drained"
+            # An executor leaves by itself when all its nodes are drained and empty, and comes back when one is not.
             states = {
-                node.node: emptied if state == "alive" and node.node in draining else state for node in message.nodes
+                node.node: emptied if state in ("alive", "left") and node.node in draining else state
+                for node in message.nodes
             }
             found += [
                 NodeInfo(

@@ -1,7 +1,6 @@
 """Nodes that are to take no more sandboxes: told to placement through its log, and listed in the cluster's bucket."""
 
 import secrets
-from typing import Final
 
 from shoal.bus.protocol import Bus
 from shoal.client.errors import BadRequest
@@ -10,20 +9,18 @@ from shoal.client.listed import note
 from shoal.wire import streams, subjects
 from shoal.wire.messages import NodeDrained
 
-_KEYS: Final = "drained"
-
 
 async def drain(link: Link, node: str, *, drained: bool, hibernate: bool = False) -> None:
     """Drain a node, or let it take sandboxes again; returns when every cell's log has it. Raises a ShoalError."""
     if not node or any(character in node for character in " *>\t\n"):
         raise BadRequest("node", f"{node!r} is not a node's name; `shoal nodes` lists them")
+    # Listed first: an executor that has left looks there for when it is wanted again.
+    await note(link, streams.drained_key(node), b"{}" if drained else None)
     id = f"drain:{node}:{secrets.token_hex(8)}"
     for cell in range(link.cells):
         await link.publish(subjects.placement_node(cell), NodeDrained(node, drained, hibernate), id)
-    await note(link, f"{_KEYS}.{node.encode().hex()}", b"{}" if drained else None)
 
 
 async def drained(bus: Bus) -> set[str]:
     """Return the nodes that are to take no more sandboxes."""
-    keys = await bus.keys(streams.CLUSTER_BUCKET, _KEYS)
-    return {bytes.fromhex(key.partition(".")[2]).decode() for key in keys}
+    return streams.drained_nodes(await bus.keys(streams.CLUSTER_BUCKET, streams.DRAINED_KEYS))

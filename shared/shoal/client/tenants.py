@@ -1,8 +1,8 @@
 """Which tenants a cluster has, and what they may have: told to every scheduler in its log, and listed in a bucket.
 
-A tenant's rollouts are spread over the cells by their names, and each cell keeps its part of a limit. Together they
-never give out more than the whole, except for a limit below the number of cells: each of them gives out one. What one
-cell's part leaves unused no other gets.
+A tenant's rollouts are spread over the cells by their names, and each cell keeps to its part of a limit. Together they
+never give out more than the whole; what one cell's part leaves unused it lends to the others. Of what may wait, each
+cell has an equal part, and takes one rollout of any size where none waits.
 """
 
 import secrets
@@ -15,7 +15,7 @@ from shoal.client.errors import BadRequest
 from shoal.client.link import Link
 from shoal.client.listed import note
 from shoal.wire import streams, subjects
-from shoal.wire.messages import Limits, TenantAdded, TenantRemoved, TenantSet
+from shoal.wire.messages import Limits, TenantAdded, TenantLimited, TenantRemoved
 
 _KEYS: Final = "tenant"
 _LIMITS: Final = "limits"
@@ -56,28 +56,20 @@ async def limits(link: Link) -> dict[str, Limits]:
 
 
 async def limit(link: Link, tenant: str, limits: Limits) -> None:
-    """Say what a tenant may have; returns when every cell's log has it. Raises BadRequest, a ShoalError."""
+    """Say what a tenant may have; returns when every cell's log has it. Raises BadRequest, a ShoalError.
+
+    While the cells hear of it one after the other, one may go by the old limits and another by the new ones already.
+    """
     if not 0.001 <= limits.weight <= 1000:
         raise BadRequest("weight", f"{limits.weight} cannot be used; give a number from 0.001 to 1000")
     for field in ("sandboxes", "memory", "cpu_milli", "starts_per_s", "waiting"):
         if getattr(limits, field) < 0:
             raise BadRequest(field, f"{getattr(limits, field)} cannot be used; give 0 for no limit, or more")
+    # Of two who say so at once, the one whose value stays in the bucket is right in every cell.
+    version = await note(link, f"{_LIMITS}.{tenant}", msgspec.msgpack.encode(limits))
     id = f"limits:{tenant}:{secrets.token_hex(8)}"
     for cell in range(link.cells):
-        await link.publish(subjects.rollout_system(cell), TenantSet(tenant, part(limits, cell, link.cells)), id)
-    await note(link, f"{_LIMITS}.{tenant}", msgspec.msgpack.encode(limits))
-
-
-def part(limits: Limits, cell: int, cells: int) -> Limits:
-    """Return one cell's part of a tenant's limits."""
-
-    def share(whole: int) -> int:
-        return max(whole // cells + (cell < whole % cells), 1) if whole else 0
-
-    return Limits(
-        limits.weight, share(limits.sandboxes), share(limits.memory), share(limits.cpu_milli),
-        limits.starts_per_s / cells, share(limits.waiting),
-    )  # fmt: skip
+        await link.publish(subjects.rollout_system(cell), TenantLimited(tenant, limits, version), id)
 
 
 async def _tell(link: Link, message: TenantAdded | TenantRemoved) -> None:

@@ -10,10 +10,11 @@
 5. `dump` is the whole state: a core that loads it goes on exactly as the one it came from, byte for byte.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import AnyMessage, Recipe, Snapshot
 
 
@@ -81,6 +82,11 @@ class Core(Protocol):
     state_version: int
     """Changes whenever `dump` means something else than before; a checkpoint of another version is not loaded."""
 
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Its policies and bounds by name: part of its state, changed by `SettingsChanged` alone."""
+        ...
+
     def handle(self, message: AnyMessage, cause: Cause) -> Sequence[Effect]:
         """Fold one message and return what follows from it. Raises LawBrokenError, having changed nothing."""
         ...
@@ -107,6 +113,16 @@ class Core(Protocol):
     def check(self) -> None:
         """Assert the core's invariants; tests call it after every step."""
         ...
+
+
+def respond(core: Core, payload: bytes, cause: Cause) -> tuple[Sequence[Effect], str]:
+    """Fold one message as it is in the log; return what follows, and why nobody can use it, where that is so."""
+    try:
+        return core.handle(decode(payload), cause), ""
+    except UndecodableError as error:
+        return (), str(error)
+    except LawBrokenError as error:
+        return error.answers, str(error)
 
 
 def effect_id(cause: Cause, number: int) -> str:

@@ -8,7 +8,7 @@ be stored, with the ids the leader would have used. A crash at any point repeats
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -16,15 +16,16 @@ import structlog
 from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, BusError, Delivery, Reader
 from shoal.machine.checkpoint import Checkpoint
-from shoal.machine.core import Cause, Core, Effect, LawBrokenError, Publish, Task, effect_id
+from shoal.machine.core import Cause, Core, Publish, Task, effect_id, respond
 from shoal.runtime.checkpoints import Checkpoints
-from shoal.runtime.dead import dead_letter_of
+from shoal.runtime.dead import dead_letter_of, store
 from shoal.runtime.lease import TTL_S, Lease, LeaseLostError, Owner
 from shoal.runtime.outlet import Folded, Outgoing, Outlet
 from shoal.runtime.performer import Perform, Performer
 from shoal.runtime.retention import retain
 from shoal.runtime.ticker import Ticker, wait
-from shoal.wire.codec import UndecodableError, decode, encode
+from shoal.wire.codec import encode
+from shoal.wire.messages import SettingsChanged
 
 _BATCH: Final = 512
 _HELD: Final = 200_000
@@ -76,10 +77,12 @@ class Shell:
         ttl_s: float = TTL_S,
         turns: Turns | None = None,
         checkpoint_every: int = CHECKPOINT_EVERY,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """`name` is the partition's, `tick_subject` one of the stream's; `now_ms` only decides when to publish ticks.
 
-        `ttl_s`: how long a lease stands that nobody renews, in seconds; `checkpoint_every`: in messages.
+        `ttl_s`: how long a lease stands that nobody renews, in seconds; `checkpoint_every`: in messages. `settings`:
+        what the core is to go by; whoever leads says so in the log where it goes by others.
         """
         self._bus = bus
         self._core = core
@@ -90,6 +93,8 @@ class Shell:
         self._now_ms = now_ms
         self._turns = turns or Turns()
         self._checkpoint_every = checkpoint_every
+        self._settings = settings
+        self._telling: asyncio.Task[object] | None = None
         self._lease = Lease(bus, name, owner or Owner.local(), ttl_s=ttl_s)
         self._checkpoints = Checkpoints(bus, name)
         self._outlet = Outlet(bus, name)
@@ -151,7 +156,7 @@ class Shell:
             await self._until(stop, tasks)
             await self._finish(tasks)
         finally:
-            await end(*tasks)
+            await end(*tasks, *((self._telling,) if self._telling is not None else ()))
             await self._performer.stop()
             self._turns.leads(self._name, False)
             await reader.close()
@@ -243,19 +248,16 @@ class Shell:
             self.replayed += 1
         else:
             self.folded += 1
-        effects: Sequence[Effect]
         out: list[Outgoing] = []
         try:
-            effects = self._core.handle(decode(delivery.payload), cause)
-        except (UndecodableError, LawBrokenError) as error:
-            effects = error.answers if isinstance(error, LawBrokenError) else ()
-            if not silent:
-                out.append(self._bury(delivery, cause, str(error)))
+            effects, problem = respond(self._core, delivery.payload, cause)
         except Exception:
             log.critical("the core failed", reader=self._name, sequence=delivery.sequence, subject=delivery.subject)
             raise
         if silent:
             return
+        if problem:
+            out.append(self._bury(delivery, cause, problem))
         for number, effect in enumerate(effects):
             if isinstance(effect, Publish):
                 out.append(Outgoing(effect.subject, encode(effect.message), effect_id(cause, number)))
@@ -333,6 +335,7 @@ class Shell:
         """Renew the lease and write the position down. Raises LeaseLostError; returns when it was handed on."""
         pause = self._lease.ttl_s / 4
         while True:
+            self._tell_settings()
             self._outlet.progress.clear()
             if self._outlet.done <= self._lease.record.position:
                 await wait(self._outlet.progress, pause)
@@ -346,6 +349,17 @@ class Shell:
             except BusError as error:
                 log.error("the lease is not renewed", partition=self._name, error=str(error))
             await asyncio.sleep(min(_POSITION_S, pause))
+
+    def _tell_settings(self) -> None:
+        """Say in the log what the core is to go by, until it does."""
+        wanted = self._settings
+        if wanted is None or self._tick_subject is None or wanted == self._core.settings:
+            return
+        if self._telling is None or self._telling.done():
+            id = f"settings:{self._name}:{self._lease.record.epoch}:{self.position}"
+            message = SettingsChanged(tuple(sorted(wanted.items())))
+            telling = store(self._bus, self._tick_subject, encode(message), id)
+            self._telling = asyncio.create_task(telling, name=f"{self._name} tells its settings")
 
     # --- checkpoints
 

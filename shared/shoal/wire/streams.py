@@ -14,6 +14,8 @@ CELLS_KEY: Final = "cells"
 """How many cells there are."""
 REPLICAS_KEY: Final = "replicas"
 """On how many brokers each stream and bucket is kept; 1 where it is missing."""
+DRAINED_KEYS: Final = "drained"
+"""Its keys that begin so name the nodes that are to take no more sandboxes: `drained_key`."""
 ID_KEY: Final = "id"
 """Which cluster it is: a random name that it got when it was set up. What is archived says where it is from."""
 LEASE_BUCKET: Final = "SHOAL_LEASE"
@@ -41,6 +43,16 @@ class Stream:
     max_bytes: int
     dedupe_s: float = 120.0
     replicas: int = 1
+
+
+def drained_key(node: str) -> str:
+    """Return the key under which a node is listed while it is drained: any name can be part of it in hexadecimal."""
+    return f"{DRAINED_KEYS}.{node.encode().hex()}"
+
+
+def drained_nodes(keys: Iterable[str]) -> set[str]:
+    """Return the nodes that these keys name."""
+    return {bytes.fromhex(key.partition(".")[2]).decode() for key in keys}
 
 
 def rollout(cell: int) -> Stream:

@@ -12,6 +12,7 @@ from shoal.wire.messages.dead import (
 )
 from shoal.wire.messages.executor import (
     DestroySandboxes as DestroySandboxes,
+    ExecutorDismissed as ExecutorDismissed,
     Hibernate as Hibernate,
     PreemptSandboxes as PreemptSandboxes,
     ReadFile as ReadFile,
@@ -35,6 +36,8 @@ from shoal.wire.messages.placement import (
 )
 from shoal.wire.messages.rollout import (
     CellCapacity as CellCapacity,
+    QuotaLent as QuotaLent,
+    QuotaWanted as QuotaWanted,
     RolloutCancelled as RolloutCancelled,
     RolloutConcluded as RolloutConcluded,
     RolloutDispatched as RolloutDispatched,
@@ -42,6 +45,9 @@ from shoal.wire.messages.rollout import (
     RolloutRejected as RolloutRejected,
     RolloutReleased as RolloutReleased,
     RolloutSubmitted as RolloutSubmitted,
+    RoomLent as RoomLent,
+    RoomReturned as RoomReturned,
+    RoomWanted as RoomWanted,
     SandboxesClosed as SandboxesClosed,
     SandboxesEnded as SandboxesEnded,
     SandboxesFinished as SandboxesFinished,
@@ -51,8 +57,10 @@ from shoal.wire.messages.rollout import (
     SandboxResult as SandboxResult,
     SandboxSaved as SandboxSaved,
     SandboxSlept as SandboxSlept,
+    SettingsChanged as SettingsChanged,
     TemplateResolved as TemplateResolved,
     TenantAdded as TenantAdded,
+    TenantLimited as TenantLimited,
     TenantRemoved as TenantRemoved,
     TenantSet as TenantSet,
     Tick as Tick,
@@ -112,9 +120,11 @@ AnyMessage = (
     | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
     | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded | SandboxesHedged | SandboxesClosed
     | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | TenantSet | Tick
+    | SettingsChanged | TenantLimited | QuotaWanted | QuotaLent | RoomWanted | RoomLent | RoomReturned
     | PlaceRequested | ReleaseRequested | PreemptRequested | NodeDrained | ExecutorJoined | ExecutorBeat | ExecutorHolds
     | ExecutorLeft | SlotsReleased | PrefetchSnapshot
-    | StartSandboxes | DestroySandboxes | PreemptSandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
+    | StartSandboxes | DestroySandboxes | PreemptSandboxes | ExecutorDismissed
+    | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
     | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
     | CommandRefused
     | ResolveTemplate | TemplateInspected | SnapshotAdded | SnapshotHeld | SnapshotLetGo

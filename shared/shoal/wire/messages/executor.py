@@ -50,6 +50,12 @@ class PreemptSandboxes(Message, frozen=True):
     how: OnPreempted
 
 
+class ExecutorDismissed(Message, frozen=True):
+    """All nodes of this executor are drained and empty: it leaves the cluster until one of them is not."""
+
+    boot: str
+
+
 # --- commands by trainers
 
 

@@ -208,6 +208,86 @@ class TenantSet(Message, frozen=True):
     limits: Limits
 
 
+class TenantLimited(Message, frozen=True):
+    """What a tenant may have in the whole cluster, from now on: each cell begins with an equal part of it.
+
+    Of two, the one with the higher `version` counts, in whatever order they come.
+    """
+
+    tenant: str
+    limits: Limits
+    version: int
+
+
+class QuotaWanted(Message, frozen=True):
+    """Another cell's scheduler could use more of its part of a tenant's limits; none of anything: no longer.
+
+    Of the same cell the one with the highest `number` counts. `amounts`: sandboxes, bytes of memory, thousandths of a
+    cpu, thousandths of starts a second. `claim_ms`: since when it is wanted, later where that cell has its equal part
+    already; who has claimed first is served first.
+    """
+
+    cell: int
+    number: int
+    tenant: str
+    version: int
+    amounts: tuple[int, int, int, int]
+    claim_ms: int
+
+
+class QuotaLent(Message, frozen=True):
+    """Another cell's scheduler gives a piece of its part of a tenant's limits away, for good. `number` counts them."""
+
+    cell: int
+    number: int
+    tenant: str
+    version: int
+    amounts: tuple[int, int, int, int]
+
+
+class RoomWanted(Message, frozen=True):
+    """Another cell's scheduler wants room for `spec.n` sandboxes of a tenant's run, of which it has none.
+
+    `number` counts what that cell wants of this one. `spec` says what they take and where they can be; the first
+    `min_ready` of them together.
+    """
+
+    cell: int
+    number: int
+    tenant: str
+    run: str
+    spec: RolloutSpec
+
+
+class RoomLent(Message, frozen=True):
+    """A cell has room for these of the sandboxes that were asked for: each index is a ticket for one, once."""
+
+    cell: int
+    number: int
+    tickets: Ranges
+
+
+class RoomReturned(Message, frozen=True):
+    """A cell has no use any more for these tickets (none: for any of them), whether they were given out or not.
+
+    `declined`: there was no room for them after all.
+    """
+
+    cell: int
+    number: int
+    tickets: Ranges = ()
+    declined: bool = False
+
+
+class SettingsChanged(Message, frozen=True):
+    """How a partition decides from now on: its policies and bounds by name, as its configuration says.
+
+    Said to a scheduler or to placement, in its own log, so that whoever folds that log decides the same.
+    """
+
+    settings: tuple[tuple[str, str], ...]
+
+
 class Tick(Message, frozen=True):
     """Time passes: published when a core has asked to be woken and nothing else came."""
 

@@ -1,0 +1,107 @@
+"""Which sandboxes of a rollout were given to placement and are not known to be ready, since when, in which attempt.
+
+Four bytes a sandbox while any of them is being started, and a cost that is that of the sandboxes a message names,
+however many parts a rollout was given out in.
+"""
+
+from array import array
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from shoal.machine import ranges
+from shoal.wire import messages as m
+
+_NONE: Final = array("I")
+
+
+class Sent(NamedTuple):
+    """Sandboxes that were given out in one attempt at one moment."""
+
+    attempt: int
+    indices: m.Ranges
+    sent_ms: int
+
+
+class Starting:
+    """See the module. Times are kept relative to `base_ms`."""
+
+    __slots__ = ("_attempts", "_base_ms", "_n", "_since", "count")
+
+    def __init__(self, n: int, base_ms: int) -> None:
+        self._n = n
+        self._base_ms = base_ms
+        self._since = _NONE  # 0: not being started, else a millisecond more than how long after the base
+        self._attempts: dict[int, int] = {}  # where it is not the first
+        self.count = 0
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def sent(self, attempt: int, indices: m.Ranges, now: int) -> None:
+        """Note that these sandboxes are given out."""
+        if not self._since:
+            self._since = array("I", bytes(4 * self._n))
+        since, moment = self._since, max(now - self._base_ms, 0) + 1
+        for index in ranges.indices(indices):
+            self.count += not since[index]
+            since[index] = moment
+            if attempt:
+                self._attempts[index] = attempt
+            elif self._attempts:
+                self._attempts.pop(index, None)
+
+    def over(self, attempt: int, indices: m.Ranges) -> list[int]:
+        """Note that these are being started no longer in this attempt; returns since when each of them was."""
+        if not self.count:
+            return []
+        found = []
+        since, attempts = self._since, self._attempts
+        for index in ranges.indices(indices):
+            if since[index] and (attempts.get(index, 0) == attempt if attempts else not attempt):
+                found.append(self._base_ms + since[index] - 1)
+                self._forget(index)
+        return self._tidied(found)
+
+    def gone(self, indices: m.Ranges) -> None:
+        """Note that these are of no use any more, in whichever attempt."""
+        if self.count:
+            for index in ranges.indices(indices):
+                if self._since[index]:
+                    self._forget(index)
+            self._tidied([])
+
+    def _forget(self, index: int) -> None:
+        self._since[index] = 0
+        self._attempts.pop(index, None)
+        self.count -= 1
+
+    def _tidied(self, found: list[int]) -> list[int]:
+        if not self.count:
+            self._since = _NONE
+        return found
+
+    @property
+    def oldest_ms(self) -> int:
+        """Since when the one that takes longest is being started; there must be one."""
+        return self._base_ms + min(moment for moment in self._since if moment) - 1
+
+    def since(self, until_ms: int) -> Iterator[tuple[int, m.Ranges]]:
+        """Yield by attempt those that were given out at that moment or before."""
+        last = until_ms - self._base_ms + 1
+        groups: dict[int, list[int]] = {}
+        for index, moment in enumerate(self._since):
+            if moment and moment <= last:
+                groups.setdefault(self._attempts.get(index, 0), []).append(index)
+        for attempt in sorted(groups):
+            yield attempt, ranges.collect(groups[attempt])
+
+    def dump(self) -> list[Sent]:
+        """Return it as data."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, moment in enumerate(self._since):
+            if moment:
+                groups.setdefault((self._attempts.get(index, 0), moment), []).append(index)
+        return [
+            Sent(attempt, ranges.collect(groups[attempt, moment]), self._base_ms + moment - 1)
+            for attempt, moment in sorted(groups)
+        ]

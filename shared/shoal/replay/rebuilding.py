@@ -1,0 +1,77 @@
+"""The state of a partition at any moment: the newest checkpoint before it, and the log from there on."""
+
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from shoal.archive.source import ArchiveError, History
+from shoal.machine.checkpoint import Checkpoint
+from shoal.machine.core import Cause, Core, respond
+from shoal.machine.service import Service
+from shoal.wire import streams
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A core as it was after the message `sequence`. `folded`: how many were folded after the checkpoint `begun`."""
+
+    core: Core
+    sequence: int
+    time_ms: int
+    folded: int
+    begun: int
+
+
+async def cells_of(history: History) -> int:
+    """Return how many cells the cluster has that a history is of. Raises ArchiveError."""
+    values = await history.values(streams.CLUSTER_BUCKET)
+    try:
+        return int(values[streams.CELLS_KEY])
+    except KeyError:
+        raise ArchiveError("it does not say how many cells its cluster has: was one ever set up there?") from None
+
+
+async def rebuild(
+    history: History,
+    service: Service,
+    cell: int,
+    *,
+    at_ms: int | None = None,
+    sequence: int | None = None,
+    checkpoints: bool = True,
+    tell: Callable[[int], None] = lambda _: None,
+) -> Rebuilt:
+    """Return a partition's core as it was at a moment (ms of the broker's clock), or after a message; else the newest.
+
+    `checkpoints`: begin with one where there is one. `tell` hears of the sequence now and then. Raises ArchiveError
+    where the log's beginning is gone and no checkpoint of before that moment can be loaded; DamagedError, BusError.
+    """
+    cells, stream = await cells_of(history), service.stream(cell)
+    if not 0 <= cell < cells:
+        raise ArchiveError(f"there is no cell {cell}: the cluster has {cells}, from 0 to {cells - 1}")
+    core = service.make(cell, cells)
+    begin = Checkpoint(service.name, core.state_version, stream, 0, 0, b"")
+    if checkpoints:
+        version = core.state_version
+        known = await history.checkpoints(service.partition(cell), version=version, until_ms=at_ms)
+        usable = [each for each in known if each.stream == stream and (sequence is None or each.sequence <= sequence)]
+        if usable:
+            begin = usable[-1]
+            core.load(begin.state)
+    first = (await history.bounds(stream)).first
+    if first > begin.sequence + 1:
+        when = "at that moment" if at_ms is not None or sequence is not None else "now"
+        raise ArchiveError(
+            f"the state of {service.partition(cell)} {when} cannot be told: {stream} begins with message {first}, and"
+            " no checkpoint of before it is at hand; read an archive that goes further back"
+        )
+    at, time_ms, folded = begin.sequence, begin.time_ms, 0
+    async with aclosing(history.read(stream, after=begin.sequence, until=sequence)) as messages:
+        async for delivery in messages:
+            if at_ms is not None and delivery.time_ms > at_ms:
+                break
+            respond(core, delivery.payload, Cause(stream, delivery.sequence, delivery.time_ms))
+            at, time_ms, folded = delivery.sequence, delivery.time_ms, folded + 1
+            if not folded % 4096:
+                tell(at)
+    return Rebuilt(core, at, time_ms, folded, begin.sequence)

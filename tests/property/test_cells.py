@@ -1,0 +1,123 @@
+"""The laws of several cells hold under any order of events, and each of them finds the bug that is planted for it."""
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+
+from property.cells import Make, drive
+from shoal.machine import ranges
+from shoal.wire import messages as m
+from shoal_scheduler.core.scheduler import SchedulerCore
+
+
+@given(st.randoms(use_true_random=False))
+@settings(
+    max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)  # fmt: skip
+def test_every_law_holds(source: random.Random) -> None:
+    drive(source)
+
+
+def test_every_law_holds_under_every_seed() -> None:
+    for seed in range(400):
+        drive(random.Random(seed))
+
+
+class KeepsWhatItLends(SchedulerCore):
+    """A part of a limit that is given to another cell stays here, too."""
+
+    def _lend_quota(self, now: int, effects: list[Any]) -> None:
+        before = {name: list(tenant.part) for name, tenant in self.books.tenants.items()}
+        super()._lend_quota(now, effects)
+        for name, part in before.items():
+            if name in self.books.tenants:
+                self.books.tenants[name].part = part
+
+
+class TakesAPartTwice(SchedulerCore):
+    """What comes twice counts twice."""
+
+    def handle(self, message: m.AnyMessage, cause: Any) -> Any:
+        if isinstance(message, m.QuotaLent):
+            self.exchange._heard_lent.clear()
+        return super().handle(message, cause)
+
+
+class UsesTicketsTwice(SchedulerCore):
+    """A ticket that comes twice is good for two sandboxes."""
+
+    def handle(self, message: m.AnyMessage, cause: Any) -> Any:
+        asks = self.books.borrowing.asks
+        if isinstance(message, m.RoomLent) and (ask := asks.get((message.cell, message.number))) is not None:
+            ask.used = ranges.without(ask.used, message.tickets)
+            ask.gone = ranges.without(ask.gone, message.tickets)
+        return super().handle(message, cause)
+
+
+class KeepsTickets(SchedulerCore):
+    """What was asked of other cells and is not needed any more is not given back."""
+
+    def __init__(self, cell: int, *, cells: int) -> None:
+        super().__init__(cell, cells=cells)
+        self.books.borrowing._give_up = lambda ask: None  # type: ignore[method-assign]  # the bug
+
+
+class LendsWhatItHasNot(SchedulerCore):
+    """Another cell gets room whether there is any or not."""
+
+    def _lend_room(self, message: m.RoomWanted, now: int) -> None:
+        fits = self.books.rooms.fits
+        self.books.rooms.fits = lambda want: max(fits(want), 1)  # type: ignore[method-assign]  # the bug
+        super()._lend_room(message, now)
+
+
+class EndsOnlyAtHome(SchedulerCore):
+    """What runs in another cell is not told to end."""
+
+    def _let_go(self, rollout: Any, here: m.Ranges, away: m.Ranges, *rest: Any) -> None:
+        super()._let_go(rollout, here, (), *rest)
+
+
+class NeverAsks(SchedulerCore):
+    """A cell keeps to its own nodes."""
+
+    def __init__(self, cell: int, *, cells: int) -> None:
+        super().__init__(cell, cells=cells)
+        self.books.borrowing.cells = 1
+
+
+class HoardsItsPart(SchedulerCore):
+    """No part of a limit is ever lent."""
+
+    def _lend_quota(self, now: int, effects: list[Any]) -> None:
+        return
+
+
+BUGS: dict[str, type[SchedulerCore]] = {
+    "a part is there twice": KeepsWhatItLends,
+    "a part is taken twice": TakesAPartTwice,
+    "a ticket is used twice": UsesTicketsTwice,
+    "tickets are kept": KeepsTickets,
+    "room is lent that is not there": LendsWhatItHasNot,
+    "elsewhere nothing ends": EndsOnlyAtHome,
+    "no overflow": NeverAsks,
+    "no lending of quotas": HoardsItsPart,
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    kind = BUGS[bug]
+    assert any(broken(seed, lambda cell, cells: kind(cell, cells=cells)) for seed in range(1_500))
+
+
+def broken(seed: int, make: Make) -> bool:
+    """Return whether a seed shows that a core breaks a law."""
+    try:
+        drive(random.Random(seed), make)
+    except AssertionError:
+        return True
+    return False

@@ -5,6 +5,7 @@ tenant's to say, an operator did. That nothing was changed afterwards, the chain
 (`shoal archive verify`).
 """
 
+import shlex
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -212,10 +213,7 @@ def _deed(each: Happening, who: str, run: str, what: str, subject: str, detail: 
 
 def shell(command: m.Command) -> str:
     """Return a command as it was given, all of it."""
-    if command.argv:
-        return " ".join(part if part.isascii() and part.isprintable() and " " not in part else repr(part)
-                        for part in command.argv)  # fmt: skip
-    return command.line or f"python: {command.python}"
+    return shlex.join(command.argv) or command.line or f"python: {command.python}"
 
 
 def _result(found: m.CommandResult) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 from shoal.archive.source import ArchiveError, DamagedError
 
 LEVEL: Final = 3
-"""Higher ones take longer and made logs no smaller, up to 12 (docs/adr/0013)."""
+"""Higher ones take longer and made logs no smaller, up to 12 (docs/adr/0014)."""
 
 try:
     if sys.version_info >= (3, 14):

@@ -172,7 +172,9 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
 
 
 def _nodes(nodes: Sequence[m.NodeSpec]) -> str:
-    return nodes[0].node if len(nodes) == 1 else f"{len(nodes)} nodes, {nodes[0].node} the first"
+    if len(nodes) < 2:
+        return nodes[0].node if nodes else "no node"
+    return f"{len(nodes)} nodes, {nodes[0].node} the first"
 
 
 def said(message: AnyMessage) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         FileError,
         InfrastructureError,
         NoSuchSnapshot,
+        NotIdempotent,
+        OutputGone,
         QueueFull,
         Rejected,
         RolledBack,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         SnapshotError,
         StreamFull,
         Timeout,
+        TrajectoryDiverged,
         Unreachable,
     )
     from shoal.client.requests import Resources, command
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
         SandboxOutcome,
     )
     from shoal.client.rollout import Rollout
+    from shoal.client.run import Run
     from shoal.client.sandbox import Files, Sandbox
     from shoal.client.scheduling import Scheduling
     from shoal.client.snapshots import Snapshot
@@ -68,6 +72,8 @@ __all__ = [
     "Limits",
     "NoSuchSnapshot",
     "NodeInfo",
+    "NotIdempotent",
+    "OutputGone",
     "QueueFull",
     "Rejected",
     "Resources",
@@ -77,6 +83,7 @@ __all__ = [
     "RolloutInfo",
     "RolloutStatus",
     "RolloutSummary",
+    "Run",
     "Sandbox",
     "SandboxEnded",
     "SandboxLost",
@@ -89,6 +96,7 @@ __all__ = [
     "SnapshotInfo",
     "StreamFull",
     "Timeout",
+    "TrajectoryDiverged",
     "Unreachable",
     "command",
     "connect",
@@ -101,15 +109,16 @@ _HOMES = {
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
         "BadRequest", "BuildFailed", "CommandFailed", "FileError", "InfrastructureError", "NoSuchSnapshot",
-        "QueueFull", "Rejected", "RolledBack", "RolloutEnded",
+        "NotIdempotent", "OutputGone", "QueueFull", "Rejected", "RolledBack", "RolloutEnded",
         "SandboxEnded", "SandboxLost", "SandboxResumed", "ShoalError", "SnapshotError", "StreamFull", "Timeout",
-        "Unreachable",
+        "TrajectoryDiverged", "Unreachable",
     ),
     "shoal.client.requests": ("Resources", "command"),
     "shoal.client.results": (
         "CommandResult", "Event", "NodeInfo", "RolloutInfo", "RolloutStatus", "RolloutSummary", "SandboxOutcome",
     ),
     "shoal.client.rollout": ("Rollout",),
+    "shoal.client.run": ("Run",),
     "shoal.client.sandbox": ("Files", "Sandbox"),
     "shoal.client.scheduling": ("Scheduling",),
     "shoal.client.snapshots": ("Snapshot",),

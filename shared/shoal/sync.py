@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from shoal.bus.protocol import Bus
-from shoal.client import cluster as cluster_, rollout as rollout_, sandbox as sandbox_
+from shoal.client import cluster as cluster_, rollout as rollout_, run as run_, sandbox as sandbox_
 from shoal.client.link import ANSWER_GRACE_S
 
 P = ParamSpec("P")
@@ -145,9 +145,10 @@ class Sandbox(_Wrapped):
     hibernate = _plain(sandbox_.Sandbox.hibernate)
     release = _plain(sandbox_.Sandbox.release)
 
-    def fork(self, n: int = 1, *, timeout: float | str | None = None) -> "list[Sandbox]":
+    def fork(self, n: int = 1, *, timeout: float | str | None = None, id: str | None = None) -> "list[Sandbox]":
         """Return n running copies of it; see `shoal.Sandbox.fork`."""
-        return [Sandbox(self._portal, each) for each in self._portal.call(self._inner.fork(n, timeout=timeout))]
+        forks = self._portal.call(self._inner.fork(n, timeout=timeout, id=id))
+        return [Sandbox(self._portal, each) for each in forks]
 
     @property
     def files(self) -> Files:
@@ -178,10 +179,28 @@ class Rollout(_Wrapped):
         self.release()
 
 
+class Run(_Wrapped):
+    """See `shoal.Run`."""
+
+    _inner: run_.Run
+    rollout = _giving(run_.Run.rollout, Rollout)
+    attach = _giving(run_.Run.attach, Rollout)
+    rollouts = _plain(run_.Run.rollouts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal.call(self._inner.close())
+
+
 class Cluster(_Wrapped):
     """See `shoal.Cluster`."""
 
     _inner: cluster_.Cluster
+    resume = _giving(cluster_.Cluster.resume, Run)
     rollout = _giving(cluster_.Cluster.rollout, Rollout)
     attach = _giving(cluster_.Cluster.attach, Rollout)
     submit = _plain(cluster_.Cluster.submit)

@@ -244,6 +244,18 @@ class BusConformance:
         await bus.publish(log.subject(), b"", "id")
         assert (await bus.first_sequence(log.name), await bus.last_sequence(log.name)) == (1, 1)
 
+    async def test_the_last_of_a_subject(self, bus: Bus, log: Log) -> None:
+        assert await bus.last_sequence(log.name, log.subject("a")) == 0
+        for number, part in enumerate("aabab"):
+            await bus.publish(log.subject(part), b"", f"id-{number}")
+        assert await bus.last_sequence(log.name, log.subject("a")) == 4
+        assert await bus.last_sequence(log.name, log.subject("b")) == 5
+        assert await bus.last_sequence(log.name, log.subject("*")) == 5
+        await bus.purge(log.name, 4)
+        assert await bus.last_sequence(log.name, log.subject("a")) == 0
+        with pytest.raises(NoStreamError):
+            await bus.last_sequence("TEST_NONE", "a")
+
     async def test_expired_messages_are_not_read(self, bus: Bus) -> None:
         log = Log()
         short = Stream(log.name, log.stream.subjects, 1.0, 1024**2, dedupe_s=1.0)

@@ -55,21 +55,29 @@ def decoded(delivery: Delivery) -> AnyMessage | None:
 
 
 async def history(
-    bus: Bus, stream: str, *, after: int = 0, since_ms: int | None = None, until: int | None = None
+    bus: Bus,
+    stream: str,
+    *,
+    after: int = 0,
+    since_ms: int | None = None,
+    until: int | None = None,
+    only: Sequence[str] = (),
 ) -> AsyncGenerator[Delivery, None]:
     """Yield what a stream keeps now (after a sequence, or stored at or after since_ms; up to sequence until), then end.
 
-    Unfiltered, because only then the last sequence says for certain where the end is.
+    `only`: what is on these subjects.
     """
     last = await bus.last_sequence(stream) if until is None else until
+    if only:  # there is one at least at the end, or nothing would say that it is reached
+        last = min(last, max([await bus.last_sequence(stream, subject) for subject in only]))
     first = await bus.first_sequence(stream)
-    if first > last:
+    if max(first, after + 1) > last:
         return
     if since_ms is not None:
         (newest,) = await _first_after(bus, stream, last - 1)
         if newest.time_ms < since_ms:
             return
-    reader = await bus.reader(stream, after=max(after, first - 1), since_ms=since_ms)
+    reader = await bus.reader(stream, after=max(after, first - 1), since_ms=since_ms, filters=only)
     try:
         while True:
             for delivery in await reader.batch():

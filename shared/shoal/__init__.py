@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         OutputGone,
         QueueFull,
         Rejected,
+        ReplayDiverged,
+        ReplayStopped,
         RolledBack,
         RolloutEnded,
         SandboxEnded,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         TrajectoryDiverged,
         Unreachable,
     )
+    from shoal.client.replaying import Divergence, Replay
     from shoal.client.requests import Resources, command
     from shoal.client.results import (
         CommandResult,
@@ -64,6 +67,7 @@ __all__ = [
     "CommandResult",
     "DeadLetterInfo",
     "DeadLetterRetry",
+    "Divergence",
     "EndReason",
     "Event",
     "FileError",
@@ -76,6 +80,9 @@ __all__ = [
     "OutputGone",
     "QueueFull",
     "Rejected",
+    "Replay",
+    "ReplayDiverged",
+    "ReplayStopped",
     "Resources",
     "RolledBack",
     "Rollout",
@@ -109,10 +116,12 @@ _HOMES = {
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
         "BadRequest", "BuildFailed", "CommandFailed", "FileError", "InfrastructureError", "NoSuchSnapshot",
-        "NotIdempotent", "OutputGone", "QueueFull", "Rejected", "RolledBack", "RolloutEnded",
+        "NotIdempotent", "OutputGone", "QueueFull", "Rejected", "ReplayDiverged",
+        "ReplayStopped", "RolledBack", "RolloutEnded",
         "SandboxEnded", "SandboxLost", "SandboxResumed", "ShoalError", "SnapshotError", "StreamFull", "Timeout",
         "TrajectoryDiverged", "Unreachable",
     ),
+    "shoal.client.replaying": ("Divergence", "Replay"),
     "shoal.client.requests": ("Resources", "command"),
     "shoal.client.results": (
         "CommandResult", "Event", "NodeInfo", "RolloutInfo", "RolloutStatus", "RolloutSummary", "SandboxOutcome",

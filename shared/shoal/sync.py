@@ -16,7 +16,14 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from shoal.bus.protocol import Bus
-from shoal.client import cluster as cluster_, rollout as rollout_, run as run_, sandbox as sandbox_
+from shoal.client import (
+    cluster as cluster_,
+    replaying as replaying_,
+    rollout as rollout_,
+    run as run_,
+    sandbox as sandbox_,
+)
+from shoal.client.errors import ReplayDiverged, ReplayStopped
 from shoal.client.link import ANSWER_GRACE_S
 
 P = ParamSpec("P")
@@ -145,6 +152,22 @@ class Sandbox(_Wrapped):
     hibernate = _plain(sandbox_.Sandbox.hibernate)
     release = _plain(sandbox_.Sandbox.release)
 
+    def resume(
+        self,
+        *,
+        timeout: float | str | None = None,
+        diverged: str = "raise",
+        not_idempotent: str = "raise",
+        id: str | None = None,
+    ) -> "Replay":
+        """Bring it back when it is gone; see `shoal.Sandbox.resume`."""
+        work = self._inner.resume(timeout=timeout, diverged=diverged, not_idempotent=not_idempotent, id=id)
+        try:
+            return Replay(self._portal, self._portal.call(work))
+        except (ReplayDiverged, ReplayStopped) as error:
+            error.replay = Replay(self._portal, error.replay)  # type: ignore[assignment]  # the face for this caller
+            raise
+
     def fork(self, n: int = 1, *, timeout: float | str | None = None, id: str | None = None) -> "list[Sandbox]":
         """Return n running copies of it; see `shoal.Sandbox.fork`."""
         forks = self._portal.call(self._inner.fork(n, timeout=timeout, id=id))
@@ -154,6 +177,17 @@ class Sandbox(_Wrapped):
     def files(self) -> Files:
         """Its files."""
         return Files(self._portal, self._inner.files)
+
+
+class Replay(_Wrapped):
+    """See `shoal.Replay`."""
+
+    _inner: replaying_.Replay
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The new sandbox."""
+        return Sandbox(self._portal, self._inner.sandbox)
 
 
 class Rollout(_Wrapped):

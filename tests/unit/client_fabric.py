@@ -68,6 +68,10 @@ class Fabric:
         self.commands: list[RunCommand] = []
         self.ran: Counter[str] = Counter()  # how often each step was really done
         self.blobs: dict[Blob, bytes] = {}
+        self.asked: list[Asked] = []
+        self.spoiled: set[str] = set()  # files that are read as something else
+        self.held: dict[str, tuple[RunCommand, str, Step]] = {}  # commands that end when another has, by its line
+        self.result: Callable[[str], CommandResult] | None = None
         self.told: dict[tuple[str, int, int, str], AnyMessage] = {}  # answers, by sandbox, attempt and id
         self.files: dict[tuple[str, int, str], bytes] = {}
         self.pieces: list[int] = []
@@ -165,6 +169,7 @@ class Fabric:
                     self._serve(message)
                 elif not self.silent:
                     assert isinstance(message, Asked)
+                    self.asked.append(message)
                     self._answer(message, delivery.sequence, delivery.time_ms)
                 self.arrived.set()
 
@@ -182,7 +187,9 @@ class Fabric:
         self.ran[message.id] += 1
         number = sum(known[:3] == key[:3] for known in self.told) + 1
         idempotent = getattr(message, "idempotent", True)
-        step = Step(number, time_ms, EXECUTOR, sequence, idempotent)
+        beside = ranges.collect(step.number for _, _, step in self.held.values())
+        number += len(self.held)
+        step = Step(number, time_ms, EXECUTOR, sequence, idempotent, beside)
         if not idempotent:
             command = message.command if isinstance(message, RunCommand) else None
             path = message.path if isinstance(message, WriteFile) else ""
@@ -198,6 +205,12 @@ class Fabric:
             self.publish(subject, answer)
 
         match message:
+            case RunCommand(command=command) if command.line.startswith("hold until") and step.number:
+                line = command.line.removeprefix("hold until ")
+                if line not in self.held:
+                    self.held[line] = (message, subject, step)
+                    return
+                self._finish(message, step, say)
             case RunCommand(command=command):
                 if message.stream:
                     for part in (0, 1, 1, 2):  # the second comes twice
@@ -208,12 +221,10 @@ class Fabric:
                     reason = EndReason(command.line.split()[1])
                     say(CommandRefused(*head, "sandbox_gone", "it is gone", reason))
                     return
-                code = int(command.line.split()[1]) if command.line.startswith("exit") else 0
-                said = (command.line or " ".join(command.argv)).encode()
-                timed_out = command.line == "sleep"
-                result = CommandResult(137 if timed_out else code, said, b"oops\n", 1500, timed_out)
-                stdin = blob_of(command.stdin) if command.stdin else None
-                say(CommandFinished(*head, command, result, step, stdin))
+                self._finish(message, step, say)
+                if command.line in self.held:
+                    self._carry_out(*self.held[command.line])
+                    del self.held[command.line]
             case WriteFile(path=path, data=data, offset=offset, mode=mode):
                 key = (message.rollout, message.index, path)
                 self.files[key] = (self.files.get(key, b"") if offset else b"")[:offset] + data
@@ -225,6 +236,7 @@ class Fabric:
                 if content is None:
                     say(CommandRefused(*head, "file_error", "no such file", None, step, "read", None, path))
                     return
+                content = b"spoiled" if path in self.spoiled else content
                 data = content[offset : offset + limit]
                 eof = offset + limit >= len(content)
                 say(FileRead(*head, path, data, len(content), eof, step, offset))
@@ -239,6 +251,17 @@ class Fabric:
                 self.saved(message.rollout, message.index, digest, ((1, step.number),), attempt=message.attempt)
                 self.slept(message.rollout, message.index, digest, attempt=message.attempt)
                 say(Hibernated(*head, digest, step))
+
+    def _finish(self, message: RunCommand, step: Step, say: Callable[[AnyMessage], None]) -> None:
+        command = message.command
+        code = int(command.line.split()[1]) if command.line.startswith("exit") else 0
+        said = (command.line or " ".join(command.argv)).encode()
+        timed_out = command.line == "sleep"
+        result = CommandResult(137 if timed_out else code, said, b"oops\n", 1500, timed_out)
+        if self.result is not None:
+            result = self.result(command.line)
+        stdin = blob_of(command.stdin) if command.stdin else None
+        say(CommandFinished(message.id, message.rollout, message.index, message.attempt, command, result, step, stdin))
 
 
 def all_ready(fabric: Fabric, request: RolloutSubmitted) -> None:

@@ -302,7 +302,7 @@ def test_steps_are_numbered_as_they_are_begun_and_an_attempt_is_not_another() ->
     answers.record(written(0))
     answers.record(written(2))
     assert answers.done(("r1", 0, 0)) == ((1, 1), (3, 1))
-    assert answers.step(asked("c3")) == Step(4, 103, "e1", 3)
+    assert answers.step(asked("c3")) == Step(4, 103, "e1", 3, beside=((1, 3),))
     again = msgspec.structs.replace(asked("c0"), attempt=1)
     assert answers.recorded(again) is None
     assert answers.begin(again)

@@ -166,7 +166,7 @@ _KEPT_SPEC = RolloutSpec(
 _RECIPE = Recipe(
     "oci:/srv/image:v1", ("make", "make install"), "import numpy", (("PATH", "/opt/bin"),), _RESOURCES, 60_000
 )
-_STEP = Step(7, 1_700_000_000_123, "executor-1", 4711, idempotent=False)
+_STEP = Step(7, 1_700_000_000_123, "executor-1", 4711, idempotent=False, beside=((2, 1), (5, 2)))
 _LARGE = CommandResult(0, b"begin", stdout_blob=Blob("5eed", 9_000_000), stderr_blob=Blob("feed", 300_000))
 _PLACE = ("r7k2m4n6p8q2s4t6v", "acme", "grpo-7")
 

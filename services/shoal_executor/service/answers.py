@@ -43,8 +43,9 @@ class Answers:
         ids = self._ids.setdefault(sandbox, {})
         if asked.id in ids:
             return False
+        beside = ranges.collect(step.number for _, step in self.under_way_in(sandbox))
         ids[asked.id] = len(ids) + 1
-        step = Step(len(ids), asked_ms, executor, sequence, getattr(asked, "idempotent", True))
+        step = Step(len(ids), asked_ms, executor, sequence, getattr(asked, "idempotent", True), beside)
         self._running.setdefault(sandbox, {})[asked.id] = (asked, step)
         return True
 

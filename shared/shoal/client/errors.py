@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from shoal.wire.messages import EndReason
 
 if TYPE_CHECKING:
+    from shoal.client.replaying import Divergence, Replay
     from shoal.client.results import CommandResult
 
 
@@ -129,6 +130,40 @@ class NotIdempotent(ShoalError):
         self.step = step
         self.what = what
         self.result = result
+
+
+class ReplayDiverged(ShoalError):
+    """A step gave something else when it was done again in a sandbox that was brought back.
+
+    `divergence` says which, what it had given and what it gave now; `replay` has the new sandbox, as it is after that:
+    use it, or release it.
+    """
+
+    def __init__(self, sandbox: str, divergence: "Divergence", replay: "Replay") -> None:
+        super().__init__(
+            f"sandbox {sandbox} cannot be brought back as it was: {divergence}; the new sandbox is"
+            " error.replay.sandbox; resume(diverged='report') goes on and lists all that diverges"
+        )
+        self.sandbox = sandbox
+        self.divergence = divergence
+        self.replay = replay
+
+
+class ReplayStopped(ShoalError):
+    """A step is not done again in a sandbox that was brought back: it must not be, or its input is not kept.
+
+    `replay` has the new sandbox, with everything before that step: use it, or release it.
+    """
+
+    def __init__(self, sandbox: str, step: str, what: str, why: str, replay: "Replay") -> None:
+        super().__init__(
+            f"sandbox {sandbox} is brought back up to step {step} ({what}): {why}; the new sandbox is"
+            " error.replay.sandbox; resume(not_idempotent='recorded') takes what is recorded of such steps and goes on"
+        )
+        self.sandbox = sandbox
+        self.step = step
+        self.what = what
+        self.replay = replay
 
 
 class OutputGone(InfrastructureError):

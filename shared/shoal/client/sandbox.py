@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shoal.client import outputs, snapshots
+from shoal.client import outputs, replaying, snapshots
 from shoal.client.errors import (
     BadRequest,
     CommandFailed,
@@ -21,6 +21,7 @@ from shoal.client.files import Files as Files
 from shoal.client.fold import Ready
 from shoal.client.link import OutputSink
 from shoal.client.presence import Presence
+from shoal.client.replaying import Replay
 from shoal.client.requests import MOST_BYTES, CommandLike, command, shown
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
@@ -229,6 +230,24 @@ class Sandbox:
         where it has something in memory that its driver cannot keep. Idempotent.
         """
         await snapshots.hibernate(self, id)
+
+    async def resume(
+        self,
+        *,
+        timeout: float | str | None = None,  # noqa: ASYNC109 - the new rollout's, kept by the cluster
+        diverged: str = "raise",
+        not_idempotent: str = "raise",
+        id: str | None = None,
+    ) -> Replay:
+        """Bring it back when it is gone (lost, released, out of time), in a new sandbox, a rollout of its own.
+
+        That starts from its last snapshot, or anew where it has none, and what was done after that is done again in the
+        same order, and compared: exit codes, outputs, files that were read. diverged: "raise" ReplayDiverged at the
+        first that gives something else, or "report" all of them. A step marked idempotent=False is never done again.
+        not_idempotent: "raise" ReplayStopped there, or take what is "recorded" of it and go on. timeout bounds the new
+        rollout. Raises BadRequest for one that lives; else as `Cluster.rollout` and `run`.
+        """
+        return await replaying.resume(self, timeout, diverged, not_idempotent, id)
 
     async def release(self) -> None:
         """Give it back. Idempotent."""

@@ -63,7 +63,7 @@ class Steps:
         self._name = name
         self._presence = presence
         self._policy = policy
-        self._next = 1
+        self._next = self._first = 1
         self._branch = 0
         self._undone = False  # a loss took some: which number comes next must be looked up
         self._waiting = 0
@@ -94,12 +94,16 @@ class Steps:
         self._next += 1
         return f"#{self._next - 1}"
 
+    def follow(self, before: "Steps") -> None:
+        """Go on with the numbers of the handle that this one takes the place of."""
+        self._next, self._first = before._next, before._next
+
     def undone(self) -> None:
         """A loss has undone steps: go on with the first of them."""
         self._undone = self._policy is not None
 
     def _first_missing(self, story: Story) -> int:
-        number, attempt = 1, self._presence.attempt
+        number, attempt = self._first, self._presence.attempt
         while any(
             story.recorded(f"{self._name}:{self._at(f'#{number}', branch)}", attempt)
             for branch in range(self._branch + 1)

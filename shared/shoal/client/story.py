@@ -136,10 +136,6 @@ class Story:
                 return max(known, key=lambda saved: ranges.count(saved.steps))
         return None
 
-    def snapshot(self, digest: str) -> SandboxSaved | None:
-        """Return what was said of the snapshot with this digest, if it is one of this sandbox."""
-        return next((s for each in self._saved.values() for s in each if s.snapshot.digest == digest), None)
-
     def _line(self, attempt: int) -> tuple[tuple[int, Ranges | None], ...]:
         """Return the attempts that a story is made of, the latest first, with what of each; None: all."""
         line = self._lines.get(attempt)
@@ -165,6 +161,13 @@ class Story:
 
     def _asleep_as(self, attempt: int) -> str | None:
         return next((digest for each, digest in self._slept.items() if next_attempt(each) == attempt), None)
+
+
+def in_snapshot(told: Told, saved: SandboxSaved) -> bool:
+    """Return whether a step is in a snapshot, both of the story of one attempt."""
+    attempt, number = told.place
+    mine = order(saved.attempt)
+    return attempt < mine or (attempt == mine and _holds(saved.steps, number))
 
 
 def order(attempt: int) -> int:

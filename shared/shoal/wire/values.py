@@ -124,7 +124,8 @@ class Step(Value, frozen=True):
 
     `number`: in its attempt, from 1, in the order in which they were begun; 0: it was not begun, or this was told by an
     executor of before. `asked_ms`: when the request was stored, as `sequence` of the inbox of `executor`. What is not
-    `idempotent` must not be carried out twice, whatever was lost of it.
+    `idempotent` must not be carried out twice, whatever was lost of it. `beside`: the steps that were under way when it
+    was begun; all others before it had come to their end.
     """
 
     number: int = 0
@@ -132,6 +133,7 @@ class Step(Value, frozen=True):
     executor: str = ""
     sequence: int = 0
     idempotent: bool = True
+    beside: Ranges = ()
 
 
 class Blob(Value, frozen=True):

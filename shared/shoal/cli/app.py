@@ -22,6 +22,7 @@ _HOMES: Final = {
     "template": "template",
     "snapshot": "snapshot",
     "tenant": "tenant",
+    "trajectory": "trajectory",
     "events": "events",
     "dead": "dead",
 }

@@ -2,24 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from shoal.bus.protocol import BusError
 from shoal.client.errors import BadRequest, Rejected, ReplayDiverged, ReplayStopped
-from shoal.client.feed import decoded, history
 from shoal.client.files import TIMEOUT_S as FILE_S
+from shoal.client.inputs import filled, request
 from shoal.client.requests import milliseconds
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import TIMEOUT_S, Snapshot
 from shoal.client.steps import described, step_of
 from shoal.client.story import Told, in_snapshot
 from shoal.machine import ranges
-from shoal.wire import streams
-from shoal.wire.asked import Answer, Asked, blob_of, same
+from shoal.wire.asked import Answer, Asked, blob_of
 from shoal.wire.messages import (
     CommandFinished,
     CommandRefused,
@@ -164,43 +161,33 @@ class _Replaying:
 
     async def _request(self, told: Told) -> "tuple[Callable[[Head], Asked], float | None]":
         """Return what makes the same request to the new sandbox, and how long it may take."""
-        match told.answer:
-            case CommandFinished(command=command, stdin=stdin):
-                if stdin is not None and blob_of(command.stdin) != stdin:
-                    asked = await self._asked(told)
-                    assert isinstance(asked, RunCommand)
-                    command = asked.command
+        match await self._filled(told):
+            case CommandFinished(command=command):
                 grace_s = self._old.rollout.link.grace_s
                 within_s = command.timeout_ms / 1000 + grace_s if command.timeout_ms else None
                 return lambda head: RunCommand(*head, command), within_s
-            case FileWritten(path=path, data=data, offset=offset, mode=mode, content=content):
-                if content is None or blob_of(data) != content:
-                    asked = await self._asked(told)
-                    assert isinstance(asked, WriteFile)
-                    data = asked.data
+            case FileWritten(path=path, data=data, offset=offset, mode=mode):
                 return lambda head: WriteFile(*head, path, data, offset, mode), FILE_S
             case FileRead(path=path, offset=offset):
                 return lambda head: ReadFile(*head, path, offset), FILE_S
-        asked = await self._asked(told)
-        assert isinstance(asked, RollBack)
+        asked = await request(self._old.rollout.link, told.answer)
+        if not isinstance(asked, RollBack):
+            raise self._no_input(told)
         snapshot = asked.snapshot
         return lambda head: RollBack(*head, snapshot), TIMEOUT_S
 
-    async def _asked(self, told: Told) -> Asked:
-        """Return the request itself, whose input is too large to be told with its answer. Raises ReplayStopped."""
-        step, link = told.step, self._old.rollout.link
-        try:
-            inbox = streams.executor(step.executor).name
-            found = history(link.bus, inbox, after=step.sequence - 1, until=step.sequence)
-            async with aclosing(found):
-                async for delivery in found:
-                    asked = decoded(delivery)
-                    if isinstance(asked, Asked) and asked.id == told.answer.id and same(asked, told.answer):
-                        return asked
-        except BusError as error:
-            raise link.explained(error) from error
-        why = f"its input is in the log of executor {step.executor} no longer"
-        raise ReplayStopped(self._old.name, step_of(told.answer.id), described(told.answer), why, self._replay)
+    async def _filled(self, told: Told) -> Answer:
+        """Return what is told with the input it was given, however large. Raises ReplayStopped."""
+        answer = await filled(self._old.rollout.link, told.answer)
+        content = getattr(answer, "stdin", None) or getattr(answer, "content", None)
+        given = answer.command.stdin if isinstance(answer, CommandFinished) else getattr(answer, "data", b"")
+        if content is not None and blob_of(given) != content:
+            raise self._no_input(told)
+        return answer
+
+    def _no_input(self, told: Told) -> ReplayStopped:
+        why = f"its input is in the log of executor {told.step.executor} no longer"
+        return ReplayStopped(self._old.name, step_of(told.answer.id), described(told.answer), why, self._replay)
 
 
 def _essence(answer: Answer) -> object:

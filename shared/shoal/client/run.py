@@ -1,12 +1,12 @@
 """A run that goes on where it was when its trainer died: each rollout by its key, each step by its number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Unpack
 
 from shoal.bus.protocol import BusError
-from shoal.client import listing
+from shoal.client import listing, trajectory
 from shoal.client.catalogue import Catalogued
 from shoal.client.errors import BadRequest, TrajectoryDiverged
 from shoal.client.feed import decoded, history
@@ -17,10 +17,12 @@ from shoal.client.record import recorded
 from shoal.client.requests import CommandLike, FileLike, Resources, check_size, id_of, rollout_spec, token
 from shoal.client.results import RolloutInfo
 from shoal.client.rollout import Rollout
+from shoal.client.rows import TrajectoryStep
 from shoal.client.scheduling import Scheduling
 from shoal.client.snapshots import Snapshot
 from shoal.client.starting import FIRST_WORD_S, submit
 from shoal.client.steps import Policy, shortened
+from shoal.client.trajectory import Progress
 from shoal.wire import streams, subjects
 from shoal.wire.messages import RolloutSpec, RolloutSubmitted
 
@@ -209,7 +211,44 @@ def _same_spec(key: str, recorded: RolloutSpec, asked: RolloutSpec) -> None:
 
 
 class Resumable(Catalogued):
-    """A connection from which runs are resumed."""
+    """A connection from which runs are resumed, and told."""
+
+    def trajectory(
+        self, run: str, *, whole: bool = False, progress: Progress | None = None
+    ) -> AsyncGenerator[TrajectoryStep, None]:
+        """Yield all that was done in the sandboxes of a run, a row for each step, in the order in which steps ended.
+
+        whole: with the inputs and outputs that are too large to be told at once, where they can be fetched. progress:
+        called with how many messages of the log were read, and of how many. Raises BadRequest for no such run.
+        """
+        quiet: Progress = lambda *_: None  # noqa: E731 - that is all of it
+        who = (self._link, self._link.tenant, token(run, "run"))
+        return trajectory.steps(*who, whole=whole, progress=progress or quiet)
+
+    async def story(self, sandbox: str) -> AsyncGenerator[TrajectoryStep, None]:
+        """Yield the story of one sandbox: its steps, and what it was in between. Raises BadRequest for no such."""
+        rollout, _, index = sandbox.rpartition("-")
+        if not rollout or not index.isdigit():
+            raise BadRequest("sandbox", f"{sandbox!r} is no sandbox; write ROLLOUT-INDEX, such as r7k2m4n6p8q2s4t6-0")
+        fold = await self._folded(rollout)
+        if int(index) >= fold.spec.n:
+            raise BadRequest("rollout", f"rollout {rollout} has no sandbox {index}: it has {fold.spec.n}")
+        told = trajectory.steps(self._link, fold.tenant, fold.run, only=sandbox, states=True)
+        async with aclosing(told):
+            async for row in told:
+                yield row
+
+    async def _folded(self, rollout: str) -> RolloutFold:
+        """Return a rollout of the tenant's. Raises BadRequest when it is not there."""
+        link = self._link
+        try:
+            found = await listing.find(link.bus, subjects.cell_of(rollout, link.cells), rollout, link.tenant)
+        except BusError as error:
+            raise link.explained(error) from error
+        if found is None:
+            problem = f"tenant {link.tenant} has no rollout {rollout!r} in the log; `shoal ls` lists what there is"
+            raise BadRequest("rollout", problem)
+        return found[0]
 
     def resume(self, run: str, *, diverged: str = "raise", not_idempotent: str = "raise") -> Opening[Run]:
         """Go on with a run, or begin it: `async with cluster.resume("grpo-7") as run`.

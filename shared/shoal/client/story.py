@@ -29,7 +29,7 @@ from shoal.wire.messages import (
     StepBegun,
 )
 
-_PASSING: Final = frozenset(("sandbox_gone", "asleep", "answer_gone"))
+PASSING: Final = frozenset(("sandbox_gone", "asleep", "answer_gone"))
 """Refusals that say nothing of what was asked: it can be asked again."""
 
 
@@ -77,7 +77,7 @@ class Story:
                 self._lines.clear()
             case StepBegun(id=id, attempt=attempt):
                 self._begun.setdefault(id, {})[attempt] = message
-            case CommandRefused(code=code) if code in _PASSING:
+            case CommandRefused(code=code) if code in PASSING:
                 pass
             case (
                 CommandFinished() | CommandRefused() | FileWritten() | FileRead() | SnapshotTaken() | RolledBack()
@@ -117,6 +117,10 @@ class Story:
             if each != attempt and (each not in line or not _holds(line[each], begun.step.number)):
                 return begun
         return None
+
+    def holds(self, attempt: int, of: int, number: int) -> bool:
+        """Return whether an attempt has the step of that number behind it, of an earlier attempt or its own."""
+        return any(each == of and _holds(within, number) for each, within in self._line(attempt))
 
     def steps(self, attempt: int) -> list[Told]:
         """Return the steps that an attempt has behind it, in their order."""

@@ -1,6 +1,7 @@
 """Sandboxes kept as snapshots: when they are asked for, by themselves, and to sleep."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,6 +45,8 @@ from shoal_executor.service.outgoing import Outgoing
 
 _NO_STORE: Final = "this executor has no blob store to keep snapshots in: start it with --blobs"
 
+_QUIET_S: Final = 5.0
+"""How long a snapshot that nobody asked for waits for a moment when no command is under way."""
 _BUSY_PAUSE_S: Final = 0.1
 """How often a sandbox that is to make room is looked at while a command is under way in it."""
 
@@ -79,7 +82,7 @@ class Keeping:
         self._returns: dict[str, int] = {}
         self._busy: dict[str, int] = {}
         self._filing: dict[str, int] = {}  # of those within, how many read or write a file: they are done in a moment
-        self._filed = asyncio.Event()
+        self._left = asyncio.Event()
         self._unsettled: dict[str, list[str]] = {}  # of those being captured: commands whose end is settled after that
         self._used: dict[str, float] = {}
 
@@ -99,8 +102,8 @@ class Keeping:
         finally:
             _count(self._busy, name, -1)
             _count(self._filing, name, -filing)
-            self._filed.set()
-            self._filed = asyncio.Event()
+            self._left.set()
+            self._left = asyncio.Event()
             self._used[name] = asyncio.get_running_loop().time()
 
     def settle(self, name: str, id: str) -> None:
@@ -141,7 +144,7 @@ class Keeping:
         sandbox = (order.rollout, index, order.attempt)
         async with self._apart(name):
             while self._filing.get(name):
-                await self._filed.wait()
+                await self._left.wait()
             commands, done = self._known.commands(*sandbox), self._known.answers.done(sandbox)
             under_way = self._known.answers.under_way_in(sandbox)
             numbers = {asked.id: step.number for asked, step in under_way if isinstance(asked, RunCommand)}
@@ -308,12 +311,18 @@ class Keeping:
         return group is not None and group.phases.get(index) is Phase.LIVE
 
     async def _checkpoint(self, key: Key, index: int) -> None:
+        """Take a snapshot, at a moment when no command is under way if there is one soon: that would be half done."""
+        name = name_of(key, index)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET_S):
+                while self._busy.get(name):
+                    await self._left.wait()
         try:
             await self.take(key, index, self._driver.keeps_memory, automatic=True)
         except NoSuchSandboxError:
             return
         except (DriverError, BlobError, BusError) as error:
-            log.warning("a sandbox could not be kept", sandbox=name_of(key, index), error=str(error))
+            log.warning("a sandbox could not be kept", sandbox=name, error=str(error))
 
 
 def _count(counts: dict[str, int], name: str, change: int) -> None:

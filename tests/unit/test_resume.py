@@ -9,6 +9,7 @@ import pytest
 
 import shoal
 from shoal.bus.protocol import Bus
+from shoal.client.record import Memory
 from shoal.wire.messages import (
     Blob,
     Command,
@@ -157,6 +158,21 @@ async def test_other_files_and_snapshots_are_noticed(content: str, mode: int, na
         with pytest.raises(shoal.TrajectoryDiverged):
             await life(fabric, lambda run: program(run, content, mode, name))
         assert steps(fabric) == {"#1": 1, "#2": 1, "#3": 1}
+
+
+async def test_what_came_of_steps_is_read_again_where_memory_let_go_of_it() -> None:
+    async def program(run: shoal.Run) -> list[str]:
+        run._link.memory = Memory(1)
+        sandbox = await one(await run.rollout("host", key="only"))
+        assert sandbox.rollout.record is not None
+        said = [(await sandbox.run(f"{number}")).stdout for number in range(5)]
+        assert all(told.answer is None for told in sandbox.rollout.record.story(0).steps(0))
+        return said
+
+    async with Fabric(all_ready) as fabric:
+        for _ in range(2):
+            assert await life(fabric, program) == ["0", "1", "2", "3", "4"]
+        assert set(fabric.ran.values()) == {1}
 
 
 async def test_rollouts_that_are_over_come_out_as_they_were() -> None:

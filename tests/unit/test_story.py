@@ -43,7 +43,7 @@ def told(*messages: AnyMessage) -> Story:
 
 
 def ids(steps: list[Told]) -> list[str]:
-    return [each.answer.id for each in steps]
+    return [each.id for each in steps]
 
 
 LOST: tuple[AnyMessage, ...] = (
@@ -78,7 +78,7 @@ def test_a_loss_undoes_what_came_after_the_snapshot_in_whatever_order_it_is_told
     assert latest.snapshot.digest == "s3"
     undone = story.undone("f", 2)
     assert isinstance(undone, Told)
-    assert undone.answer.attempt == 1
+    assert undone.attempt == 1
     assert story.undone("a", 2) is None
 
 

@@ -21,7 +21,7 @@ from shoal.bus.protocol import (
 )
 from shoal.client.errors import BadRequest, ShoalError, StreamFull, Timeout, Unreachable
 from shoal.client.feed import Feed
-from shoal.client.record import Record
+from shoal.client.record import Memory, Record
 from shoal.wire import streams, subjects
 from shoal.wire.asked import Answer, Asked
 from shoal.wire.codec import encode
@@ -102,6 +102,7 @@ class Link:
         self.grace_s = grace_s
         self.rollouts: dict[str, Follower] = {}
         self.records: dict[str, Record] = {}
+        self.memory = Memory()
         self.pieces: dict[str, asyncio.Future[BlobRead]] = {}
         """Pieces of blobs that are waited for, by the id they were asked with."""
         self._pending: dict[tuple[str, int], Pending] = {}  # by id and attempt
@@ -196,7 +197,7 @@ class Link:
     def _answered(self, message: AnyMessage, delivery: Delivery) -> None:
         record = self.records.get(getattr(message, "rollout", ""))
         if record is not None:
-            record.take(message, delivery.time_ms)
+            record.take(message, delivery.time_ms, delivery.sequence)
         match message:
             case CommandOutput(id=id, attempt=attempt):
                 if (id, attempt) in self._pending:

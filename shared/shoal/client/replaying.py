@@ -10,6 +10,7 @@ import msgspec
 from shoal.client.errors import BadRequest, Rejected, ReplayDiverged, ReplayStopped
 from shoal.client.files import TIMEOUT_S as FILE_S
 from shoal.client.inputs import filled, request
+from shoal.client.record import Record
 from shoal.client.requests import milliseconds
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import TIMEOUT_S, Snapshot
@@ -24,7 +25,6 @@ from shoal.wire.messages import (
     FileWritten,
     ReadFile,
     RollBack,
-    RolledBack,
     RolloutSpec,
     RunCommand,
     WriteFile,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Outcome = CommandResult | bytes | int | str
 """What came of a step: of a command its result, of reading a file its bytes, of writing one its size, else words."""
 
-_DONE_AGAIN: Final = CommandFinished | FileWritten | FileRead | RolledBack
+_DONE_AGAIN: Final = ("run", "write", "read", "rollback")
 """What changes a sandbox, or tells how it is; a snapshot that was taken changed nothing."""
 
 
@@ -98,7 +98,8 @@ async def resume(
     if replay is None:  # it has none, or none that is still kept
         again = msgspec.structs.replace(spec, n=1, timeout_ms=asked_ms)
         replay = Replay(await _started(sandbox, again, f"{key}:anew"), None)
-    await _Replaying(replay, sandbox, diverged, not_idempotent).run(steps)
+    record = await sandbox.rollout.remember()
+    await _Replaying(replay, sandbox, record, diverged, not_idempotent).run(steps)
     replay.sandbox.steps.follow(sandbox.steps)
     return replay
 
@@ -111,8 +112,9 @@ async def _started(sandbox: "Sandbox", spec: RolloutSpec, key: str) -> "Sandbox"
 
 
 class _Replaying:
-    def __init__(self, replay: Replay, sandbox: "Sandbox", diverged: str, not_idempotent: str) -> None:
+    def __init__(self, replay: Replay, sandbox: "Sandbox", record: Record, diverged: str, not_idempotent: str) -> None:
         self._replay = replay
+        self._record = record
         self._old = sandbox
         self._diverged = diverged
         self._not_idempotent = not_idempotent
@@ -122,14 +124,14 @@ class _Replaying:
         under_way: dict[tuple[int, int], asyncio.Task[None]] = {}
         try:
             for told in steps:
-                if not isinstance(told.answer, _DONE_AGAIN):
+                if told.refused or told.what not in _DONE_AGAIN:
                     continue
                 attempt, _ = told.place
                 beside = {(attempt, number) for number in ranges.indices(told.step.beside)}
                 for place in [place for place in under_way if place not in beside]:
                     await under_way.pop(place)
                 if not told.step.idempotent:
-                    self._stop_at(told)
+                    await self._stop_at(told)
                     continue
                 under_way[told.place] = asyncio.create_task(self._again(told))
             for task in under_way.values():
@@ -139,29 +141,31 @@ class _Replaying:
                 task.cancel()
             await asyncio.gather(*under_way.values(), return_exceptions=True)
 
-    def _stop_at(self, told: Told) -> None:
-        step = step_of(told.answer.id)
+    async def _stop_at(self, told: Told) -> None:
+        step = step_of(told.id)
         if self._not_idempotent != "recorded":
             why = "it is marked idempotent=False, and is not carried out again"
-            raise ReplayStopped(self._old.name, step, described(told.answer), why, self._replay)
+            what = described(await self._record.answer(told))
+            raise ReplayStopped(self._old.name, step, what, why, self._replay)
         self._replay.recorded.append(step)
 
     async def _again(self, told: Told) -> None:
-        sandbox, step = self._replay.sandbox, step_of(told.answer.id)
-        make, within_s = await self._request(told)
-        what = described(told.answer)
+        sandbox, step = self._replay.sandbox, step_of(told.id)
+        before = await self._record.answer(told)
+        make, within_s = await self._request(before)
+        what = described(before)
         answer = await sandbox.ask(make, within_s, f"{what}, done again,", step)
         self._replay.replayed += 1
-        if _essence(answer) == _essence(told.answer):
+        if _essence(answer) == _essence(before):
             return
-        divergence = Divergence(step, what, _outcome(told.answer), _outcome(answer))
+        divergence = Divergence(step, what, _outcome(before), _outcome(answer))
         self._replay.divergences.append(divergence)
         if self._diverged == "raise":
             raise ReplayDiverged(self._old.name, divergence, self._replay)
 
-    async def _request(self, told: Told) -> "tuple[Callable[[Head], Asked], float | None]":
+    async def _request(self, before: Answer) -> "tuple[Callable[[Head], Asked], float | None]":
         """Return what makes the same request to the new sandbox, and how long it may take."""
-        match await self._filled(told):
+        match await self._filled(before):
             case CommandFinished(command=command):
                 grace_s = self._old.rollout.link.grace_s
                 within_s = command.timeout_ms / 1000 + grace_s if command.timeout_ms else None
@@ -170,24 +174,24 @@ class _Replaying:
                 return lambda head: WriteFile(*head, path, data, offset, mode), FILE_S
             case FileRead(path=path, offset=offset):
                 return lambda head: ReadFile(*head, path, offset), FILE_S
-        asked = await request(self._old.rollout.link, told.answer)
+        asked = await request(self._old.rollout.link, before)
         if not isinstance(asked, RollBack):
-            raise self._no_input(told)
+            raise self._no_input(before)
         snapshot = asked.snapshot
         return lambda head: RollBack(*head, snapshot), TIMEOUT_S
 
-    async def _filled(self, told: Told) -> Answer:
+    async def _filled(self, before: Answer) -> Answer:
         """Return what is told with the input it was given, however large. Raises ReplayStopped."""
-        answer = await filled(self._old.rollout.link, told.answer)
+        answer = await filled(self._old.rollout.link, before)
         content = getattr(answer, "stdin", None) or getattr(answer, "content", None)
         given = answer.command.stdin if isinstance(answer, CommandFinished) else getattr(answer, "data", b"")
         if content is not None and blob_of(given) != content:
-            raise self._no_input(told)
+            raise self._no_input(before)
         return answer
 
-    def _no_input(self, told: Told) -> ReplayStopped:
-        why = f"its input is in the log of executor {told.step.executor} no longer"
-        return ReplayStopped(self._old.name, step_of(told.answer.id), described(told.answer), why, self._replay)
+    def _no_input(self, before: Answer) -> ReplayStopped:
+        why = f"its input is in the log of executor {before.step.executor} no longer"
+        return ReplayStopped(self._old.name, step_of(before.id), described(before), why, self._replay)
 
 
 def _essence(answer: Answer) -> object:

@@ -26,7 +26,7 @@ from shoal.client.requests import MOST_BYTES, CommandLike, command, shown
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
 from shoal.client.steps import Steps, diverged
-from shoal.client.story import Story, Told, order
+from shoal.client.story import Story, order
 from shoal.wire import subjects
 from shoal.wire.asked import Answer, Asked, same
 from shoal.wire.codec import encode
@@ -280,14 +280,15 @@ class Sandbox:
         rollout = self.rollout
         return (f"{self.name}:{id}", rollout.tenant, rollout.run, rollout.cell, rollout.id, self.index, self.attempt)
 
-    async def told(self, id: str, make: Callable[[Head], Asked]) -> tuple[str, Told | None]:
-        """Return under which id to ask, and what the log tells of that already."""
+    async def told(self, id: str, make: Callable[[Head], Asked]) -> tuple[str, Answer | None]:
+        """Return under which id to ask, and the answer that the log has already."""
         if self.rollout.record is None and (id.startswith("~") or not order(self.attempt)):
             return id, None
         if self.presence.away and not self.presence.asleep:
             await self.presence.here()  # only then can be said what is undone
         story, attempt = await self.story(), self.attempt
-        return self.steps.find(story, story.last(attempt), id, lambda name: make(self.head(name)))
+        record = await self.rollout.remember()
+        return await self.steps.find(record, story, story.last(attempt), id, lambda name: make(self.head(name)))
 
     async def ask(
         self,
@@ -305,8 +306,8 @@ class Sandbox:
                 attempt = self.attempt
                 id, told = await self.told(id, make)
                 if told is not None:
-                    _say_again(told.answer, on_output)
-                    return told.answer
+                    _say_again(told, on_output)
+                    return told
                 await presence.here()
                 if self.attempt != attempt and self.rollout.record is not None:
                     continue  # what it was meanwhile may have it behind it

@@ -8,6 +8,7 @@ from typing import Final
 
 from shoal.client.errors import BadRequest, NotIdempotent, TrajectoryDiverged
 from shoal.client.presence import Presence
+from shoal.client.record import Record
 from shoal.client.requests import shown
 from shoal.client.results import CommandResult
 from shoal.client.story import Story, Told
@@ -111,33 +112,37 @@ class Steps:
             number += 1
         return number
 
-    def find(self, story: Story, attempt: int, id: str, make: Callable[[str], Asked]) -> tuple[str, Told | None]:
-        """Return the id to ask under, and what is told of that already. Raises TrajectoryDiverged, NotIdempotent."""
+    async def find(
+        self, record: Record, story: Story, attempt: int, id: str, make: Callable[[str], Asked]
+    ) -> tuple[str, Answer | None]:
+        """Return the id to ask under, and the answer that the log has already.
+
+        Raises TrajectoryDiverged, NotIdempotent.
+        """
         branch = self._branch
         while story.recorded(make(self._at(id, branch + 1)).id, attempt) is not None:
             branch += 1
         asked = make(self._at(id, branch))
         told = story.recorded(asked.id, attempt)
-        if told is not None and not same(asked, told.answer):
+        answer = None if told is None else await record.answer(told)
+        if answer is not None and not same(asked, answer):
             if self._policy is None or self._policy.diverged == "raise":
-                raise diverged(self._name, asked, told.answer)
+                raise diverged(self._name, asked, answer)
             branch += 1
-            told = None
-            asked = make(self._at(id, branch))
+            answer, asked = None, make(self._at(id, branch))
         self._branch = max(self._branch, branch)
-        if told is None and self._presence.lives:
-            told = self._once(story, attempt, asked)
-        return self._at(id, branch), told
+        if answer is None and self._presence.lives:
+            answer = await self._once(record, story, attempt, asked)
+        return self._at(id, branch), answer
 
-    def _once(self, story: Story, attempt: int, asked: Asked) -> Told | None:
+    async def _once(self, record: Record, story: Story, attempt: int, asked: Asked) -> Answer | None:
         """Return what is to be taken for the answer, where a step must not be carried out again."""
         before = story.undone(asked.id, attempt)
         if before is None or before.step.idempotent:
             return None
-        recorded = before if isinstance(before, Told) else None
-        if recorded is not None and self._policy is not None and self._policy.not_idempotent == "recorded":
-            return recorded
-        answer = recorded.answer if recorded is not None else None
+        answer = await record.answer(before) if isinstance(before, Told) else None
+        if answer is not None and self._policy is not None and self._policy.not_idempotent == "recorded":
+            return answer
         result = CommandResult.of(answer.result) if isinstance(answer, CommandFinished) else None
         raise NotIdempotent(self._name, step_of(asked.id), described(asked), result)
 

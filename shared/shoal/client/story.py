@@ -11,7 +11,7 @@ from typing import Final
 
 from shoal.machine import ranges
 from shoal.machine.ledger import HEDGE, next_attempt
-from shoal.wire.asked import Answer
+from shoal.wire.asked import Answer, word
 from shoal.wire.messages import (
     AnyMessage,
     CommandFinished,
@@ -33,22 +33,27 @@ PASSING: Final = frozenset(("sandbox_gone", "asleep", "answer_gone"))
 """Refusals that say nothing of what was asked: it can be asked again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Told:
-    """A step that has come to its end, and what came of it; `ended_ms` by the broker's clock."""
+    """A step that has come to its end; `ended_ms` by the broker's clock.
 
-    answer: Answer
+    What came of it is `answer`, or, where that was let go, the trajectory's message of this `sequence`. `what`: run,
+    write, read, snapshot, rollback or hibernate; `refused`: it was not carried out.
+    """
+
+    id: str
+    attempt: int
+    step: Step
+    what: str
+    refused: bool
     ended_ms: int
-
-    @property
-    def step(self) -> Step:
-        """Where it stands."""
-        return self.answer.step
+    sequence: int
+    answer: Answer | None
 
     @property
     def place(self) -> tuple[int, int]:
-        """Its attempt and its number there, by which the steps of a story are in order."""
-        return order(self.answer.attempt), self.answer.step.number
+        """By this the steps of a story are in order."""
+        return order(self.attempt), self.step.number
 
 
 class Story:
@@ -63,8 +68,8 @@ class Story:
         self._saved: dict[int, list[SandboxSaved]] = {}
         self._lines: dict[int, tuple[tuple[int, Ranges | None], ...]] = {}
 
-    def take(self, message: AnyMessage, time_ms: int) -> None:
-        """Take what is said of it."""
+    def take(self, message: AnyMessage, time_ms: int, sequence: int = 0) -> Told | None:
+        """Take what is said of it; returns a step that is told of for the first time."""
         match message:
             case SandboxesBegan(attempt=attempt, digest=digest):
                 self._began[attempt] = digest
@@ -83,11 +88,21 @@ class Story:
                 CommandFinished() | CommandRefused() | FileWritten() | FileRead() | SnapshotTaken() | RolledBack()
                 | Hibernated()
             ):  # fmt: skip
-                if message.step.number:
-                    self._steps.setdefault(message.attempt, {}).setdefault(message.step.number, Told(message, time_ms))
-                    self._numbers.setdefault(message.id, {})[message.attempt] = message.step.number
+                return self._step(message, time_ms, sequence)
             case _:
                 pass
+        return None
+
+    def _step(self, answer: Answer, time_ms: int, sequence: int) -> Told | None:
+        step, attempt = answer.step, answer.attempt
+        steps = self._steps.setdefault(attempt, {})
+        if not step.number or step.number in steps:
+            return None
+        refused = isinstance(answer, CommandRefused)
+        told = Told(answer.id, attempt, step, word(answer), refused, time_ms, sequence, answer)
+        steps[step.number] = told
+        self._numbers.setdefault(answer.id, {})[attempt] = step.number
+        return told
 
     def knows(self, attempt: int) -> bool:
         """Return whether it is told what an attempt is: only then is it known what it has behind it."""

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         SandboxOutcome,
     )
     from shoal.client.rollout import Rollout
+    from shoal.client.rows import TrajectoryStep
     from shoal.client.run import Run
     from shoal.client.sandbox import Files, Sandbox
     from shoal.client.scheduling import Scheduling
@@ -104,6 +105,7 @@ __all__ = [
     "StreamFull",
     "Timeout",
     "TrajectoryDiverged",
+    "TrajectoryStep",
     "Unreachable",
     "command",
     "connect",
@@ -127,6 +129,7 @@ _HOMES = {
         "CommandResult", "Event", "NodeInfo", "RolloutInfo", "RolloutStatus", "RolloutSummary", "SandboxOutcome",
     ),
     "shoal.client.rollout": ("Rollout",),
+    "shoal.client.rows": ("TrajectoryStep",),
     "shoal.client.run": ("Run",),
     "shoal.client.sandbox": ("Files", "Sandbox"),
     "shoal.client.scheduling": ("Scheduling",),

@@ -235,6 +235,8 @@ class Cluster(_Wrapped):
 
     _inner: cluster_.Cluster
     resume = _giving(cluster_.Cluster.resume, Run)
+    trajectory = _iterating(cluster_.Cluster.trajectory)
+    story = _iterating(cluster_.Cluster.story)
     rollout = _giving(cluster_.Cluster.rollout, Rollout)
     attach = _giving(cluster_.Cluster.attach, Rollout)
     submit = _plain(cluster_.Cluster.submit)

@@ -4,12 +4,16 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import pytest
 import pytest_asyncio
 
+from shoal.blobs.cache import Cache
+from shoal.blobs.files import FileStore
 from shoal.bus.memory import MemoryBroker, MemoryBus
 from shoal.machine import ranges
 from shoal.runtime.cluster import ensure_cluster
@@ -18,6 +22,7 @@ from shoal.wire.codec import decode, encode
 from shoal.wire.messages import (
     AnyMessage,
     Blob,
+    BlobKept,
     BlobRead,
     Command,
     CommandFinished,
@@ -47,6 +52,7 @@ from shoal.wire.messages import (
     StepBegun,
     WriteFile,
 )
+from shoal.wire.outputs import heading
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.answers import Answers
@@ -58,11 +64,11 @@ HEAD = ("acme", "run", 0, "r1")
 class Bench:
     """An executor, and everything it said."""
 
-    def __init__(self, bus: MemoryBus, driver: SimulatedDriver) -> None:
+    def __init__(self, bus: MemoryBus, driver: SimulatedDriver, cache: Cache | None = None) -> None:
         self.bus = bus
         self.driver = driver
         offer = Offer("e1", 0, (NodeSpec("n1", 8, 2**30),))
-        self.service = ExecutorService(bus, driver, offer, "b1")
+        self.service = ExecutorService(bus, driver, offer, "b1", None, cache)
         self.stop = asyncio.Event()
         self.said: list[object] = []
         self._sent = 0
@@ -115,12 +121,25 @@ class Bench:
 
 @pytest_asyncio.fixture(params=[Profile()])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    async with benched(request.param, None) as bench:
+        yield bench
+
+
+@asynccontextmanager
+async def benched(profile: Profile, cache: Cache | None) -> AsyncIterator[Bench]:
     bus = MemoryBus(MemoryBroker())
     await ensure_cluster(bus)
-    bench = Bench(bus, SimulatedDriver(request.param))
+    bench = Bench(bus, SimulatedDriver(profile), cache)
     tasks = [
         asyncio.create_task(bench.listen(stream))
-        for stream in ("SHOAL_ROLLOUT_0", "SHOAL_PLACEMENT_0", "SHOAL_TRAJECTORY_0", "SHOAL_BLOB_0", "SHOAL_DEAD")
+        for stream in (
+            "SHOAL_ROLLOUT_0",
+            "SHOAL_PLACEMENT_0",
+            "SHOAL_TRAJECTORY_0",
+            "SHOAL_BLOB_0",
+            "SHOAL_SNAPSHOT",
+            "SHOAL_DEAD",
+        )
     ]
     running = asyncio.create_task(bench.service.run(bench.stop))
     await bench.heard(ExecutorJoined)
@@ -271,6 +290,41 @@ async def test_a_rollout_whose_time_is_up_is_ended_by_the_executor_itself(bench:
     await bench.order(n=2, commands=(Command(line="work"),), deadline_s=-2)
     ended = await bench.heard(SandboxesEnded, covers(2))
     assert {m.reason for m in ended} == {EndReason.TIMED_OUT}
+
+
+async def test_an_output_that_fits_no_message_is_a_blob_that_its_tenant_is_given(tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "blobs")
+    cache = Cache(store, tmp_path / "cache", 2**30)
+    async with benched(Profile(), cache) as bench:
+        await bench.order(n=1)
+        await bench.heard(SandboxesReady)
+        line = "0123456789" * 60_000
+        await bench.command(RunCommand("c1", *HEAD, 0, 0, Command(line=line, output_limit=2**20)))
+        (finished,) = await bench.heard(CommandFinished)
+        result, blob = finished.result, finished.result.stdout_blob
+        whole = f"simulated: {line}\n".encode()
+        assert blob is not None
+        assert (whole.startswith(result.stdout), result.stdout_dropped, result.stderr_blob) == (True, 0, None)
+        (kept,) = await bench.heard(BlobKept)
+        assert (kept.tenant, kept.blob) == ("acme", blob)
+        assert kept.until_ms > time.time() * 1000 + 7 * 86_400_000
+        for number in range(0, blob.size, 262_144):
+            await bench.command(ReadBlob(f"q{number}", "acme", "run", 0, blob, number, 262_144))
+        pieces = {each.id: each for each in await bench.heard(BlobRead, lambda found: len(found) == 3)}
+        content = b"".join(pieces[f"q{number}"].data for number in range(0, blob.size, 262_144))
+        assert content == heading("acme") + whole
+        assert {(each.size, each.error) for each in pieces.values()} == {(blob.size, "")}
+        # What is not an output of that tenant's is as if it were not there.
+        (tmp_path / "disk").write_bytes(b"disk of another")
+        disk = await store.put(tmp_path / "disk")
+        strangers = [(disk, "acme"), (blob, "zeta"), (Blob("0" * 64, 9), "acme"), (Blob("../x", 9), "acme")]
+        for number, (which, tenant) in enumerate(strangers):
+            ask = ReadBlob(f"s{number}", tenant, "run", 0, which, 0, 10)
+            await bench.send(subjects.executor_command("e1", tenant), ask)
+        refused = [each for each in await bench.heard(BlobRead, lambda found: len(found) == 7) if each.id[0] == "s"]
+        assert [each.data for each in refused] == [b""] * 4
+        assert sum("is no output of tenant" in each.error for each in refused) == 3
+    await cache.close()
 
 
 def asked(id: str) -> ReadFile:

@@ -484,3 +484,5 @@ def test_a_run_is_resumed_without_async_as_well() -> None:
                     assert sandbox.files.read("f") == "1"
                 assert [info.key for info in run.rollouts()] == ["only"]
             assert run.attach(rollout.id).id == rollout.id
+        assert len(list(cluster.trajectory("grpo-7"))) == 6
+        assert [step.kind for step in cluster.story(f"{rollout.id}-0")] == ["began", "run", "write", "read"]

@@ -1,6 +1,7 @@
 """Outputs too large for a message: kept as blobs, and handed out piece by piece to the tenant whose they are."""
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 from typing import Final
@@ -9,12 +10,12 @@ import msgspec
 import structlog
 
 from shoal.blobs.cache import Cache
-from shoal.blobs.protocol import BlobError
+from shoal.blobs.protocol import BlobError, BlobMissingError
 from shoal.bus.protocol import Bus, BusError
 from shoal.wire import subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import Blob, BlobKept, BlobRead, CommandFinished, ReadBlob
-from shoal.wire.outputs import IN_MESSAGE, PIECE, heading
+from shoal.wire.outputs import IN_MESSAGE, LARGEST, PIECE, heading
 from shoal.wire.streams import TRAJECTORY_S
 from shoal_executor.service.outgoing import Outgoing
 
@@ -87,8 +88,11 @@ class Outputs:
     async def _piece(self, asked: ReadBlob) -> BlobRead:
         if self._cache is None:
             return BlobRead(asked.id, b"", 0, "this executor has no blob store")
-        path = await self._cache.path_of(asked.blob)
-        data = await asyncio.to_thread(_read, path, heading(asked.tenant), asked.offset, min(asked.limit, PIECE))
+        begin, data = heading(asked.tenant), None
+        if asked.blob.size <= len(begin) + LARGEST:  # what is larger is something else: it is not even fetched
+            with contextlib.suppress(BlobMissingError):  # that it is there at all is nobody else's business
+                path = await self._cache.path_of(asked.blob)
+                data = await asyncio.to_thread(_read, path, begin, asked.offset, min(asked.limit, PIECE))
         if data is None:
             return BlobRead(asked.id, b"", 0, f"blob {asked.blob.digest} is no output of tenant {asked.tenant}'s")
         return BlobRead(asked.id, data, asked.blob.size)

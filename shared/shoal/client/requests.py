@@ -293,11 +293,14 @@ def new_id() -> str:
     return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(15))
 
 
-def id_of(tenant: str, run: str, key: str) -> str:
-    """Return the id of the rollout that a run calls so: the same for whoever asks. Raises BadRequest."""
+def id_of(tenant: str, run: str, key: str, retry: int = 0) -> str:
+    """Return the id of the rollout that a run calls so: the same for whoever asks; of each retry another one.
+
+    Raises BadRequest.
+    """
     if not isinstance(key, str) or not 0 < len(key) <= _LONGEST_KEY or "\0" in key:
         raise BadRequest("key", f"{key!r} is no name for a rollout; write 1 to {_LONGEST_KEY} characters")
-    number = int.from_bytes(hashlib.sha256("\0".join((tenant, run, key)).encode()).digest())
+    number = int.from_bytes(hashlib.sha256("\0".join((tenant, run, key, str(retry))).encode()).digest())
     return "r" + "".join(_ALPHABET[number >> 5 * at & 31] for at in range(15))
 
 

@@ -124,7 +124,7 @@ class Run:
         link = self._link
         retry = 0
         while True:
-            id = id_of(link.tenant, run, f"{key}\n{retry}" if retry else key)
+            id = id_of(link.tenant, run, key, retry)
             known = link.rollouts.get(id)
             if isinstance(known, Rollout) and known.policy is not None:
                 _same_spec(key, known.spec, spec)

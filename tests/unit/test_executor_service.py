@@ -71,13 +71,16 @@ class Bench:
         self.service = ExecutorService(bus, driver, offer, "b1", None, cache)
         self.stop = asyncio.Event()
         self.said: list[object] = []
+        self.trajectory: list[object] = []
         self._sent = 0
         self._news = asyncio.Event()
 
     async def listen(self, stream: str) -> None:
         reader = await self.bus.reader(stream)
         while True:
-            self.said += [decode(delivery.payload) for delivery in await reader.batch()]
+            news = [decode(delivery.payload) for delivery in await reader.batch()]
+            self.said += news
+            self.trajectory += news if stream == "SHOAL_TRAJECTORY_0" else []
             self._news.set()
 
     async def send(self, subject: str, message: AnyMessage) -> None:
@@ -126,10 +129,10 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
 
 
 @asynccontextmanager
-async def benched(profile: Profile, cache: Cache | None) -> AsyncIterator[Bench]:
+async def benched(profile: Profile, cache: Cache | None, driver: SimulatedDriver | None = None) -> AsyncIterator[Bench]:
     bus = MemoryBus(MemoryBroker())
     await ensure_cluster(bus)
-    bench = Bench(bus, SimulatedDriver(profile), cache)
+    bench = Bench(bus, driver or SimulatedDriver(profile), cache)
     tasks = [
         asyncio.create_task(bench.listen(stream))
         for stream in (

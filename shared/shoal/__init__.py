@@ -22,8 +22,12 @@ if TYPE_CHECKING:
         FileError,
         InfrastructureError,
         NoSuchSnapshot,
+        NotIdempotent,
+        OutputGone,
         QueueFull,
         Rejected,
+        ReplayDiverged,
+        ReplayStopped,
         RolledBack,
         RolloutEnded,
         SandboxEnded,
@@ -33,8 +37,10 @@ if TYPE_CHECKING:
         SnapshotError,
         StreamFull,
         Timeout,
+        TrajectoryDiverged,
         Unreachable,
     )
+    from shoal.client.replaying import Divergence, Replay
     from shoal.client.requests import Resources, command
     from shoal.client.results import (
         CommandResult,
@@ -46,6 +52,8 @@ if TYPE_CHECKING:
         SandboxOutcome,
     )
     from shoal.client.rollout import Rollout
+    from shoal.client.rows import TrajectoryStep
+    from shoal.client.run import Run
     from shoal.client.sandbox import Files, Sandbox
     from shoal.client.scheduling import Scheduling
     from shoal.client.snapshots import Snapshot
@@ -60,6 +68,7 @@ __all__ = [
     "CommandResult",
     "DeadLetterInfo",
     "DeadLetterRetry",
+    "Divergence",
     "EndReason",
     "Event",
     "FileError",
@@ -68,8 +77,13 @@ __all__ = [
     "Limits",
     "NoSuchSnapshot",
     "NodeInfo",
+    "NotIdempotent",
+    "OutputGone",
     "QueueFull",
     "Rejected",
+    "Replay",
+    "ReplayDiverged",
+    "ReplayStopped",
     "Resources",
     "RolledBack",
     "Rollout",
@@ -77,6 +91,7 @@ __all__ = [
     "RolloutInfo",
     "RolloutStatus",
     "RolloutSummary",
+    "Run",
     "Sandbox",
     "SandboxEnded",
     "SandboxLost",
@@ -89,6 +104,8 @@ __all__ = [
     "SnapshotInfo",
     "StreamFull",
     "Timeout",
+    "TrajectoryDiverged",
+    "TrajectoryStep",
     "Unreachable",
     "command",
     "connect",
@@ -101,15 +118,19 @@ _HOMES = {
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
     "shoal.client.errors": (
         "BadRequest", "BuildFailed", "CommandFailed", "FileError", "InfrastructureError", "NoSuchSnapshot",
-        "QueueFull", "Rejected", "RolledBack", "RolloutEnded",
+        "NotIdempotent", "OutputGone", "QueueFull", "Rejected", "ReplayDiverged",
+        "ReplayStopped", "RolledBack", "RolloutEnded",
         "SandboxEnded", "SandboxLost", "SandboxResumed", "ShoalError", "SnapshotError", "StreamFull", "Timeout",
-        "Unreachable",
+        "TrajectoryDiverged", "Unreachable",
     ),
+    "shoal.client.replaying": ("Divergence", "Replay"),
     "shoal.client.requests": ("Resources", "command"),
     "shoal.client.results": (
         "CommandResult", "Event", "NodeInfo", "RolloutInfo", "RolloutStatus", "RolloutSummary", "SandboxOutcome",
     ),
     "shoal.client.rollout": ("Rollout",),
+    "shoal.client.rows": ("TrajectoryStep",),
+    "shoal.client.run": ("Run",),
     "shoal.client.sandbox": ("Files", "Sandbox"),
     "shoal.client.scheduling": ("Scheduling",),
     "shoal.client.snapshots": ("Snapshot",),

@@ -16,7 +16,14 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from shoal.bus.protocol import Bus
-from shoal.client import cluster as cluster_, rollout as rollout_, sandbox as sandbox_
+from shoal.client import (
+    cluster as cluster_,
+    replaying as replaying_,
+    rollout as rollout_,
+    run as run_,
+    sandbox as sandbox_,
+)
+from shoal.client.errors import ReplayDiverged, ReplayStopped
 from shoal.client.link import ANSWER_GRACE_S
 
 P = ParamSpec("P")
@@ -145,14 +152,42 @@ class Sandbox(_Wrapped):
     hibernate = _plain(sandbox_.Sandbox.hibernate)
     release = _plain(sandbox_.Sandbox.release)
 
-    def fork(self, n: int = 1, *, timeout: float | str | None = None) -> "list[Sandbox]":
+    def resume(
+        self,
+        *,
+        timeout: float | str | None = None,
+        diverged: str = "raise",
+        not_idempotent: str = "raise",
+        id: str | None = None,
+    ) -> "Replay":
+        """Bring it back when it is gone; see `shoal.Sandbox.resume`."""
+        work = self._inner.resume(timeout=timeout, diverged=diverged, not_idempotent=not_idempotent, id=id)
+        try:
+            return Replay(self._portal, self._portal.call(work))
+        except (ReplayDiverged, ReplayStopped) as error:
+            error.replay = Replay(self._portal, error.replay)  # type: ignore[assignment]  # the face for this caller
+            raise
+
+    def fork(self, n: int = 1, *, timeout: float | str | None = None, id: str | None = None) -> "list[Sandbox]":
         """Return n running copies of it; see `shoal.Sandbox.fork`."""
-        return [Sandbox(self._portal, each) for each in self._portal.call(self._inner.fork(n, timeout=timeout))]
+        forks = self._portal.call(self._inner.fork(n, timeout=timeout, id=id))
+        return [Sandbox(self._portal, each) for each in forks]
 
     @property
     def files(self) -> Files:
         """Its files."""
         return Files(self._portal, self._inner.files)
+
+
+class Replay(_Wrapped):
+    """See `shoal.Replay`."""
+
+    _inner: replaying_.Replay
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The new sandbox."""
+        return Sandbox(self._portal, self._inner.sandbox)
 
 
 class Rollout(_Wrapped):
@@ -178,10 +213,30 @@ class Rollout(_Wrapped):
         self.release()
 
 
+class Run(_Wrapped):
+    """See `shoal.Run`."""
+
+    _inner: run_.Run
+    rollout = _giving(run_.Run.rollout, Rollout)
+    attach = _giving(run_.Run.attach, Rollout)
+    rollouts = _plain(run_.Run.rollouts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal.call(self._inner.close())
+
+
 class Cluster(_Wrapped):
     """See `shoal.Cluster`."""
 
     _inner: cluster_.Cluster
+    resume = _giving(cluster_.Cluster.resume, Run)
+    trajectory = _iterating(cluster_.Cluster.trajectory)
+    story = _iterating(cluster_.Cluster.story)
     rollout = _giving(cluster_.Cluster.rollout, Rollout)
     attach = _giving(cluster_.Cluster.attach, Rollout)
     submit = _plain(cluster_.Cluster.submit)

@@ -84,10 +84,10 @@ def test_the_picture_is_well_formed_and_readable_in_the_dark() -> None:
     assert shown - known == {"JetStream"}
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_the_trainers_in_the_readme_have_the_right_types(tmp_path: Path, number: int) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(examples) == 2
+    assert len(examples) == 3
     example = examples[number]
     assert 10 < len([line for line in example.splitlines() if line.strip()]) <= 20
     program = tmp_path / "trainer.py"

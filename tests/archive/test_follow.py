@@ -162,9 +162,9 @@ class Failing(MemoryBus):
         self._fail()
         return dict(await super().streams(prefix))
 
-    async def last_sequence(self, stream: str) -> int:
+    async def last_sequence(self, stream: str, subject: str = "") -> int:
         self._fail()
-        return await super().last_sequence(stream)
+        return await super().last_sequence(stream, subject)
 
     def _fail(self) -> None:
         if self.source.random() < 0.1:

@@ -269,6 +269,18 @@ class BusConformance:
         assert await bus.streams(log.name) == {log.name: Kept(6, 5)}
         assert await bus.streams("TEST_NONE") == {}
 
+    async def test_the_last_of_a_subject(self, bus: Bus, log: Log) -> None:
+        assert await bus.last_sequence(log.name, log.subject("a")) == 0
+        for number, part in enumerate("aabab"):
+            await bus.publish(log.subject(part), b"", f"id-{number}")
+        assert await bus.last_sequence(log.name, log.subject("a")) == 4
+        assert await bus.last_sequence(log.name, log.subject("b")) == 5
+        assert await bus.last_sequence(log.name, log.subject("*")) == 5
+        await bus.purge(log.name, 4)
+        assert await bus.last_sequence(log.name, log.subject("a")) == 0
+        with pytest.raises(NoStreamError):
+            await bus.last_sequence("TEST_NONE", "a")
+
     async def test_expired_messages_are_not_read(self, bus: Bus) -> None:
         log = Log()
         short = Stream(log.name, log.stream.subjects, 1.0, 1024**2, dedupe_s=1.0)

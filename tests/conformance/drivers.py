@@ -17,6 +17,7 @@ from shoal_executor.drivers.protocol import (
     DriverError,
     NoSuchSandboxError,
     SandboxFileError,
+    SettledError,
     Started,
     StartFailed,
     StartSpec,
@@ -151,7 +152,7 @@ class DriverConformance:
         assert again == first
         assert b"three" in (await driver.run(name, Command(line="echo three"), id="b")).stdout
         driver.settle(name, ["a", "never"])
-        with pytest.raises(DriverError, match="settled"):
+        with pytest.raises(SettledError, match="settled"):
             await driver.run(name, Command(line="echo four"), id="a")
         assert b"three" in (await driver.run(name, Command(line="echo five"), id="b")).stdout
         assert b"six" in (await driver.run(name, Command(line="echo six"), id="never")).stdout  # it never was
@@ -187,6 +188,22 @@ class DriverConformance:
             assert first == second
             assert (await driver.read_file(name, "runs")).data == b"x\n"
             await sh(driver, name, "rm go runs")
+        await driver.destroy([name])
+
+    async def test_a_large_output_is_given_whole_and_again(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        line = "yes 0123456789abcde | head -c 5000000; yes | head -c 2000000 >&2"
+        command = Command(line=line, output_limit=4_000_000)
+        for _ in range(2):
+            result = await driver.run(name, command, id="large")
+            assert result.stdout == (b"0123456789abcde\n" * 250_000)
+            assert result.stderr == b"y\n" * 1_000_000
+            assert (result.stdout_dropped, result.stderr_dropped) == (1_000_000, 0)
+        driver.settle(name, ["large"])
+        assert (await driver.run(name, Command(line="echo on"), id="small")).stdout == b"on\n"
+        nameless = await driver.run(name, command)  # its answer could not be asked for again
+        assert len(nameless.stdout) + nameless.stdout_dropped == 5_000_000
         await driver.destroy([name])
 
     async def test_argv_line_cwd_env_and_stdin(self, driver: Driver) -> None:
@@ -419,6 +436,26 @@ class DriverConformance:
             with pytest.raises(UnsupportedError, match="processes"):
                 await driver.capture(name, gone, memory=False, hold=True)
             assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+        await driver.destroy([name])
+
+    async def test_a_capture_tells_which_commands_had_come_to_their_end(self, driver: Driver, tmp_path: Path) -> None:
+        self.needs_real()
+        needs_snapshots()
+        name = await one(driver)
+        await driver.run(name, Command(line="true"), id="settled")
+        driver.settle(name, ["settled"])
+        await driver.run(name, Command(line="true"), id="ended")
+        line = "touch on; until [ -e go ]; do sleep 0.01; done"
+        under_way = asyncio.create_task(driver.run(name, Command(line=line), id="on"))
+        while (await sh(driver, name, "test -e on")).exit_code:
+            pass
+        kept = tmp_path / "kept"
+        kept.mkdir()
+        assert (await driver.capture(name, kept, memory=False)).finished == ("ended",)
+        await sh(driver, name, "touch go")
+        assert (await under_way).exit_code == 0
+        (kept / "layer").unlink()
+        assert (await driver.capture(name, kept, memory=False)).finished == ("ended", "on")
         await driver.destroy([name])
 
     async def test_what_starts_processes_all_the_time_stands_still_all_the_same(

@@ -1,16 +1,21 @@
 """A scripted stand-in for scheduler and executor on a MemoryBroker, for tests of the client."""
 
 import asyncio
+import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable
 
 from shoal.bus.memory import MemoryBroker, MemoryBus
 from shoal.bus.protocol import Reader
 from shoal.machine import ranges
 from shoal.wire import streams, subjects
+from shoal.wire.asked import Asked, blob_of, word
 from shoal.wire.codec import decode, encode
 from shoal.wire.messages import (
     AnyMessage,
+    Blob,
+    BlobRead,
     CommandFinished,
     CommandOutput,
     CommandRefused,
@@ -18,14 +23,28 @@ from shoal.wire.messages import (
     EndReason,
     FileRead,
     FileWritten,
+    Hibernate,
+    Hibernated,
+    Ranges,
+    ReadBlob,
     ReadFile,
+    RollBack,
+    RolledBack,
     RolloutConcluded,
     RolloutSubmitted,
     RunCommand,
+    SandboxesBegan,
     SandboxesEnded,
     SandboxesFinished,
     SandboxesReady,
     SandboxResult,
+    SandboxSaved,
+    SandboxSlept,
+    Snapshot,
+    SnapshotTaken,
+    Step,
+    StepBegun,
+    TakeSnapshot,
     WriteFile,
 )
 
@@ -38,7 +57,7 @@ def job_result(index: int, stdout: bytes = b"", exit_code: int = 0) -> SandboxRe
 
 
 class Fabric:
-    """Says what a test tells it to; answers commands by itself, with files kept in memory."""
+    """Says what a test tells it to; answers commands by itself, each id once, with files kept in memory."""
 
     def __init__(self, script: Script | None = None, cells: int = 1) -> None:
         self.broker = MemoryBroker()
@@ -47,6 +66,13 @@ class Fabric:
         self.requests: dict[str, RolloutSubmitted] = {}
         self.heard: list[AnyMessage] = []
         self.commands: list[RunCommand] = []
+        self.ran: Counter[str] = Counter()  # how often each step was really done
+        self.blobs: dict[Blob, bytes] = {}
+        self.asked: list[Asked] = []
+        self.spoiled: set[str] = set()  # files that are read as something else
+        self.held: dict[str, tuple[RunCommand, str, Step]] = {}  # commands that end when another has, by its line
+        self.result: Callable[[str], CommandResult] | None = None
+        self.told: dict[tuple[str, int, int, str], AnyMessage] = {}  # answers, by sandbox, attempt and id
         self.files: dict[tuple[str, int, str], bytes] = {}
         self.pieces: list[int] = []
         self.silent = False
@@ -92,8 +118,26 @@ class Fabric:
         cell = subjects.cell_of(rollout, self.cells)
         self.publish(subjects.rollout_sandbox(cell, request.tenant, request.run), message)
 
-    def ready(self, rollout: str, *indices: int, attempt: int = 0) -> None:
+    def tell(self, rollout: str, message: AnyMessage) -> None:
+        """Say something in a rollout's trajectory."""
+        request = self.requests[rollout]
+        cell = subjects.cell_of(rollout, self.cells)
+        self.publish(subjects.trajectory(cell, request.tenant, request.run), message)
+
+    def ready(self, rollout: str, *indices: int, attempt: int = 0, digest: str = "host") -> None:
+        them = ranges.collect(indices)
+        self.tell(rollout, SandboxesBegan(rollout, attempt, them, "n1", EXECUTOR, "simulated", digest))
         self.say(rollout, SandboxesReady(rollout, attempt, ranges.collect(indices), "n1", EXECUTOR, "simulated"))
+
+    def saved(self, rollout: str, index: int, digest: str, steps: Ranges, *, attempt: int = 0) -> None:
+        saved = SandboxSaved(rollout, attempt, index, Snapshot(digest, "host"), ranges.count(steps), steps)
+        self.tell(rollout, saved)
+        self.say(rollout, saved)
+
+    def slept(self, rollout: str, index: int, digest: str, *, attempt: int = 0) -> None:
+        slept = SandboxSlept(rollout, attempt, index, "n1", Snapshot(digest, "host"))
+        self.tell(rollout, slept)
+        self.say(rollout, slept)
 
     def finished(self, rollout: str, *results: SandboxResult, attempt: int = 0) -> None:
         self.say(rollout, SandboxesFinished(rollout, attempt, "n1", EXECUTOR, "simulated", results))
@@ -119,17 +163,54 @@ class Fabric:
         while True:
             for delivery in await reader.batch():
                 message = decode(delivery.payload)
-                assert isinstance(message, RunCommand | WriteFile | ReadFile)
                 if isinstance(message, RunCommand):
                     self.commands.append(message)
-                if not self.silent:
-                    self._answer(message)
+                if isinstance(message, ReadBlob):
+                    self._serve(message)
+                elif not self.silent:
+                    assert isinstance(message, Asked)
+                    self.asked.append(message)
+                    self._answer(message, delivery.sequence, delivery.time_ms)
                 self.arrived.set()
 
-    def _answer(self, message: RunCommand | WriteFile | ReadFile) -> None:
-        head = (message.id, message.rollout, message.index, message.attempt)
+    def _serve(self, message: ReadBlob) -> None:
+        piece = self.blobs.get(message.blob, b"")[message.offset : message.offset + message.limit]
+        told = BlobRead(message.id, piece, message.blob.size, "" if message.blob in self.blobs else "it is not here")
+        self.publish(subjects.blob(message.cell, message.tenant, message.run), told)
+
+    def _answer(self, message: Asked, sequence: int, time_ms: int) -> None:
         subject = subjects.trajectory(message.cell, message.tenant, message.run)
+        key = (message.rollout, message.index, message.attempt, message.id)
+        if key in self.told:
+            self.publish(subject, self.told[key])
+            return
+        self.ran[message.id] += 1
+        number = sum(known[:3] == key[:3] for known in self.told) + 1
+        idempotent = getattr(message, "idempotent", True)
+        beside = ranges.collect(step.number for _, _, step in self.held.values())
+        number += len(self.held)
+        step = Step(number, time_ms, EXECUTOR, sequence, idempotent, beside)
+        if not idempotent:
+            command = message.command if isinstance(message, RunCommand) else None
+            path = message.path if isinstance(message, WriteFile) else ""
+            head = (message.id, message.rollout, message.index, message.attempt)
+            self.publish(subject, StepBegun(*head, step, word(message), command, path))
+        self._carry_out(message, subject, step)
+
+    def _carry_out(self, message: Asked, subject: str, step: Step) -> None:
+        head = (message.id, message.rollout, message.index, message.attempt)
+
+        def say(answer: AnyMessage) -> None:
+            self.told[(message.rollout, message.index, message.attempt, message.id)] = answer
+            self.publish(subject, answer)
+
         match message:
+            case RunCommand(command=command) if command.line.startswith("hold until") and step.number:
+                line = command.line.removeprefix("hold until ")
+                if line not in self.held:
+                    self.held[line] = (message, subject, step)
+                    return
+                self._finish(message, step, say)
             case RunCommand(command=command):
                 if message.stream:
                     for part in (0, 1, 1, 2):  # the second comes twice
@@ -138,26 +219,49 @@ class Fabric:
                         self.publish(subject, output)
                 if command.line.startswith("gone"):
                     reason = EndReason(command.line.split()[1])
-                    self.publish(subject, CommandRefused(*head, "sandbox_gone", "it is gone", reason))
+                    say(CommandRefused(*head, "sandbox_gone", "it is gone", reason))
                     return
-                code = int(command.line.split()[1]) if command.line.startswith("exit") else 0
-                said = (command.line or " ".join(command.argv)).encode()
-                timed_out = command.line == "sleep"
-                result = CommandResult(137 if timed_out else code, said, b"oops\n", 1500, timed_out)
-                self.publish(subject, CommandFinished(*head, command, result))
-            case WriteFile(path=path, data=data, offset=offset):
+                self._finish(message, step, say)
+                if command.line in self.held:
+                    self._carry_out(*self.held[command.line])
+                    del self.held[command.line]
+            case WriteFile(path=path, data=data, offset=offset, mode=mode):
                 key = (message.rollout, message.index, path)
                 self.files[key] = (self.files.get(key, b"") if offset else b"")[:offset] + data
                 self.pieces.append(len(data))
-                self.publish(subject, FileWritten(*head, path, len(self.files[key])))
+                size = len(self.files[key])
+                say(FileWritten(*head, path, size, step, data[:65536], offset, mode, blob_of(data)))
             case ReadFile(path=path, offset=offset, limit=limit):
                 content = self.files.get((message.rollout, message.index, path))
                 if content is None:
-                    self.publish(subject, CommandRefused(*head, "file_error", "no such file"))
+                    say(CommandRefused(*head, "file_error", "no such file", None, step, "read", None, path))
                     return
+                content = b"spoiled" if path in self.spoiled else content
                 data = content[offset : offset + limit]
                 eof = offset + limit >= len(content)
-                self.publish(subject, FileRead(*head, path, data, len(content), eof))
+                say(FileRead(*head, path, data, len(content), eof, step, offset))
+            case TakeSnapshot(name=name, memory=memory):
+                digest = hashlib.sha256(message.id.encode()).hexdigest()
+                self.saved(message.rollout, message.index, digest, ((1, step.number),), attempt=message.attempt)
+                say(SnapshotTaken(*head, Snapshot(digest, "host"), name, 1000, step, memory))
+            case RollBack(snapshot=snapshot):
+                say(RolledBack(*head, snapshot.digest, step))
+            case Hibernate():
+                digest = hashlib.sha256(message.id.encode()).hexdigest()
+                self.saved(message.rollout, message.index, digest, ((1, step.number),), attempt=message.attempt)
+                self.slept(message.rollout, message.index, digest, attempt=message.attempt)
+                say(Hibernated(*head, digest, step))
+
+    def _finish(self, message: RunCommand, step: Step, say: Callable[[AnyMessage], None]) -> None:
+        command = message.command
+        code = int(command.line.split()[1]) if command.line.startswith("exit") else 0
+        said = (command.line or " ".join(command.argv)).encode()
+        timed_out = command.line == "sleep"
+        result = CommandResult(137 if timed_out else code, said, b"oops\n", 1500, timed_out)
+        if self.result is not None:
+            result = self.result(command.line)
+        stdin = blob_of(command.stdin) if command.stdin else None
+        say(CommandFinished(message.id, message.rollout, message.index, message.attempt, command, result, step, stdin))
 
 
 def all_ready(fabric: Fabric, request: RolloutSubmitted) -> None:

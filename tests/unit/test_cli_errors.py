@@ -37,6 +37,10 @@ NOWHERE = ["--url", "nats://127.0.0.1:1"]
         (["dead", "retry", *NOWHERE], Exit.USAGE, "--all"),
         (["dead", "retry", *NOWHERE, "1", "--all"], Exit.USAGE, "shoal dead ls"),
         (["dead", "retry", *NOWHERE, "1", "--stream", "SHOAL_SNAPSHOT"], Exit.USAGE, "--all"),
+        (["trajectory", "export", *NOWHERE, "r", "-o", "-"], Exit.UNREACHABLE, "--url"),
+        (["trajectory", "export", *NOWHERE, "r", "-o", "rows.csv"], Exit.USAGE, ".parquet"),
+        (["trajectory", "export", *NOWHERE, "r"], Exit.USAGE, "--output"),
+        (["trajectory", "show", *NOWHERE, "r-0"], Exit.UNREACHABLE, "--url"),
         (["fly"], Exit.USAGE, "fly"),
         (["up", "--nodes", "2"], Exit.USAGE, "simulated"),
         (["up", "--state", "/proc/nowhere"], Exit.STATE_DIRECTORY, "--state"),
@@ -86,7 +90,7 @@ def test_a_log_is_read_by_its_last_words(tmp_path: Path) -> None:
 
 def test_every_command_has_help_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     plain = ("up", "down", "status", "run", "submit", "watch", "ls", "cancel", "nodes", "events")
-    for name in (*plain, "dead ls", "dead show", "dead retry"):
+    for name in (*plain, "dead ls", "dead show", "dead retry", "trajectory export", "trajectory show"):
         assert run([*name.split(), "--help"]) == Exit.OK
         assert "--json" in capsys.readouterr().out
 

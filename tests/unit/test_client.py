@@ -92,7 +92,7 @@ async def test_a_command_id_is_scoped_to_its_sandbox_and_a_repetition_reaches_th
                 await sandbox.run("x", id="step-1")
                 await sandbox.run("x", id="step-1")
         ids = [message.id for message in fabric.commands]
-        assert ids == [f"{rollout.id}-{index}.0:step-1" for index in (0, 0, 1, 1)]
+        assert ids == [f"{rollout.id}-{index}:step-1" for index in (0, 0, 1, 1)]
 
 
 async def test_no_answer_is_a_timeout_and_never_a_result() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shoal.bus.memory import MemoryBroker, MemoryBus
@@ -26,6 +27,7 @@ from shoal.wire.messages import (
     NodeSpec,
     Resources,
     RunCommand,
+    SandboxesBegan,
     SandboxesEnded,
     SandboxesFinished,
     SandboxesReady,
@@ -37,7 +39,7 @@ from shoal_executor.core import ExecutorCore
 from shoal_executor.drivers.protocol import DriverReport, ExitSink, OutputSink
 from shoal_executor.drivers.simulated import SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
-from shoal_executor.service.journal import Journal, JournalError, Stored as StoredTo, Took, Up
+from shoal_executor.service.journal import Began, Journal, JournalError, Stored as StoredTo, Took, Up
 
 HEAD = ("acme", "run", 0, "r1")
 
@@ -246,6 +248,45 @@ async def test_commands_under_way_have_one_result(world: World) -> None:
     world.node.gate.set()
     await until(lambda: len(world.said(CommandFinished)) == 2)
     assert set(world.node.ran.values()) == {1}
+    await second.leave()
+
+
+async def test_a_sandboxs_story_goes_on_with_the_next_number(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(1)
+    await until(lambda: world.said(SandboxesReady))
+    await world.ask("c1", 0)
+    await until(lambda: world.said(CommandFinished))
+    world.node.gate.clear()
+    await world.ask("c2", 0)
+    await until(lambda: len(world.node.ran) == 2)
+    await first.kill()
+    second = await world.live("b2")
+    await world.ask("c3", 0)
+    await until(lambda: len(world.node.ran) == 3)
+    world.node.gate.set()
+    await until(lambda: len(world.said(CommandFinished)) == 3)
+    told = {each.id: each.step for each in world.said(CommandFinished) if isinstance(each, CommandFinished)}
+    assert {id: (step.number, step.beside) for id, step in told.items()} == {
+        "c1": (1, ()), "c2": (2, ()), "c3": (3, ((2, 1),)),
+    }  # fmt: skip
+    assert [step.sequence for step in told.values()] == sorted(step.sequence for step in told.values())
+    assert world.said(SandboxesBegan) == [SandboxesBegan("r1", 0, ((0, 1),), "n1", "e1", "simulated", "host")]
+    await second.leave()
+
+
+async def test_a_journal_of_another_version_is_not_continued(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(1)
+    await until(lambda: world.said(SandboxesReady))
+    await first.kill()
+    journal = Journal(world.state)
+    began, *rest = journal.open()
+    assert isinstance(began, Began)
+    journal.rewrite(msgspec.structs.replace(began, version=1), *rest)
+    journal.close(remove=False)
+    second = await world.live("b2")
+    assert {each.boot for each in world.said(ExecutorJoined)} == {"b1", "b2"}  # type: ignore[union-attr]  # as asked
     await second.leave()
 
 

@@ -1,13 +1,19 @@
 """The executor's edge on an in-memory bus with the simulated driver: what goes in, what comes out."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 import pytest_asyncio
 
+from shoal.blobs.cache import Cache
+from shoal.blobs.files import FileStore
 from shoal.bus.memory import MemoryBroker, MemoryBus
 from shoal.machine import ranges
 from shoal.runtime.cluster import ensure_cluster
@@ -15,6 +21,9 @@ from shoal.wire import subjects
 from shoal.wire.codec import decode, encode
 from shoal.wire.messages import (
     AnyMessage,
+    Blob,
+    BlobKept,
+    BlobRead,
     Command,
     CommandFinished,
     CommandOutput,
@@ -28,17 +37,22 @@ from shoal.wire.messages import (
     FileRead,
     FileWritten,
     NodeSpec,
+    ReadBlob,
     ReadFile,
     Resources,
     RunCommand,
+    SandboxesBegan,
     SandboxesEnded,
     SandboxesFinished,
     SandboxesReady,
     SlotsReleased,
     Snapshot,
     StartSandboxes,
+    Step,
+    StepBegun,
     WriteFile,
 )
+from shoal.wire.outputs import heading
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.answers import Answers
@@ -50,20 +64,23 @@ HEAD = ("acme", "run", 0, "r1")
 class Bench:
     """An executor, and everything it said."""
 
-    def __init__(self, bus: MemoryBus, driver: SimulatedDriver) -> None:
+    def __init__(self, bus: MemoryBus, driver: SimulatedDriver, cache: Cache | None = None) -> None:
         self.bus = bus
         self.driver = driver
         offer = Offer("e1", 0, (NodeSpec("n1", 8, 2**30),))
-        self.service = ExecutorService(bus, driver, offer, "b1")
+        self.service = ExecutorService(bus, driver, offer, "b1", None, cache)
         self.stop = asyncio.Event()
         self.said: list[object] = []
+        self.trajectory: list[object] = []
         self._sent = 0
         self._news = asyncio.Event()
 
     async def listen(self, stream: str) -> None:
         reader = await self.bus.reader(stream)
         while True:
-            self.said += [decode(delivery.payload) for delivery in await reader.batch()]
+            news = [decode(delivery.payload) for delivery in await reader.batch()]
+            self.said += news
+            self.trajectory += news if stream == "SHOAL_TRAJECTORY_0" else []
             self._news.set()
 
     async def send(self, subject: str, message: AnyMessage) -> None:
@@ -107,12 +124,25 @@ class Bench:
 
 @pytest_asyncio.fixture(params=[Profile()])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    async with benched(request.param, None) as bench:
+        yield bench
+
+
+@asynccontextmanager
+async def benched(profile: Profile, cache: Cache | None, driver: SimulatedDriver | None = None) -> AsyncIterator[Bench]:
     bus = MemoryBus(MemoryBroker())
     await ensure_cluster(bus)
-    bench = Bench(bus, SimulatedDriver(request.param))
+    bench = Bench(bus, driver or SimulatedDriver(profile), cache)
     tasks = [
         asyncio.create_task(bench.listen(stream))
-        for stream in ("SHOAL_ROLLOUT_0", "SHOAL_PLACEMENT_0", "SHOAL_TRAJECTORY_0", "SHOAL_DEAD")
+        for stream in (
+            "SHOAL_ROLLOUT_0",
+            "SHOAL_PLACEMENT_0",
+            "SHOAL_TRAJECTORY_0",
+            "SHOAL_BLOB_0",
+            "SHOAL_SNAPSHOT",
+            "SHOAL_DEAD",
+        )
     ]
     running = asyncio.create_task(bench.service.run(bench.stop))
     await bench.heard(ExecutorJoined)
@@ -171,15 +201,74 @@ async def test_interactive_commands_files_and_the_end(bench: Bench) -> None:
     await bench.command(WriteFile("c2", *HEAD, 1, 0, "a.txt", b"12345"))
     assert (await bench.heard(FileWritten))[0].size == 5
     await bench.command(ReadFile("c3", *HEAD, 1, 0, "a.txt", offset=1, limit=2))
-    assert (await bench.heard(FileRead))[0] == FileRead("c3", "r1", 1, 0, "a.txt", b"23", 5, eof=False)
+    (read,) = await bench.heard(FileRead)
+    assert read == FileRead("c3", "r1", 1, 0, "a.txt", b"23", 5, eof=False, step=read.step, offset=1)
     await bench.command(ReadFile("c4", *HEAD, 0, 0, "a.txt"))
-    assert (await bench.heard(CommandRefused))[0].code == "file_error"
+    (refused,) = await bench.heard(CommandRefused)
+    assert (refused.code, refused.what, refused.path, refused.step.number) == ("file_error", "read", "a.txt", 1)
     await bench.send(subjects.executor_control("e1"), DestroySandboxes("b1", "r1", (), EndReason.RELEASED))
     assert {m.reason for m in await bench.heard(SandboxesEnded, covers(2))} == {EndReason.RELEASED}
     await bench.heard(SlotsReleased, covers(2))
     await bench.command(RunCommand("c5", *HEAD, 1, 0, Command(line="late")))
-    refused = await bench.heard(CommandRefused, lambda found: len(found) == 2)
-    assert (refused[1].code, refused[1].reason) == ("sandbox_gone", EndReason.RELEASED)
+    late = (await bench.heard(CommandRefused, lambda found: len(found) == 2))[1]
+    assert (late.code, late.reason, late.step) == ("sandbox_gone", EndReason.RELEASED, Step())
+
+
+async def test_the_trajectory_tells_the_whole_story(bench: Bench) -> None:
+    began = int(time.time() * 1000)
+    await bench.order(n=2)
+    await bench.heard(SandboxesReady, covers(2))
+    (told,) = await bench.heard(SandboxesBegan)
+    assert told == SandboxesBegan("r1", 0, ((0, 2),), "n1", "e1", "simulated", "host")
+    fed = Command(line="feed", stdin=b"in")
+    await bench.command(RunCommand("c1", *HEAD, 0, 0, fed))
+    await bench.command(WriteFile("c2", *HEAD, 0, 0, "a", b"12", mode=0o600))
+    await bench.command(WriteFile("c3", *HEAD, 0, 0, "large", b"x" * 200_000))
+    await bench.command(RunCommand("c4", *HEAD, 0, 0, Command(line="feed", stdin=b"x" * 200_000)))
+    small, large = await bench.heard(FileWritten, lambda found: len(found) == 2)
+    first, last = await bench.heard(CommandFinished, lambda found: len(found) == 2)
+    assert (first.command, first.stdin) == (fed, Blob(hashlib.sha256(b"in").hexdigest(), 2))
+    assert (last.command.stdin, last.stdin and last.stdin.size) == (b"", 200_000)
+    assert (small.data, small.mode, small.content) == (b"12", 0o600, Blob(hashlib.sha256(b"12").hexdigest(), 2))
+    assert (large.data, large.content and large.content.size) == (b"", 200_000)
+    steps = [each.step for each in (first, small, large, last)]
+    assert [step.number for step in steps] == [1, 2, 3, 4]
+    assert [step.sequence for step in steps] == [2, 3, 4, 5]
+    assert {step.executor for step in steps} == {"e1"}
+    assert all(began <= step.asked_ms <= time.time() * 1000 for step in steps)
+
+
+async def test_what_must_not_be_done_twice_is_told_before_it_is_done(bench: Bench) -> None:
+    await bench.order(n=1)
+    await bench.heard(SandboxesReady)
+    await bench.command(RunCommand("c1", *HEAD, 0, 0, Command(line="pay", stdin=b"7"), idempotent=False))
+    await bench.command(WriteFile("c2", *HEAD, 0, 0, "a", b"1", idempotent=False))
+    await bench.heard(FileWritten)
+    (finished,) = await bench.heard(CommandFinished)
+    begun = await bench.heard(StepBegun)
+    assert [(each.id, each.what, each.path, each.step.number) for each in begun] == [
+        ("c1", "run", "", 1), ("c2", "write", "a", 2),
+    ]  # fmt: skip
+    assert begun[0].command == Command(line="pay")
+    assert not finished.step.idempotent
+    assert bench.said.index(begun[0]) < bench.said.index(finished)
+
+
+async def test_an_output_that_fits_no_message_is_cut_and_counted_where_there_is_no_store(bench: Bench) -> None:
+    await bench.order(n=1)
+    await bench.heard(SandboxesReady)
+    line = "x" * 600_000
+    await bench.command(RunCommand("c1", *HEAD, 0, 0, Command(line=line, output_limit=2**20)))
+    (finished,) = await bench.heard(CommandFinished)
+    result = finished.result
+    whole = len(f"simulated: {line}\n")
+    assert 0 < len(result.stdout) <= 262_144
+    assert (len(result.stdout) + result.stdout_dropped, result.stdout_blob) == (whole, None)
+    blob = Blob("0" * 64, 5)
+    await bench.command(ReadBlob("q1", "acme", "run", 0, blob, 0, 10))
+    assert "no blob store" in (await bench.heard(BlobRead))[0].error
+    await bench.send(subjects.executor_command("e1", "zeta"), ReadBlob("q2", "acme", "run", 0, blob, 0, 10))
+    assert "ReadBlob" in (await bench.heard(DeadLetter))[0].reason  # in another tenant's name
 
 
 async def test_what_cannot_be_understood_is_kept_as_a_dead_letter(bench: Bench) -> None:
@@ -206,19 +295,80 @@ async def test_a_rollout_whose_time_is_up_is_ended_by_the_executor_itself(bench:
     assert {m.reason for m in ended} == {EndReason.TIMED_OUT}
 
 
+async def test_an_output_that_fits_no_message_is_a_blob_that_its_tenant_is_given(tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "blobs")
+    cache = Cache(store, tmp_path / "cache", 2**30)
+    async with benched(Profile(), cache) as bench:
+        await bench.order(n=1)
+        await bench.heard(SandboxesReady)
+        line = "0123456789" * 60_000
+        await bench.command(RunCommand("c1", *HEAD, 0, 0, Command(line=line, output_limit=2**20)))
+        (finished,) = await bench.heard(CommandFinished)
+        result, blob = finished.result, finished.result.stdout_blob
+        whole = f"simulated: {line}\n".encode()
+        assert blob is not None
+        assert (whole.startswith(result.stdout), result.stdout_dropped, result.stderr_blob) == (True, 0, None)
+        (kept,) = await bench.heard(BlobKept)
+        assert (kept.tenant, kept.blob) == ("acme", blob)
+        assert kept.until_ms > time.time() * 1000 + 7 * 86_400_000
+        for number in range(0, blob.size, 262_144):
+            await bench.command(ReadBlob(f"q{number}", "acme", "run", 0, blob, number, 262_144))
+        pieces = {each.id: each for each in await bench.heard(BlobRead, lambda found: len(found) == 3)}
+        content = b"".join(pieces[f"q{number}"].data for number in range(0, blob.size, 262_144))
+        assert content == heading("acme") + whole
+        assert {(each.size, each.error) for each in pieces.values()} == {(blob.size, "")}
+        # What is not an output of that tenant's is as if it were not there.
+        (tmp_path / "disk").write_bytes(b"disk of another")
+        disk = await store.put(tmp_path / "disk")
+        strangers = [(disk, "acme"), (blob, "zeta"), (Blob("0" * 64, 9), "acme"), (Blob("../x", 9), "acme")]
+        for number, (which, tenant) in enumerate(strangers):
+            ask = ReadBlob(f"s{number}", tenant, "run", 0, which, 0, 10)
+            await bench.send(subjects.executor_command("e1", tenant), ask)
+        refused = [each for each in await bench.heard(BlobRead, lambda found: len(found) == 7) if each.id[0] == "s"]
+        assert [each.data for each in refused] == [b""] * 4
+        assert sum("is no output of tenant" in each.error for each in refused) == 3
+    await cache.close()
+
+
 def asked(id: str) -> ReadFile:
     return ReadFile(id, *HEAD, 0, 0, "a")
+
+
+def written(number: int) -> FileWritten:
+    return FileWritten(f"c{number}", "r1", 0, 0, "a", 1)
 
 
 def test_answers_beyond_their_limit_lose_content_but_not_their_id() -> None:
     answers = Answers(limit=1500)
     assert answers.begin(asked("c9"))
-    assert answers.running("c9")
+    assert answers.running(asked("c9"))
     for number in range(4):
         assert answers.begin(asked(f"c{number}"))
-        answers.record(f"c{number}", FileWritten(f"c{number}", "r1", 0, 0, "a", 1))
-    assert [answers.recorded(f"c{number}") is not None for number in range(4)] == [False, False, True, True]
+        answers.record(written(number))
+    assert [answers.recorded(asked(f"c{number}")) is not None for number in range(4)] == [False, False, True, True]
     assert not answers.begin(asked("c0"))
-    assert not answers.running("c0")
+    assert not answers.running(asked("c0"))
     answers.forget(("r1", 0, 0))
     assert answers.begin(asked("c0"))
+
+
+def test_steps_are_numbered_as_they_are_begun_and_an_attempt_is_not_another() -> None:
+    answers = Answers()
+    for number in range(4):
+        assert answers.begin(asked(f"c{number}"), 100 + number, "e1", number)
+    answers.record(written(0))
+    answers.record(written(2))
+    assert answers.done(("r1", 0, 0)) == ((1, 1), (3, 1))
+    assert answers.step(asked("c3")) == Step(4, 103, "e1", 3, beside=((1, 3),))
+    again = msgspec.structs.replace(asked("c0"), attempt=1)
+    assert answers.recorded(again) is None
+    assert answers.begin(again)
+    other = Answers()
+    other.load(answers.dump())
+    assert other.dump() == answers.dump()
+    assert other.done(("r1", 0, 0)) == ((1, 1), (3, 1))
+    assert [step.number for _, step in other.under_way_in(("r1", 0, 0))] == [2, 4]
+    assert other.step(again).number == 1
+    answers.forget(("r1", 0, 0))
+    answers.record(written(1))  # of one that is gone
+    assert answers.under_way() == [again]

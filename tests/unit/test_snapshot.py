@@ -10,6 +10,7 @@ from shoal.machine.core import Cause, Collect, Inspect, LawBrokenError, Make, Pu
 from shoal.wire import subjects
 from shoal.wire.messages import (
     Blob,
+    BlobKept,
     BlobsCollected,
     BuildBegun,
     BuildTemplate,
@@ -159,6 +160,21 @@ def test_what_nothing_needs_goes_after_an_hour_and_its_blobs_with_it() -> None:
     assert core.handle(BlobsCollected(collect.digests), Cause("S", 10, 6 * GRACE_MS)) == []
     assert core.outstanding() == []
     core.check()
+
+
+def test_an_output_is_kept_for_its_time_and_then_collected() -> None:
+    core = SnapshotCore()
+    output = Blob("e" * 64, 9)
+    core.handle(BlobKept("acme", output, 3 * GRACE_MS), Cause("S", 1, 0))
+    core.handle(BlobKept("acme", output, 2 * GRACE_MS), Cause("S", 2, 0))  # the same again, by another command
+    assert core.handle(Tick(0), Cause("S", 3, 2 * GRACE_MS + 60_000)) == []
+    again = SnapshotCore()
+    again.load(core.dump())
+    for each in (core, again):
+        assert each.handle(Tick(0), Cause("S", 4, 3 * GRACE_MS + 60_000)) == [Collect((output.digest,))]
+        each.check()
+    with pytest.raises(LawBrokenError):
+        core.handle(BlobKept("acme", Blob("", 9), 1), Cause("S", 5, 0))
 
 
 def test_what_is_nothing_to_it_changes_nothing() -> None:

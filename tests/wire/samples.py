@@ -10,6 +10,8 @@ from typing import Final, get_args
 from shoal.wire.messages import (
     AnyMessage,
     Blob,
+    BlobKept,
+    BlobRead,
     BlobsCollected,
     BuildBegun,
     BuildProgress,
@@ -47,6 +49,7 @@ from shoal.wire.messages import (
     PrefetchSnapshot,
     QuotaLent,
     QuotaWanted,
+    ReadBlob,
     ReadFile,
     Recipe,
     ReleaseRequested,
@@ -68,6 +71,7 @@ from shoal.wire.messages import (
     RoomReturned,
     RoomWanted,
     RunCommand,
+    SandboxesBegan,
     SandboxesClosed,
     SandboxesEnded,
     SandboxesFinished,
@@ -88,6 +92,8 @@ from shoal.wire.messages import (
     SnapshotsListed,
     SnapshotTaken,
     StartSandboxes,
+    Step,
+    StepBegun,
     TakeSnapshot,
     TemplateBuilt,
     TemplateInspected,
@@ -168,6 +174,8 @@ _KEPT_SPEC = RolloutSpec(
 _RECIPE = Recipe(
     "oci:/srv/image:v1", ("make", "make install"), "import numpy", (("PATH", "/opt/bin"),), _RESOURCES, 60_000
 )
+_STEP = Step(7, 1_700_000_000_123, "executor-1", 4711, idempotent=False, beside=((2, 1), (5, 2)))
+_LARGE = CommandResult(0, b"begin", stdout_blob=Blob("5eed", 9_000_000), stderr_blob=Blob("feed", 300_000))
 _PLACE = ("r7k2m4n6p8q2s4t6v", "acme", "grpo-7")
 
 SAMPLES: Final[dict[str, AnyMessage]] = {
@@ -389,6 +397,29 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "CommandFinished/disk_full": CommandFinished(
         "r1-3.1", "r1", 3, 0, Command(line="dd"), CommandResult(1, disk_full=True)
     ),
+    "RolloutSubmitted/key": RolloutSubmitted(*_PLACE, RolloutSpec("host", 1), key="step-12"),
+    "SandboxSaved/steps": SandboxSaved("r1", 1, 3, _TAKEN, 10, ((1, 4), (6, 2))),
+    "RunCommand/once": RunCommand("c-1", "acme", "grpo-7", 12, "r1", 3, 1, _COMMAND, idempotent=False),
+    "WriteFile/once": WriteFile("c-2", "acme", "grpo-7", 12, "r1", 3, 1, "a", b"1", idempotent=False),
+    "ReadBlob": ReadBlob("c-8", "acme", "grpo-7", 12, Blob("5eed", 9_000_000), 262_144, 131_072),
+    "SandboxesBegan": SandboxesBegan("r1", 1, _RANGES, "node-1", "executor-1", "zygote", "77aa"),
+    "StepBegun": StepBegun("c-1", "r1", 3, 1, _STEP, "run", _COMMAND, "solve.py"),
+    "StepBegun/defaults": StepBegun("c-2", "r1", 3, 1, Step(), "write"),
+    "CommandOutput/attempt": CommandOutput("c-1", "r1", 3, 0, 2, b"", attempt=1),
+    "CommandFinished/step": CommandFinished("c-1", "r1", 3, 1, _COMMAND, _LARGE, _STEP, Blob("0a0b", 5)),
+    "FileWritten/step": FileWritten(
+        "c-2", "r1", 3, 1, "solve.py", 9, _STEP, b"print(42)", offset=4, mode=0o600, content=Blob("0c0d", 9)
+    ),
+    "FileRead/step": FileRead("c-3", "r1", 3, 1, "out.txt", b"2\n", 3, eof=True, step=_STEP, offset=1),
+    "SnapshotTaken/step": SnapshotTaken("c-4", "r1", 3, 1, _TAKEN, "warm", 12_000, _STEP, "yes"),
+    "RolledBack/step": RolledBack("c-5", "r1", 3, 1, "77aa", _STEP),
+    "Hibernated/step": Hibernated("c-6", "r1", 3, 1, "77aa", _STEP),
+    "CommandRefused/step": CommandRefused(
+        "c-3", "r1", 3, 1, "file_error", "no such file", None, _STEP, "read", _COMMAND, "out.txt"
+    ),
+    "BlobRead": BlobRead("c-8", b"piece", 9_000_000),
+    "BlobRead/error": BlobRead("c-8", b"", 0, "it is no output of this tenant's"),
+    "BlobKept": BlobKept("acme", Blob("5eed", 9_000_000), 1_700_000_000_000),
     "DeadLetter": DeadLetter(
         "SHOAL_EXECUTOR_e1", 78, "shoal.executor.e1.control", "executor.e1", "too large", b"\xc1\x00", size=300_000
     ),

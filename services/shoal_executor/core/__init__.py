@@ -1,7 +1,7 @@
 """The executor's core: `roster` is what it holds, `effects` what follows from each thing that happens to it."""
 
+from shoal.wire.asked import Asked as Asked
 from shoal_executor.core.effects import (
-    Asked as Asked,
     CarryOut as CarryOut,
     Destroy as Destroy,
     Effect as Effect,

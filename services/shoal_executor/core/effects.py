@@ -3,22 +3,16 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+from shoal.wire.asked import Asked
 from shoal.wire.messages import (
     Command,
     CommandResult,
     EndReason,
-    Hibernate,
     Ranges,
-    ReadFile,
-    RollBack,
-    RunCommand,
     Snapshot,
     StartSandboxes,
-    TakeSnapshot,
-    WriteFile,
 )
 
-Asked = RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
 Key = tuple[str, int, str]
 """A group: rollout, attempt and node. Placement never names an index of a group twice."""
 

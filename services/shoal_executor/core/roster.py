@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from shoal.machine import ranges
+from shoal.wire.asked import Asked
 from shoal.wire.messages import (
     Command,
     CommandResult,
@@ -23,7 +24,6 @@ from shoal.wire.messages import (
     StartSandboxes,
 )
 from shoal_executor.core.effects import (
-    Asked,
     CarryOut,
     Destroy,
     Effect,
@@ -198,7 +198,7 @@ class ExecutorCore:
         if group.order.lifetime_ms:
             group.since_ms[index] = since_ms
         command = group.commands.get(index)
-        effects: list[Effect] = [ReportReady(key, group.order, index, command is not None)]
+        effects: list[Effect] = [ReportReady(key, group.order_of(index), index, command is not None)]
         if command is not None:
             effects.append(RunJob(key, index, command))
         return effects

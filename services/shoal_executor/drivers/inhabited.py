@@ -21,6 +21,7 @@ from shoal_executor.drivers.protocol import (
     NoSuchSandboxError,
     OutputSink,
     SandboxFileError,
+    SettledError,
     Started,
     StartFailed,
     StartSpec,
@@ -146,14 +147,31 @@ class AgentDriver(ABC, Generic[_Kind]):
             sandbox, frames.Done, lambda number: frames.Run(number, command, output is not None, id), output, limit
         )
         result = answer.result
-        if max(len(result.stdout), len(result.stderr)) > limit:  # only a tampered agent sends more
-            await sandbox.killed()
-            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
+        wrote = [
+            await self._whole(sandbox, id, channel, data, size, limit)
+            for channel, data, size in zip((1, 2), (result.stdout, result.stderr), answer.sizes, strict=True)
+        ]
+        result = msgspec.structs.replace(result, stdout=wrote[0], stderr=wrote[1])
         if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
             sandbox.oom_kills = kills
             self._groups.tell_oom_kills(sandbox.group, kills)
             result = msgspec.structs.replace(result, out_of_memory=True)
         return result
+
+    async def _whole(self, sandbox: _Kind, id: str, channel: int, data: bytes, size: int, limit: int) -> bytes:
+        """Return all of what a command wrote, of which the beginning came with its end."""
+        pieces, done = [data], len(data)
+        while done < size <= limit:
+            ask = partial(frames.Rest, key=id, channel=channel, offset=done, limit=frames.IN_FRAME)
+            piece = await self._ask(sandbox, frames.Piece, ask)
+            pieces.append(piece.data)
+            done += len(piece.data)
+            if not piece.data:
+                break
+        if done != size or size > limit:  # only a tampered agent says so
+            await sandbox.killed()
+            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
+        return b"".join(pieces)
 
     async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
         """Have the agent write a piece of a file, in smaller pieces where it is large."""
@@ -223,7 +241,7 @@ class AgentDriver(ABC, Generic[_Kind]):
         if isinstance(answer, frames.Failed):
             raise SandboxFileError(answer.detail)
         if isinstance(answer, frames.Settled):
-            raise DriverError("it was run before, and its answer is gone: it was settled")
+            raise SettledError("it was run before, and its answer is gone: it was settled")
         if not isinstance(answer, expected):  # only a tampered agent answers something else
             await sandbox.killed()
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)

@@ -32,6 +32,10 @@ class UnsupportedError(DriverError):
     """This driver cannot do what was asked, ever or with the runtime it found; the text says what could."""
 
 
+class SettledError(DriverError):
+    """A command was run before, and its result was settled: the sandbox has it no longer."""
+
+
 class SandboxFileError(DriverError):
     """A file inside the sandbox cannot be read or written as asked: absent, a directory, no space, no permission."""
 
@@ -86,12 +90,14 @@ class Captured:
 
     `layer`: an EROFS file of what it had written on top of what it started from, with deletions as overlayfs has them.
     `memory`: everything its processes had, in a form that only the same isolation understands; None where it was not
-    kept. `stood_us`: how long its processes stood still, in microseconds.
+    kept. `stood_us`: how long its processes stood still, in microseconds. `finished`: the ids of the commands that had
+    come to their end by then, and were not settled; of the others under way nobody can say how far they were.
     """
 
     layer: Path
     memory: Path | None
     stood_us: int
+    finished: tuple[str, ...] = ()
 
 
 class Disks(Protocol):
@@ -151,7 +157,7 @@ class Driver(Protocol):
         """Run a command to its end, its timeout, or the sandbox's end (then NoSuchSandboxError with the reason).
 
         With an `id` that the sandbox has seen, whichever process of this node asked, nothing is run: what came of it is
-        returned, and waited for while it runs. DriverError when that was settled.
+        returned, and waited for while it runs. SettledError when that was settled.
 
         Commands share files and background processes with all others of the sandbox and may overlap, but session
         commands queue. A program that does not exist is a result (exit code 127 and a line on stderr), not an error.

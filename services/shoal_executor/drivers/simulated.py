@@ -17,13 +17,13 @@ from typing import Final
 from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
 from shoal_executor.drivers.protocol import (
     Captured,
-    DriverError,
     DriverReport,
     ExitSink,
     FileChunk,
     NoSuchSandboxError,
     OutputSink,
     SandboxFileError,
+    SettledError,
     Started,
     StartFailed,
     StartSpec,
@@ -109,7 +109,7 @@ class SimulatedDriver:
         while id in sandbox.results:
             known = sandbox.results[id]
             if known is None:
-                raise DriverError(f"the answer to {id} is gone: it was settled")
+                raise SettledError(f"the answer to {id} is gone: it was settled")
             if isinstance(known, CommandResult):
                 return known
             await asyncio.wait([known])

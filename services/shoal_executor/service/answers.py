@@ -5,9 +5,9 @@ from typing import Final
 
 import msgspec
 
-from shoal.wire.messages import CommandFinished, FileRead
-from shoal_executor.core import Asked
-from shoal_executor.service.journal import Answer
+from shoal.machine import ranges
+from shoal.wire.asked import Answer, Asked
+from shoal.wire.messages import CommandFinished, FileRead, FileWritten, Ranges, Step
 
 Sandbox = tuple[str, int, int]
 """rollout, index, attempt"""
@@ -18,44 +18,74 @@ KEPT_BYTES: Final = 64 * 1024**2
 class _State(msgspec.Struct, frozen=True, array_like=True):
     kept: list[tuple[str, Answer]]
     ids: list[tuple[Sandbox, list[str]]]
-    running: list[Asked]
+    running: list[tuple[Asked, Step]]
 
 
 class Answers:
-    """Answers of live sandboxes. Beyond `limit` bytes the oldest lose their content, but never their id."""
+    """Answers of live sandboxes, whose steps are numbered as they are begun.
+
+    Beyond `limit` bytes the oldest lose their content, but never their id.
+    """
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
         self._limit = limit
         self._bytes = 0
-        self._kept: OrderedDict[str, Answer] = OrderedDict()
-        self._ids: dict[Sandbox, dict[str, None]] = {}
-        self._running: dict[str, Asked] = {}
+        self._kept: OrderedDict[tuple[Sandbox, str], Answer] = OrderedDict()
+        self._ids: dict[Sandbox, dict[str, int]] = {}  # with the number of each, in their order
+        self._running: dict[Sandbox, dict[str, tuple[Asked, Step]]] = {}
 
-    def begin(self, asked: Asked) -> bool:
-        """Note that a command is being carried out; returns False when it was already begun."""
-        ids = self._ids.setdefault((asked.rollout, asked.index, asked.attempt), {})
+    def begin(self, asked: Asked, asked_ms: int = 0, executor: str = "", sequence: int = 0) -> bool:
+        """Note that a command is being carried out; returns False when it was already begun.
+
+        It was asked at that moment, in the inbox of that executor, as the message of that sequence.
+        """
+        sandbox = sandbox_of(asked)
+        ids = self._ids.setdefault(sandbox, {})
         if asked.id in ids:
             return False
-        ids[asked.id] = None
-        self._running[asked.id] = asked
+        beside = ranges.collect(step.number for _, step in self.under_way_in(sandbox))
+        ids[asked.id] = len(ids) + 1
+        step = Step(len(ids), asked_ms, executor, sequence, getattr(asked, "idempotent", True), beside)
+        self._running.setdefault(sandbox, {})[asked.id] = (asked, step)
         return True
 
-    def running(self, id: str) -> bool:
+    def running(self, asked: Asked) -> bool:
         """Return whether a command was begun and has no answer yet."""
-        return id in self._running
+        return asked.id in self._running.get(sandbox_of(asked), ())
+
+    def step(self, asked: Asked) -> Step:
+        """Return which step of its sandbox's a command is that has no answer yet."""
+        known = self._running.get(sandbox_of(asked), {}).get(asked.id)
+        return known[1] if known is not None else Step()
 
     def under_way(self) -> list[Asked]:
         """Return the commands that have no answer yet."""
-        return list(self._running.values())
+        return [asked for each in self._running.values() for asked, _ in each.values()]
 
-    def recorded(self, id: str) -> Answer | None:
+    def under_way_in(self, sandbox: Sandbox) -> list[tuple[Asked, Step]]:
+        """Return the commands of one sandbox that have no answer yet."""
+        return list(self._running.get(sandbox, {}).values())
+
+    def done(self, sandbox: Sandbox) -> Ranges:
+        """Return the numbers of a sandbox's steps that have their answer."""
+        begun = len(self._ids.get(sandbox, ()))
+        running = ranges.collect(step.number for _, step in self.under_way_in(sandbox))
+        return ranges.without(((1, begun),) if begun else (), running)
+
+    def recorded(self, asked: Asked) -> Answer | None:
         """Return the answer to a command that was begun: None while it runs, or when its content was let go."""
-        return self._kept.get(id)
+        return self._kept.get((sandbox_of(asked), asked.id))
 
-    def record(self, id: str, answer: Answer) -> None:
+    def record(self, answer: Answer) -> None:
         """Keep an answer."""
-        self._running.pop(id, None)
-        self._kept[id] = answer
+        sandbox = sandbox_of(answer)
+        running = self._running.get(sandbox, {})
+        running.pop(answer.id, None)
+        if not running:
+            self._running.pop(sandbox, None)
+        if answer.id not in self._ids.get(sandbox, ()):
+            return  # the sandbox is gone, and whoever asks is told that
+        self._kept[sandbox, answer.id] = answer
         self._bytes += _weight(answer)
         while self._bytes > self._limit and self._kept:
             _, oldest = self._kept.popitem(last=False)
@@ -63,36 +93,39 @@ class Answers:
 
     def forget(self, sandbox: Sandbox) -> None:
         """Drop what a sandbox that is gone has answered."""
+        self._running.pop(sandbox, None)
         for id in self._ids.pop(sandbox, ()):
-            self._running.pop(id, None)
-            answer = self._kept.pop(id, None)
+            answer = self._kept.pop((sandbox, id), None)
             if answer is not None:
                 self._bytes -= _weight(answer)
 
     def dump(self) -> bytes:
         """Return all of it."""
         ids = [(sandbox, list(known)) for sandbox, known in self._ids.items()]
-        return msgspec.msgpack.encode(_State(list(self._kept.items()), ids, self.under_way()))
+        running = [each for known in self._running.values() for each in known.values()]
+        kept = [(id, answer) for (_, id), answer in self._kept.items()]
+        return msgspec.msgpack.encode(_State(kept, ids, running))
 
     def load(self, state: bytes) -> None:
-        """Take over what was dumped."""
+        """Take over what was dumped. Raises ValueError."""
         found = msgspec.msgpack.decode(state, type=_State)
-        self._ids = {sandbox: dict.fromkeys(known) for sandbox, known in found.ids}
-        self._running = {asked.id: asked for asked in found.running}
+        self._ids = {sandbox: {id: number for number, id in enumerate(known, 1)} for sandbox, known in found.ids}
+        for asked, step in found.running:
+            self._running.setdefault(sandbox_of(asked), {})[asked.id] = (asked, step)
         for id, answer in found.kept:
-            self._kept[id] = answer
+            self._kept[sandbox_of(answer), id] = answer
             self._bytes += _weight(answer)
+
+
+def sandbox_of(message: Asked | Answer) -> Sandbox:
+    """Return whose story something belongs to."""
+    return (message.rollout, message.index, message.attempt)
 
 
 def _weight(answer: Answer) -> int:
     size = 512
     if isinstance(answer, CommandFinished):
-        size += len(answer.result.stdout) + len(answer.result.stderr)
-    elif isinstance(answer, FileRead):
+        size += len(answer.result.stdout) + len(answer.result.stderr) + len(answer.command.stdin)
+    elif isinstance(answer, FileRead | FileWritten):
         size += len(answer.data)
     return size
-
-
-def without_input(finished: CommandFinished) -> CommandFinished:
-    """Return the answer with its command's standard input left out: it may be as large as a message can be."""
-    return msgspec.structs.replace(finished, command=msgspec.structs.replace(finished.command, stdin=b""))

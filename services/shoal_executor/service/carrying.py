@@ -8,6 +8,7 @@ import msgspec
 from shoal.blobs.protocol import BlobError
 from shoal.bus.protocol import BusError
 from shoal.wire import subjects
+from shoal.wire.asked import Answer, blob_of, word
 from shoal.wire.messages import (
     Command,
     CommandFinished,
@@ -22,26 +23,30 @@ from shoal.wire.messages import (
     RolledBack,
     RunCommand,
     SnapshotTaken,
+    Step,
+    StepBegun,
     TakeSnapshot,
     WriteFile,
 )
+from shoal.wire.outputs import IN_MESSAGE, LARGEST
 from shoal_executor.core import Asked, Key, Refuse
 from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
     NoSuchSandboxError,
     SandboxFileError,
+    SettledError,
     UnsupportedError,
 )
-from shoal_executor.service.answers import without_input
-from shoal_executor.service.journal import Answer, Answered, AnyRecord
+from shoal_executor.service.journal import Answered, AnyRecord
 from shoal_executor.service.keeping import BusyError, Keeping
-from shoal_executor.service.known import SLEEPS, Known, gone_text, refusal
+from shoal_executor.service.known import ANSWERED, SLEEPS, Known, gone_text, refusal, without_input
 from shoal_executor.service.names import name_of
 from shoal_executor.service.outgoing import Outgoing
+from shoal_executor.service.outputs import Outputs
 
-OUTPUT_LIMIT: Final = 256 * 1024
-"""Bytes of each output stream that fit into one message, both together, with the broker's default limit."""
+_INPUT: Final = 64 * 1024
+"""Bytes of a standard input, or of a piece of a file, that the trajectory has whole; of more, it tells the digest."""
 
 
 class Carrying:
@@ -53,37 +58,41 @@ class Carrying:
         known: Known,
         loose: Outgoing,
         keeping: Keeping,
+        outputs: Outputs,
         happened: Callable[[AnyRecord], None],
     ) -> None:
         self._driver = driver
         self._known = known
         self._loose = loose
         self._keeping = keeping
+        self._outputs = outputs
         self._happened = happened
 
     async def carry_out(self, key: Key, asked: Asked) -> None:
         """Do it, and note the answer."""
-        name = name_of(key, asked.index)
-        async with self._keeping.entered(name) as rolled_back:
+        name, step = name_of(key, asked.index), self._known.answers.step(asked)
+        async with self._keeping.entered(name, asked) as rolled_back:
             try:
-                answer = self._refused(asked) or await self._answer(name, key, asked)
+                answer = self._refused(asked) or await self._answer(name, key, asked, step)
             except NoSuchSandboxError as error:
                 if rolled_back():
-                    answer = refusal(asked, "rolled_back", "the sandbox was rolled back while this ran", None)
+                    answer = refusal(asked, "rolled_back", "the sandbox was rolled back while this ran", None, step)
                 else:
-                    answer = refusal(asked, "sandbox_gone", gone_text(error.reason), error.reason)
+                    answer = refusal(asked, "sandbox_gone", gone_text(error.reason), error.reason, step)
+            except SettledError:
+                answer = refusal(asked, "answer_gone", ANSWERED, None)
             except SandboxFileError as error:
-                answer = refusal(asked, "file_error", str(error), None)
+                answer = refusal(asked, "file_error", str(error), None, step)
             except UnsupportedError as error:
-                answer = refusal(asked, "unsupported", str(error), None)
+                answer = refusal(asked, "unsupported", str(error), None, step)
             except BusyError as error:
-                answer = refusal(asked, "busy", str(error), None)
+                answer = refusal(asked, "busy", str(error), None, step)
             except (DriverError, BlobError, BusError) as error:
                 kept = isinstance(asked, TakeSnapshot | RollBack | Hibernate)
-                answer = refusal(asked, "snapshot_failed" if kept else "bad_request", str(error), None)
+                answer = refusal(asked, "snapshot_failed" if kept else "bad_request", str(error), None, step)
         self._happened(Answered(asked.cell, asked.tenant, asked.run, answer))
         if isinstance(asked, RunCommand):
-            self._driver.settle(name, [asked.id])
+            self._keeping.settle(name, asked.id)
             await self._keeping.after_command(key, asked.index)
         if self._known.core.find(asked.rollout, asked.index, asked.attempt) is None:
             self._keeping.forget(name)
@@ -93,46 +102,61 @@ class Carrying:
         (effect, *_) = self._known.core.command(asked)
         return refusal(asked, "asleep", SLEEPS, None) if isinstance(effect, Refuse) and effect.asleep else None
 
-    async def _answer(self, name: str, key: Key, asked: Asked) -> Answer:
+    async def _answer(self, name: str, key: Key, asked: Asked, step: Step) -> Answer:
         head = (asked.id, asked.rollout, asked.index, asked.attempt)
+        if not step.idempotent:
+            await self._tell_before(asked, step)
         match asked:
             case RunCommand(command=command):
-                return without_input(CommandFinished(*head, command, await self._run(name, asked)))
-            case WriteFile(path=path):
-                size = await self._driver.write_file(name, path, asked.data, offset=asked.offset, mode=asked.mode)
-                return FileWritten(*head, path, size)
-            case ReadFile(path=path):
-                limit = min(asked.limit, OUTPUT_LIMIT)
-                chunk = await self._driver.read_file(name, path, offset=asked.offset, limit=limit)
-                return FileRead(*head, path, chunk.data, chunk.size, chunk.eof)
+                stdin = blob_of(command.stdin) if command.stdin else None
+                bare = command if len(command.stdin) <= _INPUT else without_input(command)
+                result = await self._run(name, asked)
+                return await self._outputs.fitted(CommandFinished(*head, bare, result, step, stdin), asked.tenant)
+            case WriteFile(path=path, data=data, offset=offset, mode=mode):
+                size = await self._driver.write_file(name, path, data, offset=offset, mode=mode)
+                shown = data if len(data) <= _INPUT else b""
+                return FileWritten(*head, path, size, step, shown, offset, mode, blob_of(data))
+            case ReadFile(path=path, offset=offset):
+                limit = min(asked.limit, IN_MESSAGE)
+                chunk = await self._driver.read_file(name, path, offset=offset, limit=limit)
+                return FileRead(*head, path, chunk.data, chunk.size, chunk.eof, step, offset)
             case TakeSnapshot():
                 memory = asked.memory == "yes" or (not asked.memory and self._driver.keeps_memory)
-                snapshot, stood_us = await self._keeping.take(key, asked.index, memory, asked.name)
-                return SnapshotTaken(*head, snapshot, asked.name, stood_us)
+                snapshot, stood_us = await self._keeping.take(key, asked.index, memory, asked.name, step=step)
+                return SnapshotTaken(*head, snapshot, asked.name, stood_us, step, asked.memory)
             case RollBack(snapshot=snapshot):
                 await self._keeping.return_to(asked, snapshot)
-                return RolledBack(*head, snapshot.digest)
+                return RolledBack(*head, snapshot.digest, step)
             case Hibernate():
-                kept = await self._keeping.hibernate(key, asked.index, mine=1)
-                return Hibernated(*head, kept.digest)
+                kept = await self._keeping.hibernate(key, asked.index, step)
+                return Hibernated(*head, kept.digest, step)
+
+    async def _tell_before(self, asked: Asked, step: Step) -> None:
+        """Have the log say that something is begun which must not be done twice, before it is."""
+        command = without_input(asked.command) if isinstance(asked, RunCommand) else None
+        path = asked.path if isinstance(asked, WriteFile) else ""
+        head = (asked.id, asked.rollout, asked.index, asked.attempt)
+        begun = StepBegun(*head, step, word(asked), command, path)
+        number = self._loose.send(subjects.trajectory(asked.cell, asked.tenant, asked.run), begun)
+        await self._loose.until(lambda: self._loose.is_stored(number))
 
     async def _run(self, name: str, asked: RunCommand) -> CommandResult:
         if not asked.stream:
-            return await self._driver.run(name, bounded(asked.command), id=asked.id)
+            return await self._driver.run(name, bounded(asked.command, LARGEST), id=asked.id)
         part = 0
         subject = subjects.trajectory(asked.cell, asked.tenant, asked.run)
 
         def publish(channel: int, data: bytes) -> None:
             nonlocal part
-            output = CommandOutput(asked.id, asked.rollout, asked.index, part, channel, data)
+            output = CommandOutput(asked.id, asked.rollout, asked.index, part, channel, data, asked.attempt)
             self._loose.send(subject, output)
             part += 1
 
-        return await self._driver.run(name, bounded(asked.command), publish, id=asked.id)
+        return await self._driver.run(name, bounded(asked.command, LARGEST), publish, id=asked.id)
 
 
-def bounded(command: Command) -> Command:
-    """Return the command with its output limited to what a message holds."""
-    if command.output_limit <= OUTPUT_LIMIT:
+def bounded(command: Command, most: int) -> Command:
+    """Return the command with its output limited to so many bytes of each stream."""
+    if command.output_limit <= most:
         return command
-    return msgspec.structs.replace(command, output_limit=OUTPUT_LIMIT)
+    return msgspec.structs.replace(command, output_limit=most)

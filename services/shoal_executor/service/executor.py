@@ -25,18 +25,15 @@ from shoal.wire.messages import (
     ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
-    Hibernate,
     PreemptSandboxes,
     PrefetchSnapshot,
-    ReadFile,
-    RollBack,
-    RunCommand,
+    ReadBlob,
     Snapshot,
     StartSandboxes,
-    TakeSnapshot,
-    WriteFile,
 )
+from shoal.wire.outputs import IN_MESSAGE
 from shoal_executor.core import (
+    Asked,
     CarryOut,
     Destroy,
     Key,
@@ -54,6 +51,7 @@ from shoal_executor.drivers.protocol import (
 )
 from shoal_executor.service.carrying import Carrying, bounded
 from shoal_executor.service.journal import (
+    VERSION,
     AnyRecord,
     Began,
     Exited,
@@ -71,6 +69,7 @@ from shoal_executor.service.known import Known, ToDo
 from shoal_executor.service.names import name_of, parse
 from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
+from shoal_executor.service.outputs import Outputs
 from shoal_executor.service.pace import Pace
 
 BEAT_S: Final = 1.0
@@ -97,14 +96,15 @@ class ExecutorService:
         self._bus = bus
         self._driver = driver
         self._offer = offer
-        began = Began(offer.executor, offer.cell, boot, machine(), driver.isolation, offer.nodes)
+        began = Began(offer.executor, offer.cell, boot, machine(), driver.isolation, offer.nodes, VERSION)
         publisher = SteadyPublisher(bus, f"executor.{offer.executor}")
         self._known = Known(publisher, began, journal)
         self._core = self._known.core
         self._loose = Outgoing(publisher, "")  # beats and the like: nothing that another process would repeat
         self._cache = cache
         self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
-        self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._happened)
+        self._outputs = Outputs(bus, cache, self._loose)
+        self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._outputs, self._happened)
         self._pace = Pace()
         self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -265,16 +265,16 @@ class ExecutorService:
         except UndecodableError as error:
             await self._bury(delivery, stream, f"cannot be decoded: {error}")
             return
+        if isinstance(message, StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked):
+            self._happened(Took(delivery.sequence, message, delivery.time_ms))
+            return
         match message:
-            case (
-                StartSandboxes() | DestroySandboxes() | PreemptSandboxes() | RunCommand() | WriteFile()
-                | ReadFile() | TakeSnapshot() | RollBack() | Hibernate()
-            ):  # fmt: skip
-                self._happened(Took(delivery.sequence, message))
             case ExecutorDismissed(boot=boot):
                 if boot == self._known.boot and not self._core.groups:
                     log.info("all nodes are drained and empty: leaving", executor=self._offer.executor)
                     self._dismissed.set()
+            case ReadBlob() if delivery.subject == subjects.executor_command(self._offer.executor, message.tenant):
+                self._spawn(self._outputs.serve(message))
             case PrefetchSnapshot(snapshot=snapshot):
                 self._spawn(self._prefetch(snapshot))
             case _:
@@ -348,7 +348,7 @@ class ExecutorService:
     async def _run_job(self, key: Key, index: int, command: Command) -> None:
         began = time.monotonic_ns()
         try:
-            result = await self._driver.run(name_of(key, index), bounded(command), id=_JOB)
+            result = await self._driver.run(name_of(key, index), bounded(command, IN_MESSAGE), id=_JOB)
         except NoSuchSandboxError:
             return  # its end was ordered or reported, and says why
         run_us = max((time.monotonic_ns() - began) // 1000, result.duration_us)  # it may have been begun before us

@@ -16,32 +16,21 @@ from typing import IO, Final
 
 import msgspec
 
+from shoal.wire.asked import Answer, Asked
 from shoal.wire.messages import (
-    CommandFinished,
-    CommandRefused,
     CommandResult,
     DestroySandboxes,
     EndReason,
-    FileRead,
-    FileWritten,
-    Hibernate,
-    Hibernated,
     NodeSpec,
     PreemptSandboxes,
     Ranges,
-    ReadFile,
-    RollBack,
-    RolledBack,
-    RunCommand,
     Snapshot,
-    SnapshotTaken,
     StartSandboxes,
-    TakeSnapshot,
-    WriteFile,
 )
 from shoal_executor.core import Key
 
-Answer = CommandFinished | CommandRefused | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
+VERSION: Final = 2
+"""Changes with what is said for what happens: who says something else must not go on in the middle of a sentence."""
 _HEAD: Final = struct.Struct(">II")
 _LOCK_S: Final = 10.0
 LARGE: Final = 64 * 1024**2
@@ -57,7 +46,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Began(Record, frozen=True):
-    """An executor offered itself under this boot. With another name, place or offer, nothing here holds any more."""
+    """An executor offered itself under this boot. With another name, place, offer or version, nothing here holds."""
 
     executor: str
     cell: int
@@ -65,6 +54,7 @@ class Began(Record, frozen=True):
     machine: str
     isolation: str
     nodes: tuple[NodeSpec, ...]
+    version: int = 1
 
 
 class Knew(Record, frozen=True):
@@ -81,13 +71,11 @@ class Knew(Record, frozen=True):
 
 
 class Took(Record, frozen=True):
-    """A message of the inbox was taken."""
+    """A message of the inbox was taken, which was stored at that moment."""
 
     sequence: int
-    message: (
-        StartSandboxes | DestroySandboxes | PreemptSandboxes | RunCommand | WriteFile | ReadFile | TakeSnapshot
-        | RollBack | Hibernate
-    )  # fmt: skip
+    message: StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked
+    time_ms: int = 0
 
 
 class Up(Record, frozen=True):

@@ -1,6 +1,7 @@
 """Sandboxes kept as snapshots: when they are asked for, by themselves, and to sleep."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,12 +12,25 @@ import structlog
 from shoal.blobs.cache import Cache
 from shoal.blobs.protocol import BlobError
 from shoal.bus.protocol import Bus, BusError
+from shoal.machine import ranges
 from shoal.machine.lineage import grown
 from shoal.wire import subjects
 from shoal.wire.codec import encode
-from shoal.wire.messages import EndReason, SandboxSaved, Snapshot, SnapshotAdded, StartSandboxes
+from shoal.wire.messages import (
+    EndReason,
+    Ranges,
+    ReadFile,
+    RunCommand,
+    SandboxSaved,
+    Snapshot,
+    SnapshotAdded,
+    StartSandboxes,
+    Step,
+    WriteFile,
+)
 from shoal_executor.core import Asked, Key, Phase
 from shoal_executor.drivers.protocol import (
+    Captured,
     Driver,
     DriverError,
     NoSuchSandboxError,
@@ -31,6 +45,8 @@ from shoal_executor.service.outgoing import Outgoing
 
 _NO_STORE: Final = "this executor has no blob store to keep snapshots in: start it with --blobs"
 
+_QUIET_S: Final = 5.0
+"""How long a snapshot that nobody asked for waits for a moment when no command is under way."""
 _BUSY_PAUSE_S: Final = 0.1
 """How often a sandbox that is to make room is looked at while a command is under way in it."""
 
@@ -62,26 +78,40 @@ class Keeping:
         self._happened = happened
         self._exited = exited
         self._closed: dict[str, asyncio.Event] = {}  # those that no command may enter now
+        self._returning: set[str] = set()
         self._returns: dict[str, int] = {}
         self._busy: dict[str, int] = {}
+        self._filing: dict[str, int] = {}  # of those within, how many read or write a file: they are done in a moment
+        self._left = asyncio.Event()
+        self._unsettled: dict[str, list[str]] = {}  # of those being captured: commands whose end is settled after that
         self._used: dict[str, float] = {}
 
     # --- commands and what happens to the sandbox meanwhile
 
     @asynccontextmanager
-    async def entered(self, name: str) -> AsyncIterator[Callable[[], bool]]:
+    async def entered(self, name: str, asked: Asked) -> AsyncIterator[Callable[[], bool]]:
         """Enter a sandbox with a command, once none is kept out; yields what tells whether it was rolled back since."""
         while name in self._closed:
             await self._closed[name].wait()
         before = self._returns.get(name, 0)
-        self._busy[name] = self._busy.get(name, 0) + 1
+        _count(self._busy, name, 1)
+        filing = int(isinstance(asked, ReadFile | WriteFile))
+        _count(self._filing, name, filing)
         try:
-            yield lambda: name in self._closed or self._returns.get(name, 0) != before
+            yield lambda: name in self._returning or self._returns.get(name, 0) != before
         finally:
-            self._busy[name] -= 1
-            if not self._busy[name]:
-                del self._busy[name]
+            _count(self._busy, name, -1)
+            _count(self._filing, name, -filing)
+            self._left.set()
+            self._left = asyncio.Event()
             self._used[name] = asyncio.get_running_loop().time()
+
+    def settle(self, name: str, id: str) -> None:
+        """A command's answer is kept here: the sandbox may forget it, but not while it is asked what it has done."""
+        if name in self._unsettled:
+            self._unsettled[name].append(id)
+        else:
+            self._driver.settle(name, [id])
 
     def forget(self, name: str) -> None:
         """It is gone."""
@@ -91,30 +121,78 @@ class Keeping:
     # --- snapshots
 
     async def take(
-        self, key: Key, index: int, memory: bool, called: str = "", *, automatic: bool = False
+        self, key: Key, index: int, memory: bool, called: str = "", *, automatic: bool = False, step: Step | None = None
     ) -> tuple[Snapshot, int]:
         """Take a snapshot and make it known, once its bytes are stored; returns it, and how long it stood still in us.
 
-        Raises DriverError, BlobError, BusError.
+        `step`: the one that asked for it, which is in it, too. Raises DriverError, BlobError, BusError.
         """
         order = self._order(key, index)
-        commands = self._known.commands(order.rollout, index, order.attempt)  # those surely in it
-        snapshot, stood_us = await self._kept(key, index, memory, called, hold=False, automatic=automatic)
-        saved = SandboxSaved(order.rollout, order.attempt, index, snapshot, commands)
+        with self._cache_().scratch() as place:
+            captured, commands, steps = await self._captured(key, index, Path(place), memory)
+            snapshot = await self._stored(key, index, captured, called, automatic=automatic)
+        saved = SandboxSaved(order.rollout, order.attempt, index, snapshot, commands, _and(steps, step))
+        await self._tell(order, saved)
         self._loose.send(subjects.rollout_sandbox(order.cell, order.tenant, order.run), saved)
-        return snapshot, stood_us
+        return snapshot, captured.stood_us
 
-    async def hibernate(self, key: Key, index: int, mine: int = 0, *, preempted: bool = False) -> Snapshot:
-        """Keep all of a sandbox and let it sleep; `mine`: of the commands in it, so many are the caller's own.
+    async def _captured(
+        self, key: Key, index: int, place: Path, memory: bool
+    ) -> tuple[Captured, int, Ranges]:  # fmt: skip
+        """Capture a sandbox that goes on; returns how many commands are surely in that, and which steps are."""
+        order, name = self._order(key, index), name_of(key, index)
+        sandbox = (order.rollout, index, order.attempt)
+        async with self._apart(name):
+            while self._filing.get(name):
+                await self._left.wait()
+            commands, done = self._known.commands(*sandbox), self._known.answers.done(sandbox)
+            under_way = self._known.answers.under_way_in(sandbox)
+            numbers = {asked.id: step.number for asked, step in under_way if isinstance(asked, RunCommand)}
+            self._unsettled[name] = []
+            try:
+                captured = await self._driver.capture(name, place, memory=memory)
+            finally:
+                if ids := self._unsettled.pop(name):
+                    self._driver.settle(name, ids)
+        finished = ranges.collect(numbers[id] for id in captured.finished if id in numbers)
+        # Whoever hears of the snapshot must know what came of all that is in it.
+        await self._known.outgoing.until(lambda: self._answered(sandbox, finished))
+        return captured, commands + ranges.count(finished), ranges.union(done, finished)
+
+    def _answered(self, sandbox: tuple[str, int, int], steps: Ranges) -> bool:
+        under_way = ranges.collect(step.number for _, step in self._known.answers.under_way_in(sandbox))
+        return not ranges.intersect(under_way, steps)
+
+    async def _tell(self, order: StartSandboxes, saved: SandboxSaved) -> None:
+        """Say in the trajectory what a snapshot has behind it, after all of that; the rest follows from this."""
+        outgoing, sent = self._known.outgoing, self._known.outgoing.sent
+        await outgoing.until(lambda: outgoing.stored >= sent)
+        number = self._loose.send(subjects.trajectory(order.cell, order.tenant, order.run), saved)
+        await self._loose.until(lambda: self._loose.is_stored(number))
+
+    async def hibernate(
+        self, key: Key, index: int, step: Step | None = None, *, preempted: bool = False
+    ) -> Snapshot:  # fmt: skip
+        """Keep all of a sandbox and let it sleep; `step`: the one that asked for it.
 
         Raises BusyError, DriverError, BlobError, BusError: it goes on then as it was.
         """
-        self._order(key, index)
-        name = name_of(key, index)
-        if self._busy.get(name, 0) > mine or name in self._closed:
+        order, name = self._order(key, index), name_of(key, index)
+        if self._busy.get(name, 0) > (step is not None) or name in self._closed:
             raise BusyError("a command is under way in it: wait for its end, then let it sleep")
+        sandbox = (order.rollout, index, order.attempt)
         async with self._apart(name):
-            snapshot, _ = await self._kept(key, index, self._driver.keeps_memory, "", hold=True, automatic=True)
+            with self._cache_().scratch() as place:
+                memory = self._driver.keeps_memory
+                captured = await self._driver.capture(name, Path(place), memory=memory, hold=True)
+                try:
+                    snapshot = await self._stored(key, index, captured, "", automatic=True)
+                except BaseException:
+                    await self._driver.go_on(name)
+                    raise
+            steps = _and(self._known.answers.done(sandbox), step)
+            commands = self._known.commands(*sandbox)
+            await self._tell(order, SandboxSaved(order.rollout, order.attempt, index, snapshot, commands, steps))
             self._happened(Slept(key, index, snapshot, preempted))
         return snapshot
 
@@ -126,10 +204,14 @@ class Keeping:
         name, order = name_of(key, asked.index), self._order(key, asked.index)
         await self._driver.prepare(snapshot)  # what cannot be started from is found out while the sandbox still lives
         async with self._apart(name):
-            await self._driver.destroy([name])
-            spec = StartSpec(name, snapshot, order.resources, (), order.env, order.user)
-            failed = [each.detail async for each in self._driver.start([spec]) if isinstance(each, StartFailed)]
-            self._returns[name] = self._returns.get(name, 0) + 1
+            self._returning.add(name)
+            try:
+                await self._driver.destroy([name])
+                spec = StartSpec(name, snapshot, order.resources, (), order.env, order.user)
+                failed = [each.detail async for each in self._driver.start([spec]) if isinstance(each, StartFailed)]
+                self._returns[name] = self._returns.get(name, 0) + 1
+            finally:
+                self._returning.discard(name)
             if failed:
                 self._exited(name, EndReason.NODE_LOST, f"it could not be rolled back: {failed[0]}")
                 raise NoSuchSandboxError(name, EndReason.NODE_LOST)
@@ -146,31 +228,25 @@ class Keeping:
             del self._closed[name]
             done.set()
 
-    async def _kept(
-        self, key: Key, index: int, memory: bool, called: str, *, hold: bool, automatic: bool
-    ) -> tuple[Snapshot, int]:
+    def _cache_(self) -> Cache:
         if self._cache is None:
             raise UnsupportedError(_NO_STORE)
-        order, name = self._order(key, index), name_of(key, index)
+        return self._cache
+
+    async def _stored(self, key: Key, index: int, captured: Captured, called: str, *, automatic: bool) -> Snapshot:
+        order, name, cache = self._order(key, index), name_of(key, index), self._cache_()
         origin = self._known.origin(order.rollout, index, order.attempt)
         if origin is None:
             raise NoSuchSandboxError(name)
-        with self._cache.scratch() as place:
-            captured = await self._driver.capture(name, Path(place), memory=memory, hold=hold)
-            try:
-                layer = await self._cache.add(captured.layer)
-                image = await self._cache.add(captured.memory) if captured.memory is not None else None
-                snapshot = grown(origin, layer, image, self._driver.isolation)
-                origin_name = f"{order.rollout}-{index}"
-                added = SnapshotAdded(order.tenant, snapshot, called, origin_name, order.deadline_ms, automatic)
-                # Known to the catalogue before anybody can ask it for this one.
-                told = f"snapshot:{order.tenant}:{snapshot.digest}:{called}:{name}:{order.attempt}"
-                await self._bus.publish(subjects.snapshot(order.tenant, "added"), encode(added), told)
-            except BaseException:
-                if hold:
-                    await self._driver.go_on(name)
-                raise
-        return snapshot, captured.stood_us
+        layer = await cache.add(captured.layer)
+        image = await cache.add(captured.memory) if captured.memory is not None else None
+        snapshot = grown(origin, layer, image, self._driver.isolation)
+        origin_name = f"{order.rollout}-{index}"
+        added = SnapshotAdded(order.tenant, snapshot, called, origin_name, order.deadline_ms, automatic)
+        # Known to the catalogue before anybody can ask it for this one.
+        told = f"snapshot:{order.tenant}:{snapshot.digest}:{called}:{name}:{order.attempt}"
+        await self._bus.publish(subjects.snapshot(order.tenant, "added"), encode(added), told)
+        return snapshot
 
     def _order(self, key: Key, index: int) -> StartSandboxes:
         group = self._known.core.groups.get(key)
@@ -235,9 +311,25 @@ class Keeping:
         return group is not None and group.phases.get(index) is Phase.LIVE
 
     async def _checkpoint(self, key: Key, index: int) -> None:
+        """Take a snapshot, at a moment when no command is under way if there is one soon: that would be half done."""
+        name = name_of(key, index)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET_S):
+                while self._busy.get(name):
+                    await self._left.wait()
         try:
             await self.take(key, index, self._driver.keeps_memory, automatic=True)
         except NoSuchSandboxError:
             return
         except (DriverError, BlobError, BusError) as error:
-            log.warning("a sandbox could not be kept", sandbox=name_of(key, index), error=str(error))
+            log.warning("a sandbox could not be kept", sandbox=name, error=str(error))
+
+
+def _count(counts: dict[str, int], name: str, change: int) -> None:
+    counts[name] = counts.get(name, 0) + change
+    if not counts[name]:
+        del counts[name]
+
+
+def _and(steps: Ranges, step: Step | None) -> Ranges:
+    return ranges.union(steps, ((step.number, 1),)) if step is not None and step.number else steps

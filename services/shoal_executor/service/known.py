@@ -8,25 +8,31 @@ an executor that was killed goes on in the middle of a sentence, and the broker 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
+from shoal.wire.asked import Answer, word
 from shoal.wire.messages import (
+    Command,
     CommandFinished,
     CommandRefused,
     DestroySandboxes,
     EndReason,
     FileWritten,
     PreemptSandboxes,
+    ReadFile,
+    RunCommand,
     Snapshot,
     StartSandboxes,
+    Step,
+    WriteFile,
 )
 from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, LetSleep, Refuse, RunJob, Start
 from shoal_executor.service.answers import Answers
 from shoal_executor.service.journal import (
     LARGE,
-    Answer,
     Answered,
     AnyRecord,
     Began,
@@ -104,8 +110,8 @@ class Known:
 
     def _same(self, began: Began) -> bool:
         mine = self._began
-        return (began.executor, began.cell, began.machine, began.isolation, began.nodes) == (
-            mine.executor, mine.cell, mine.machine, mine.isolation, mine.nodes,
+        return (began.executor, began.cell, began.machine, began.isolation, began.nodes, began.version) == (
+            mine.executor, mine.cell, mine.machine, mine.isolation, mine.nodes, mine.version,
         )  # fmt: skip
 
     def _replay(self, record: AnyRecord) -> None:
@@ -177,7 +183,7 @@ class Known:
             return self.core.destroy(message)
         if isinstance(message, PreemptSandboxes):
             return self.core.preempt(message)
-        return self._asked(message)
+        return self._asked(message, record)
 
     def _gone(self, record: Gone) -> Sequence[Effect]:
         rollout, attempt, _ = record.group
@@ -205,7 +211,7 @@ class Known:
 
     def _answered(self, record: Answered) -> Sequence[Effect]:
         answer = record.answer
-        self.answers.record(answer.id, answer)
+        self.answers.record(answer)
         if isinstance(answer, CommandFinished | FileWritten):
             sandbox = (answer.rollout, answer.index, answer.attempt)
             if self.core.find(*sandbox) is not None:
@@ -213,15 +219,15 @@ class Known:
         self.outgoing.send(subjects.trajectory(record.cell, record.tenant, record.run), record.answer)
         return ()
 
-    def _asked(self, asked: Asked) -> Sequence[Effect]:
+    def _asked(self, asked: Asked, took: Took) -> Sequence[Effect]:
         effects = self.core.command(asked)
-        if isinstance(effects[0], CarryOut) and not self.answers.begin(asked):
-            recorded = self.answers.recorded(asked.id)
+        place = (took.time_ms, self._began.executor, took.sequence)
+        if isinstance(effects[0], CarryOut) and not self.answers.begin(asked, *place):
+            recorded = self.answers.recorded(asked)
             if recorded is not None:
                 self._answer(asked, recorded)
-            elif not self.answers.running(asked.id):
-                text = "it was carried out before; its result is in the trajectory, no longer here"
-                self._answer(asked, refusal(asked, "answer_gone", text, None))
+            elif not self.answers.running(asked):
+                self._answer(asked, refusal(asked, "answer_gone", ANSWERED, None))
             return ()  # else it is under way, and its answer will come
         return effects
 
@@ -290,11 +296,14 @@ def _readable(records: Sequence[AnyRecord]) -> bool:
         for record in records:
             if isinstance(record, Knew):
                 ExecutorCore("").load(record.core)
+                Answers().load(record.answers)
     except ValueError:
         return False
     return True
 
 
+_NOT_BEGUN: Final = Step()
+ANSWERED: Final = "it was carried out before; its result is in the trajectory, no longer here"
 SLEEPS: Final = "the sandbox sleeps: wake it, then ask again"
 
 
@@ -303,6 +312,14 @@ def gone_text(reason: EndReason | None) -> str:
     return f"the sandbox is gone: {reason}" if reason else "no such sandbox lives here"
 
 
-def refusal(asked: Asked, code: str, detail: str, reason: EndReason | None) -> CommandRefused:
+def refusal(asked: Asked, code: str, detail: str, reason: EndReason | None, step: Step = _NOT_BEGUN) -> CommandRefused:
     """Return the answer to what is not carried out."""
-    return CommandRefused(asked.id, asked.rollout, asked.index, asked.attempt, code, detail, reason)
+    command = without_input(asked.command) if isinstance(asked, RunCommand) else None
+    path = asked.path if isinstance(asked, WriteFile | ReadFile) else ""
+    head = (asked.id, asked.rollout, asked.index, asked.attempt)
+    return CommandRefused(*head, code, detail, reason, step, word(asked), command, path)
+
+
+def without_input(command: Command) -> Command:
+    """Return a command with its standard input left out: it may be as large as a message can be."""
+    return msgspec.structs.replace(command, stdin=b"")

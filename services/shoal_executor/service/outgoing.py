@@ -27,6 +27,7 @@ class Outgoing:
         self._unstored: dict[int, tuple[str, bytes]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._waiters: list[asyncio.Future[None]] = []
         self.sent = 0
         self.refused = 0
         self.on_stored: Callable[[], None] = lambda: None
@@ -78,6 +79,12 @@ class Outgoing:
         if not self._unstored:
             self._idle.set()
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds; it is looked at whenever the broker has taken something."""
+        while not condition():
+            self._waiters.append(waiter := asyncio.get_running_loop().create_future())
+            await waiter
+
     async def drain(self) -> None:
         """Wait until the broker has everything that was sent."""
         await self._idle.wait()
@@ -99,4 +106,8 @@ class Outgoing:
         del self._unstored[number]
         if not self._unstored:
             self._idle.set()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         self.on_stored()

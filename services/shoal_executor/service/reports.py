@@ -14,6 +14,7 @@ from shoal.wire import subjects
 from shoal.wire.messages import (
     EndReason,
     Ranges,
+    SandboxesBegan,
     SandboxesEnded,
     SandboxesFinished,
     SandboxesReady,
@@ -64,6 +65,7 @@ class Reports:
         self._cell = cell
         self._orders: dict[Key, StartSandboxes] = {}
         self._ready: dict[Key, list[int]] = {}
+        self._began: dict[tuple[Key, str], list[int]] = {}  # and the digest of what they began as
         self._job_ready: dict[Key, dict[int, None]] = {}
         self._finished: dict[Key, list[SandboxResult]] = {}
         self._ended: dict[tuple[Key, EndReason, str], list[int]] = {}
@@ -88,8 +90,9 @@ class Reports:
                     self._job_flush_due = True
                     asyncio.get_running_loop().call_later(_JOB_READY_PAUSE_S, self._promote_job_ready)
                 return
-            case ReportReady(index=index):
+            case ReportReady(index=index, order=order):
                 self._ready.setdefault(key, []).append(index)
+                self._began.setdefault((key, order.snapshot.digest), []).append(index)
             case ReportFinished(index=index, result=result, run_us=run_us):
                 if key in self._job_ready:
                     self._job_ready[key].pop(index, None)
@@ -114,6 +117,10 @@ class Reports:
             return
         self._flushing(promoted)
         send = self._outgoing.send
+        for (key, digest), indices in self._began.items():
+            rollout, attempt, node = key
+            them = (rollout, attempt, ranges.collect(indices), node, self._executor, self._isolation)
+            send(self._story(key), SandboxesBegan(*them, digest))
         for key, indices in self._ready.items():
             rollout, attempt, node = key
             ready = SandboxesReady(rollout, attempt, ranges.collect(indices), node, self._executor, self._isolation)
@@ -131,10 +138,12 @@ class Reports:
             rollout, attempt, node = key
             for index, snapshot, preempted in sleepers:
                 slept = SandboxSlept(rollout, attempt, index, node, snapshot, preempted)
+                send(self._story(key), slept)
                 self._telling.setdefault(key, []).append(send(self._subject(key), slept))
         for key, indices in self._released.items():
             self._held.setdefault(key, []).extend(indices)
         self._ready.clear()
+        self._began.clear()
         self._finished.clear()
         self._ended.clear()
         self._slept.clear()
@@ -180,6 +189,10 @@ class Reports:
     def _subject(self, key: Key) -> str:
         order = self._orders[key]
         return subjects.rollout_sandbox(order.cell, order.tenant, order.run)
+
+    def _story(self, key: Key) -> str:
+        order = self._orders[key]
+        return subjects.trajectory(order.cell, order.tenant, order.run)
 
     @property
     def _gathered(self) -> bool:

@@ -3,6 +3,7 @@
 A snapshot is needed while it has a name, is pinned, a rollout runs from it, its own rollout may go on from it, or it
 was used within the last hour; and while a snapshot that grew from it is needed. The others are dropped, and blobs that
 none of those left refers to are collected: what a snapshot refers to is all it needs, so no descendant can lose any.
+Outputs of commands that executors stored as blobs are kept for the time they ask for.
 """
 
 from collections.abc import Iterable
@@ -43,6 +44,7 @@ class Dumped(msgspec.Struct, frozen=True, array_like=True):
     latest: list[tuple[str, str, str]]
     collecting: list[str]
     due_ms: int | None
+    outputs: list[tuple[str, int]] = []
 
 
 class Catalogue:
@@ -53,7 +55,8 @@ class Catalogue:
         self._names: dict[tuple[str, str], str] = {}
         self._holds: dict[tuple[str, str], tuple[str, int]] = {}  # tenant and rollout: digest, until when
         self._latest: dict[tuple[str, str], str] = {}  # tenant and sandbox: its last automatic snapshot
-        self._references: dict[str, int] = {}  # how many entries need a blob
+        self._outputs: dict[str, int] = {}  # blobs that are outputs, until when
+        self._references: dict[str, int] = {}  # how many entries need a blob, as an output, too
         self.collecting: dict[str, None] = {}  # blobs that nobody needs, until the edge says that they are gone
         self.due_ms: int | None = None
         """When something may be needed no longer."""
@@ -105,8 +108,7 @@ class Catalogue:
         if entry is None:
             entry = self._entries[key] = Entry(snapshot, origin, now, now, until_ms)
             for blob in _blobs(snapshot):
-                self._references[blob] = self._references.get(blob, 0) + 1
-                self.collecting.pop(blob, None)
+                self._refer(blob)
         else:
             entry.used_ms, entry.until_ms = now, max(entry.until_ms, until_ms)
         if automatic:
@@ -118,6 +120,13 @@ class Catalogue:
         if name:
             self.name(tenant, name, snapshot.digest)
         self._plan(self._expires(entry))
+
+    def keep(self, digest: str, until_ms: int) -> None:
+        """Keep an output, which is stored, until that moment."""
+        if digest not in self._outputs:
+            self._refer(digest)
+        self._outputs[digest] = max(self._outputs.get(digest, 0), until_ms)
+        self._plan(until_ms)
 
     def name(self, tenant: str, name: str, digest: str) -> None:
         """Call a snapshot so; whatever was called so before is not any more."""
@@ -180,13 +189,19 @@ class Catalogue:
             if entry.names or entry.pinned or key in held or self._expires(entry) > now:
                 self._need(key, needed)
         for key in [key for key in self._entries if key not in needed]:
-            self._drop(key)
+            for blob in _blobs(self._entries.pop(key).snapshot):
+                self._unrefer(blob)
+        for digest in [digest for digest, until_ms in self._outputs.items() if until_ms <= now]:
+            del self._outputs[digest]
+            self._unrefer(digest)
         self._latest = {key: digest for key, digest in self._latest.items() if (key[0], digest) in self._entries}
         self.due_ms = None
         for entry in self._entries.values():
             if not (entry.names or entry.pinned) and self._expires(entry) > now:
                 self._plan(self._expires(entry))
         for _, until_ms in self._holds.values():
+            self._plan(until_ms)
+        for until_ms in self._outputs.values():
             self._plan(until_ms)
 
     def _need(self, key: Owned, needed: set[Owned]) -> None:
@@ -198,13 +213,15 @@ class Catalogue:
                 needed.add(key)
                 open += [(key[0], entry.snapshot.parent), (key[0], entry.snapshot.template)]
 
-    def _drop(self, key: Owned) -> None:
-        entry = self._entries.pop(key)
-        for blob in _blobs(entry.snapshot):
-            self._references[blob] -= 1
-            if not self._references[blob]:
-                del self._references[blob]
-                self.collecting[blob] = None
+    def _refer(self, blob: str) -> None:
+        self._references[blob] = self._references.get(blob, 0) + 1
+        self.collecting.pop(blob, None)
+
+    def _unrefer(self, blob: str) -> None:
+        self._references[blob] -= 1
+        if not self._references[blob]:
+            del self._references[blob]
+            self.collecting[blob] = None
 
     @staticmethod
     def _expires(entry: Entry) -> int:
@@ -225,7 +242,7 @@ class Catalogue:
         ]
         holds = [(*key, *value) for key, value in self._holds.items()]
         latest = [(*key, digest) for key, digest in self._latest.items()]
-        return Dumped(entries, holds, latest, list(self.collecting), self.due_ms)
+        return Dumped(entries, holds, latest, list(self.collecting), self.due_ms, list(self._outputs.items()))
 
     def load(self, dumped: Dumped) -> None:
         """Take over what was dumped."""
@@ -238,12 +255,15 @@ class Catalogue:
                 self._names[tenant, name] = snapshot.digest
         self._holds = {(tenant, rollout): (digest, until_ms) for tenant, rollout, digest, until_ms in dumped.holds}
         self._latest = {(tenant, origin): digest for tenant, origin, digest in dumped.latest}
+        for digest, until_ms in dumped.outputs:
+            self._outputs[digest] = until_ms
+            self._references[digest] = self._references.get(digest, 0) + 1
         self.collecting = dict.fromkeys(dumped.collecting)
         self.due_ms = dumped.due_ms
 
     def check(self) -> None:
         """Assert that names stand for something, holds are of something, and no blob that is needed is collected."""
-        references: dict[str, int] = {}
+        references = dict.fromkeys(self._outputs, 1)
         for (tenant, digest), entry in self._entries.items():
             assert entry.snapshot.digest == digest
             assert all(self._names[tenant, name] == digest for name in entry.names)

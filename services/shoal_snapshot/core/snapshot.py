@@ -75,6 +75,10 @@ class SnapshotCore:
                     tenant, snapshot, now, name=name, origin=message.origin, until_ms=message.until_ms,
                     automatic=message.automatic,
                 )  # fmt: skip
+            case m.BlobKept(blob=blob, until_ms=until_ms):
+                if not blob.digest or blob.size < 0:
+                    raise LawBrokenError("an output has a digest, and 0 bytes or more")
+                self._catalogue.keep(blob.digest, until_ms)
             case m.SnapshotHeld(tenant=tenant, digest=digest, rollout=rollout, until_ms=until_ms):
                 self._catalogue.hold(tenant, digest, rollout, until_ms, now)
             case m.SnapshotLetGo(tenant=tenant, rollout=rollout):

@@ -113,14 +113,17 @@ def _opened(packed: bytes) -> Checkpoint:
 
 
 async def kept(
-    bus: Bus, stream: str, *, after: int = 0, since_ms: int | None = None, until: int | None = None
-) -> AsyncGenerator[Delivery, None]:
+    bus: Bus, stream: str, *, after: int = 0, since_ms: int | None = None, until: int | None = None,
+    only: Sequence[str] = (),
+) -> AsyncGenerator[Delivery, None]:  # fmt: skip
     """Yield what a stream keeps now (after a sequence, stored at or after since_ms, up to sequence until), then end.
 
-    Unfiltered, because only then the last sequence says for certain where the end is. Raises NoStreamError.
+    `only`: what is on these subjects. Raises NoStreamError.
     """
     last = await bus.last_sequence(stream)
     last = last if until is None else min(until, last)
+    if only:  # there is one at least at the end, or nothing would say that it is reached
+        last = min(last, max([await bus.last_sequence(stream, subject) for subject in only]))
     after = max(after, await bus.first_sequence(stream) - 1)
     if after >= last:
         return
@@ -129,7 +132,7 @@ async def kept(
             found_last = await anext(newest, None)
             if found_last is None or found_last.time_ms < since_ms:
                 return
-    reader = await bus.reader(stream, after=after, since_ms=since_ms)
+    reader = await bus.reader(stream, after=after, since_ms=since_ms, filters=only)
     async with aclosing(_until(bus, stream, reader, last)) as found:
         async for delivery in found:
             if delivery.sequence > after:

@@ -165,8 +165,16 @@ class JetStreamBus:
         self._readers.append(reader)
         return reader
 
-    async def last_sequence(self, stream: str) -> int:
-        """Return the sequence of the stream's last message, 0 when it never had one. Raises NoStreamError."""
+    async def last_sequence(self, stream: str, subject: str = "") -> int:
+        """Return the sequence of the stream's last message, or of the last of a subject. Raises NoStreamError."""
+        if subject:
+            try:
+                answer = await self._api.ask(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, stream=stream)
+            except RefusedError as error:
+                if error.code == NO_MESSAGE:
+                    return 0
+                raise
+            return int(answer["message"]["seq"])
         return int((await self._api.ask(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
 
     async def first_sequence(self, stream: str) -> int:

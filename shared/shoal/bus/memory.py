@@ -239,9 +239,12 @@ class MemoryBus:
         self._readers.append(reader)
         return reader
 
-    async def last_sequence(self, stream: str) -> int:
-        """Return the sequence of the stream's last message, 0 when it never had one. Raises NoStreamError."""
-        return self._open().log(stream).last
+    async def last_sequence(self, stream: str, subject: str = "") -> int:
+        """Return the sequence of the stream's last message, or of the last of a subject. Raises NoStreamError."""
+        log = self._open().log(stream)
+        if subject:
+            return next((m.sequence for m in reversed(log.messages) if subjects_overlap(subject, m.subject)), 0)
+        return log.last
 
     async def first_sequence(self, stream: str) -> int:
         """Return the sequence of the oldest message kept, or one after the last. Raises NoStreamError."""

@@ -121,8 +121,12 @@ class Bus(Protocol):
         """
         ...
 
-    async def last_sequence(self, stream: str) -> int:
-        """Return the sequence of the stream's last message, 0 when it never had one. Raises NoStreamError."""
+    async def last_sequence(self, stream: str, subject: str = "") -> int:
+        """Return the sequence of the stream's last message, 0 when it never had one.
+
+        With a subject, which may be a pattern: of the last of those it keeps, 0 when it keeps none. Raises
+        NoStreamError.
+        """
         ...
 
     async def first_sequence(self, stream: str) -> int:

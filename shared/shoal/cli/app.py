@@ -26,6 +26,7 @@ _HOMES: Final = {
     "template": "template",
     "snapshot": "snapshot",
     "tenant": "tenant",
+    "trajectory": "trajectory",
     "events": "events",
     "history": "history",
     "audit": "audit",

@@ -15,7 +15,7 @@ class Exit(IntEnum):
     TIMEOUT = 6  # no answer in time
     INFRASTRUCTURE = 7  # the platform failed otherwise: an answer makes no sense
     INPUT = 8  # an input file cannot be read, or an archive not be used
-    UNKNOWN_ROLLOUT = 9
+    UNKNOWN_ROLLOUT = 9  # or no rollout of such a run
     STATE_DIRECTORY = 10  # the state directory cannot be used
     PORT = 11  # the port is in use
     ALREADY_RUNNING = 12  # `shoal up` where one runs

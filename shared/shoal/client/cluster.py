@@ -1,6 +1,5 @@
 """A trainer's connection to a cluster."""
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -8,9 +7,8 @@ from typing import Final, Unpack
 
 from shoal.bus.protocol import Bus, BusError
 from shoal.client import dead, listing, mapping, nodes as nodes_, tenants
-from shoal.client.catalogue import Catalogued
 from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
-from shoal.client.errors import BadRequest, ShoalError, Timeout, Unreachable
+from shoal.client.errors import BadRequest, Unreachable
 from shoal.client.fold import RolloutFold
 from shoal.client.link import ANSWER_GRACE_S, Link
 from shoal.client.opening import Opening
@@ -26,8 +24,10 @@ from shoal.client.requests import (
 )
 from shoal.client.results import Event, NodeInfo, RolloutInfo, SandboxOutcome
 from shoal.client.rollout import Rollout
+from shoal.client.run import Resumable
 from shoal.client.scheduling import Scheduling
 from shoal.client.snapshots import Snapshot
+from shoal.client.starting import FIRST_WORD_S, begin, submit
 from shoal.wire import streams, subjects
 from shoal.wire.messages import Limits, RolloutCancelled, RolloutSpec, RolloutSubmitted
 from shoal.wire.quantities import BadValueError, parse_seconds
@@ -35,7 +35,6 @@ from shoal.wire.quantities import BadValueError, parse_seconds
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 DEFAULT_TENANT: Final = "default"
 DEFAULT_RUN: Final = "default"
-FIRST_WORD_S: Final = 2.0
 
 
 def connect(
@@ -86,7 +85,7 @@ def connect(
     return Opening(open, Cluster.close)
 
 
-class Cluster(Catalogued):
+class Cluster(Resumable):
     """What a trainer asks of a cluster. Made by `connect`."""
 
     def __init__(self, link: Link) -> None:
@@ -148,7 +147,7 @@ class Cluster(Catalogued):
                 checkpoint_every=checkpoint_every, checkpoint_commands=checkpoint_commands, warm=warm,
                 idle_after=idle_after, **scheduling,
             )  # fmt: skip
-            return await self._start(spec, run, FIRST_WORD_S)
+            return await self._start(spec, run)
 
         return Opening(open, Rollout.release)
 
@@ -178,7 +177,7 @@ class Cluster(Catalogued):
             **scheduling,
         )  # fmt: skip
         request = RolloutSubmitted(new_id(), self.tenant, token(run, "run"), spec)
-        await self._publish(request, check_size(request))
+        await submit(self._link, request, check_size(request))
         return request.rollout
 
     async def map(
@@ -214,7 +213,7 @@ class Cluster(Catalogued):
             )  # fmt: skip
 
         async def start(spec: RolloutSpec) -> Rollout:
-            return await self._start(spec, run, None)
+            return await self._start(spec, run, first_word_s=None)
 
         if not given:
             return []
@@ -234,7 +233,7 @@ class Cluster(Catalogued):
             if not fold.spec.commands:
                 await link.follow_answers(rollout.cell, fold.tenant, fold.run)
             link.rollouts[rollout_id] = rollout
-            rollout.fed_by(await link.follow_from(rollout.cell, fold.tenant, fold.run, last))
+            rollout.fed_by(await link.follow_from(rollout.cell, fold.tenant, fold.run, rollout_id, last))
         return rollout
 
     async def cancel(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> None:
@@ -341,35 +340,11 @@ class Cluster(Catalogued):
     def _cell(self, rollout: str) -> int:
         return subjects.cell_of(rollout, self._link.cells)
 
-    async def _start(self, spec: RolloutSpec, run: str, first_word_s: float | None = FIRST_WORD_S) -> Rollout:
-        link = self._link
+    async def _start(
+        self, spec: RolloutSpec, run: str, key: str = "", first_word_s: float | None = FIRST_WORD_S
+    ) -> Rollout:  # fmt: skip
         request = RolloutSubmitted(new_id(), self.tenant, token(run, "run"), spec)
-        payload = check_size(request)
-        cell = self._cell(request.rollout)
-        # Followed before it is submitted: nothing said of it can be missed.
-        following = [link.follow_rollouts(cell, self.tenant, run)]
-        if not spec.commands:
-            following.append(link.follow_answers(cell, self.tenant, run))
-        await asyncio.gather(*following)
-        rollout = Rollout(link, RolloutFold(request.rollout, self.tenant, run, spec), self._start)
-        link.rollouts[request.rollout] = rollout
-        try:
-            await self._publish(request, payload)
-            if first_word_s is not None:
-                await rollout.first_word(first_word_s)
-        except Timeout:
-            raise  # it may have been stored after all; unheard, it ends with its own timeout
-        except ShoalError:
-            link.rollouts.pop(request.rollout, None)
-            raise
-        except asyncio.CancelledError:
-            await asyncio.shield(rollout.release())  # nobody will
-            raise
-        return rollout
-
-    async def _publish(self, request: RolloutSubmitted, payload: bytes) -> None:
-        subject = subjects.rollout_request(self._cell(request.rollout), request.tenant, request.run)
-        await self._link.publish(subject, payload, f"{request.rollout}:submitted")
+        return await begin(self._link, request, check_size(request), self._start, first_word_s)
 
     async def _find(self, rollout: str, run: str | None, tenant: str | None) -> tuple[RolloutFold, int]:
         owner = self.tenant if tenant is None else token(tenant, "tenant")

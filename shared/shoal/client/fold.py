@@ -85,7 +85,12 @@ class RolloutFold:
         self.dispatched = False
         self.rejected: RolloutRejected | None = None
         self.concluded: RolloutConcluded | None = None
+        self.concluded_ms: int | None = None
         self.where: dict[int, Ready] = {}
+        self.kept: dict[int, tuple[int, int]] = {}
+        """Of sandboxes that have a snapshot: the attempt it is of, and how many of its commands it has."""
+        self.key = ""
+        self._came: dict[int, Ready] = {}  # of those that wait for commands, all that ever were ready, in that order
         self.outcomes: list[SandboxOutcome] = []
         """How sandboxes ended, in the log's order, each once."""
 
@@ -113,9 +118,9 @@ class RolloutFold:
         ):
             return news
         match message:
-            case RolloutSubmitted():
+            case RolloutSubmitted(key=key):
                 if self.submitted_ms is None:
-                    self.submitted_ms = time_ms
+                    self.submitted_ms, self.key = time_ms, key
                 return news
             case RolloutReleased():
                 self._close(self.ledger.close(indices, EndReason.RELEASED), EndReason.RELEASED, "", news)
@@ -129,6 +134,8 @@ class RolloutFold:
                 for index in ranges.indices(self.ledger.ready(message.attempt, indices)):
                     where = Ready(index, message.attempt, message.node, message.executor, message.isolation, time_ms)
                     self.where[index] = where
+                    if not self.spec.commands:
+                        self._came[index] = where
                     news.ready.append(where)
             case SandboxesFinished():
                 self._finish(message, time_ms, news)
@@ -149,6 +156,7 @@ class RolloutFold:
                 return news
             case SandboxSaved(attempt=attempt, index=index, commands=commands):
                 news.kept.append((index, attempt, commands))
+                self.kept[index] = (attempt, commands)
             case SandboxesHedged(attempt=attempt):
                 self.ledger.hedge(attempt, indices)
                 return news
@@ -163,6 +171,7 @@ class RolloutFold:
                     self.rejected = message
             case RolloutConcluded(reason=why):
                 self.concluded = self.concluded or message
+                self.concluded_ms = self.concluded_ms or time_ms
                 reason = _CONCLUSIONS.get(why, EndReason.NODE_LOST)
                 detail = "" if why in _CONCLUSIONS else "the cluster concluded the rollout, but no report of it came"
                 self._close(self.ledger.close(ranges.whole(self.spec.n), reason), reason, detail, news)
@@ -176,6 +185,12 @@ class RolloutFold:
         where = self.where.get(index)
         if where is not None and where.attempt == attempt and where.first_command_ms is None:
             where.first_command_ms = time_ms
+
+    def came(self) -> list[Ready]:
+        """Return those that were ready at some time, in that order; but not who is being started again now."""
+        ended = {outcome.index for outcome in self.outcomes}
+        there = self.where.keys() | ended
+        return [self.where.get(index, came) for index, came in self._came.items() if index in there]
 
     def since_submitted(self, time_ms: float | None) -> float | None:
         """Return ms from submission to a moment of the broker's clock."""
@@ -212,6 +227,7 @@ class RolloutFold:
             waiting.reason if waiting else "",
             asleep,
             waiting.start_ms or None if waiting else None,
+            self.key,
         )
 
     def summary(self) -> RolloutSummary:

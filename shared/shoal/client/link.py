@@ -21,10 +21,13 @@ from shoal.bus.protocol import (
 )
 from shoal.client.errors import BadRequest, ShoalError, StreamFull, Timeout, Unreachable
 from shoal.client.feed import Feed
+from shoal.client.record import Memory, Record
 from shoal.wire import streams, subjects
+from shoal.wire.asked import Answer, Asked
 from shoal.wire.codec import encode
 from shoal.wire.messages import (
     AnyMessage,
+    BlobRead,
     CommandFinished,
     CommandOutput,
     CommandRefused,
@@ -38,7 +41,6 @@ from shoal.wire.messages import (
 ANSWER_GRACE_S: Final = 30.0
 """How long an answer may take beyond the command's own timeout."""
 
-Answer = CommandFinished | CommandRefused | FileRead | FileWritten | SnapshotTaken | RolledBack | Hibernated
 OutputSink = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr" and a piece of output, as it comes."""
 
@@ -99,9 +101,14 @@ class Link:
         self.cells = cells
         self.grace_s = grace_s
         self.rollouts: dict[str, Follower] = {}
-        self._pending: dict[str, Pending] = {}
+        self.records: dict[str, Record] = {}
+        self.memory = Memory()
+        self.pieces: dict[str, asyncio.Future[BlobRead]] = {}
+        """Pieces of blobs that are waited for, by the id they were asked with."""
+        self._pending: dict[tuple[str, int], Pending] = {}  # by id and attempt
         self._shared: dict[tuple[str, str], asyncio.Task[Feed]] = {}
         self._own: set[Feed] = set()
+        self._apart: set[str] = set()  # rollouts with a reader of their own: of two, each would be ahead of the other
         self._ending: set[asyncio.Task[None]] = set()
 
     # --- publishing
@@ -138,11 +145,19 @@ class Link:
         """Hear every answer to this run's commands that comes from now on."""
         await self._follow(streams.trajectory(cell).name, subjects.trajectory(cell, tenant, run), self._answered)
 
-    async def follow_from(self, cell: int, tenant: str, run: str, after: int) -> Feed:
-        """Hear the reports on one run's rollouts after a sequence; `finish` what is returned."""
-        feed = await self._open(
-            streams.rollout(cell).name, subjects.rollout_filter(cell, tenant, run), self._reported, after
-        )
+    async def follow_blobs(self, cell: int, tenant: str, run: str) -> None:
+        """Hear every piece of a blob that this run asks for from now on."""
+        await self._follow(streams.blob(cell).name, subjects.blob(cell, tenant, run), self._read)
+
+    async def follow_from(self, cell: int, tenant: str, run: str, rollout: str, after: int) -> Feed:
+        """Hear the reports on one rollout after a sequence, from nowhere else; `finish` what is returned."""
+
+        def report(message: AnyMessage, delivery: Delivery) -> None:
+            if getattr(message, "rollout", "") == rollout and rollout in self.rollouts:
+                self.rollouts[rollout].handle(message, delivery.time_ms)
+
+        self._apart.add(rollout)
+        feed = await self._open(streams.rollout(cell).name, subjects.rollout_filter(cell, tenant, run), report, after)
         self._own.add(feed)
         return feed
 
@@ -175,25 +190,32 @@ class Link:
         return Feed(reader, only, handle, self._broken)
 
     def _reported(self, message: AnyMessage, delivery: Delivery) -> None:
-        follower = self.rollouts.get(getattr(message, "rollout", ""))
-        if follower is not None:
-            follower.handle(message, delivery.time_ms)
+        rollout = getattr(message, "rollout", "")
+        if rollout in self.rollouts and rollout not in self._apart:
+            self.rollouts[rollout].handle(message, delivery.time_ms)
 
     def _answered(self, message: AnyMessage, delivery: Delivery) -> None:
+        record = self.records.get(getattr(message, "rollout", ""))
+        if record is not None:
+            record.take(message, delivery.time_ms, delivery.sequence)
         match message:
-            case CommandOutput(id=id):
-                if id in self._pending:
-                    self._pending[id].output(message)
+            case CommandOutput(id=id, attempt=attempt):
+                if (id, attempt) in self._pending:
+                    self._pending[id, attempt].output(message)
             case (
                 CommandFinished() | CommandRefused() | FileRead() | FileWritten() | SnapshotTaken() | RolledBack()
                 | Hibernated()
             ):  # fmt: skip
                 if isinstance(message, CommandFinished) and message.rollout in self.rollouts:
                     self.rollouts[message.rollout].answered(message, delivery.time_ms)
-                if message.id in self._pending:
-                    self._pending[message.id].resolve(message)
+                if (message.id, message.attempt) in self._pending:
+                    self._pending[message.id, message.attempt].resolve(message)
             case _:
                 pass
+
+    def _read(self, message: AnyMessage, delivery: Delivery) -> None:
+        if isinstance(message, BlobRead) and (waiting := self.pieces.get(message.id)) and not waiting.done():
+            waiting.set_result(message)
 
     def _broken(self, error: BusError) -> None:
         explained = self.explained(error)
@@ -201,14 +223,16 @@ class Link:
             follower.broken(explained)
         for pending in self._pending.values():
             pending.fail(explained)
+        for piece in self.pieces.values():
+            if not piece.done():
+                piece.set_exception(explained)
 
     # --- asking a sandbox
 
     async def ask(
         self,
         subject: str,
-        message: AnyMessage,
-        id: str,
+        message: Asked,
         within_s: float | None,
         what: str,
         among: set[Pending],
@@ -219,12 +243,13 @@ class Link:
         An id that is awaited already is not published again: both get the one answer. Raises Timeout after within_s
         seconds; `what` says what was waited for.
         """
-        pending = self._pending.get(id)
+        key = (message.id, message.attempt)
+        pending = self._pending.get(key)
         if pending is None:
-            pending = self._pending[id] = Pending(on_output)
+            pending = self._pending[key] = Pending(on_output)
             among.add(pending)
             # A broker drops a copy of a message, but the executor must hear a repeated command to repeat its answer.
-            stored = self.bus.publish(subject, encode(message), f"{id}:{secrets.token_hex(6)}")
+            stored = self.bus.publish(subject, encode(message), f"{message.id}:{secrets.token_hex(6)}")
             stored.add_done_callback(lambda done: self._published(done, pending))
         pending.waiters += 1
         try:
@@ -239,7 +264,7 @@ class Link:
             pending.waiters -= 1
             if not pending.waiters:
                 among.discard(pending)
-                self._pending.pop(id, None)
+                self._pending.pop(key, None)
                 if not pending.answer.cancel() and not pending.answer.cancelled():
                     pending.answer.exception()  # it has been heard, or whoever waited was cancelled
 

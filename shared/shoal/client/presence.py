@@ -40,6 +40,11 @@ class Presence:
         (self._logged if where.asleep else self._back).set()
 
     @property
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return self._error is None
+
+    @property
     def away(self) -> bool:
         """Whether it runs nowhere now, and may come back."""
         return not self._back.is_set() and self._error is None

@@ -1,5 +1,6 @@
 """From what people write to what is published, checked: nothing is sent that cannot be right."""
 
+import hashlib
 import re
 import secrets
 import shlex
@@ -15,17 +16,18 @@ from shoal.client.scheduling import Scheduling, scheduled
 from shoal.wire import messages, subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import Command, InputFile, Isolation, OnLost, Recipe, RolloutSpec, RolloutSubmitted
+from shoal.wire.outputs import IN_MESSAGE, LARGEST
 from shoal.wire.quantities import BadValueError, parse_bytes, parse_seconds
 from shoal.wire.values import SOURCES
 
 MOST_SANDBOXES: Final = 100_000
 MOST_BYTES: Final = 700_000
 """Bytes of one encoded request: a broker takes 1 MiB by default, and what others add must fit as well."""
-MOST_OUTPUT: Final = 256 * 1024
 PIECE: Final = 256 * 1024
 """Bytes of a file in one message."""
 
 _SOURCE: Final = r"host|(dir|tar|docker-archive|oci):/[^\0]*|docker://[^\0\s]+|template:[^\0\s]+"
+_LONGEST_KEY: Final = 500
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 
 CommandLike = str | Sequence[str] | Command
@@ -103,7 +105,7 @@ def command(
 ) -> Command:
     """Return a command as the wire has it: a str is a line for a shell, a list of str is a program and its arguments.
 
-    timeout in seconds or as `"30s"`; output_limit in bytes of each stream, at most 256 KiB. Raises BadRequest.
+    timeout in seconds or as `"30s"`; output_limit in bytes of each stream, at most 16 MiB. Raises BadRequest.
     """
     if isinstance(what, Command):
         return what
@@ -122,8 +124,8 @@ def command(
     if "\0" in line or any("\0" in part for part in argv):
         raise BadRequest("command", "it holds a NUL character, which no program can be given")
     limit = Command().output_limit if output_limit is None else checked(parse_bytes, output_limit, "output_limit")
-    if limit > MOST_OUTPUT:
-        raise BadRequest("output_limit", f"{limit} exceeds 256 KiB; write more than that to a file and read the file")
+    if limit > LARGEST:
+        raise BadRequest("output_limit", f"{limit} exceeds 16 MiB; write more than that to a file and read the file")
     return Command(
         argv,
         line,
@@ -190,6 +192,8 @@ def rollout_spec(
     if isinstance(commands, str):
         raise BadRequest("commands", "it is one str; write command=..., or a list with one command for each sandbox")
     given = tuple(map(_command, [command] if command is not None else commands or ()))
+    if any(each.output_limit > IN_MESSAGE for each in given):
+        raise BadRequest("output_limit", "what travels with a rollout returns at most 256 KiB; use sandbox.run")
     if commands is not None and n is None:
         n = len(given)
     n = whole_number(1 if n is None else n, "n", 1, MOST_SANDBOXES)
@@ -287,6 +291,17 @@ def encode_command(one: Command) -> bytes:
 def new_id() -> str:
     """Return a rollout's id."""
     return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(15))
+
+
+def id_of(tenant: str, run: str, key: str, retry: int = 0) -> str:
+    """Return the id of the rollout that a run calls so: the same for whoever asks; of each retry another one.
+
+    Raises BadRequest.
+    """
+    if not isinstance(key, str) or not 0 < len(key) <= _LONGEST_KEY or "\0" in key:
+        raise BadRequest("key", f"{key!r} is no name for a rollout; write 1 to {_LONGEST_KEY} characters")
+    number = int.from_bytes(hashlib.sha256("\0".join((tenant, run, key, str(retry))).encode()).digest())
+    return "r" + "".join(_ALPHABET[number >> 5 * at & 31] for at in range(15))
 
 
 def token(value: str, name: str) -> str:

@@ -149,7 +149,8 @@ class RolloutStatus:
     `state` is submitted (no word yet), queued, running, rejected, or its conclusion: finished, released, cancelled,
     timed_out. While sandboxes wait for room, `waiting` counts them, `ahead` those before them, `waiting_reason` says
     why, and `start_ms` when the last of them may start (ms since the epoch; None: unknown), going by how fast room came
-    free lately. Those that are `asleep` are kept and run nowhere; their next command wakes them.
+    free lately. Those that are `asleep` are kept and run nowhere; their next command wakes them. `key`: what the run
+    calls it, where it has a name there.
     """
 
     rollout: str
@@ -167,6 +168,7 @@ class RolloutStatus:
     waiting_reason: str = ""
     asleep: int = 0
     start_ms: int | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

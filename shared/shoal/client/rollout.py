@@ -9,8 +9,10 @@ from shoal.client.errors import BadRequest, QueueFull, Rejected, RolloutEnded, S
 from shoal.client.feed import Feed
 from shoal.client.fold import News, Ready, RolloutFold
 from shoal.client.link import Link
+from shoal.client.record import Record, recorded
 from shoal.client.results import RolloutStatus, RolloutSummary, SandboxOutcome
 from shoal.client.sandbox import Sandbox
+from shoal.client.steps import Policy
 from shoal.machine import ranges
 from shoal.wire import subjects
 from shoal.wire.messages import (
@@ -29,10 +31,18 @@ class Rollout:
     """A group of sandboxes. As a context manager it releases what is left of them."""
 
     def __init__(
-        self, link: Link, fold: RolloutFold, start: "Callable[[RolloutSpec, str], Awaitable[Rollout]]"
+        self,
+        link: Link,
+        fold: RolloutFold,
+        start: "Callable[[RolloutSpec, str, str], Awaitable[Rollout]]",
+        record: Record | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        """`start` another rollout: a spec, its run, what it is called there. `policy`: of a resumed run."""
         self.link = link
         self.spec = fold.spec
+        self.record = record
+        self.policy = policy
         self._start = start
         self.id = fold.rollout
         self.tenant = fold.tenant
@@ -46,6 +56,7 @@ class Rollout:
         self._released = False
         self._failure: ShoalError | None = None
         self._feed: Feed | None = None
+        self._remembering = asyncio.Lock()
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -149,9 +160,16 @@ class Rollout:
         if not self._fold.over:
             await self.link.publish(self._request(), RolloutCancelled(self.id, "client"), f"{self.id}:cancelled")
 
-    async def start(self, spec: RolloutSpec) -> "Rollout":
-        """Start another rollout of the same run."""
-        return await self._start(spec, self.run)
+    async def start(self, spec: RolloutSpec, key: str) -> "Rollout":
+        """Start another rollout of the same run; in one that can be resumed, the one that is called so there."""
+        return await self._start(spec, self.run, key)
+
+    async def remember(self) -> Record:
+        """Return what the trajectory says of this rollout, read to its end. Raises a ShoalError."""
+        async with self._remembering:
+            if self.record is None:
+                self.record = await recorded(self.link, self._fold)
+        return self.record
 
     # --- the connection's side
 
@@ -160,6 +178,7 @@ class Rollout:
         self._apply(self._fold.handle(message, time_ms))
         if self._fold.concluded is not None or self._fold.rejected is not None:
             self.link.rollouts.pop(self.id, None)
+            self.link.records.pop(self.id, None)
             if self._feed is not None:
                 self.link.finish(self._feed)
                 self._feed = None
@@ -178,8 +197,15 @@ class Rollout:
         self._change_now()
 
     def catch_up(self) -> None:
-        """Take over what was folded before: the sandboxes that live, and those that ended."""
-        self._apply(News(list(self._fold.where.values()), list(self._fold.outcomes)))
+        """Take over what was folded before: the sandboxes that live, and those that ended.
+
+        Where what was done in them is known, too, all of them come out of `ready()` once more.
+        """
+        there = list(self._fold.where.values()) if self.record is None else self._fold.came()
+        self._apply(News(there, list(self._fold.outcomes)))
+        for index, sandbox in self._live.items():
+            if index in self._fold.kept:
+                sandbox.presence.kept(*self._fold.kept[index])
 
     def fed_by(self, feed: Feed) -> None:
         """Note the reader that is this rollout's alone, to be ended with it."""

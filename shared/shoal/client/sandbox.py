@@ -1,55 +1,50 @@
 """One live sandbox: run commands in it, read and write its files, release it."""
 
 import asyncio
-import secrets
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from shoal.client import snapshots
+from shoal.client import outputs, replaying, snapshots
 from shoal.client.errors import (
     BadRequest,
     CommandFailed,
     FileError,
     RolledBack,
+    SandboxResumed,
     ShoalError,
     SnapshotError,
     sandbox_error,
 )
+from shoal.client.files import Files as Files
 from shoal.client.fold import Ready
-from shoal.client.link import Answer, OutputSink
+from shoal.client.link import OutputSink
 from shoal.client.presence import Presence
-from shoal.client.requests import MOST_BYTES, PIECE, CommandLike, command, shown, whole_number
+from shoal.client.replaying import Replay
+from shoal.client.requests import MOST_BYTES, CommandLike, command, shown
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
+from shoal.client.steps import Steps, diverged
+from shoal.client.story import Story, order
 from shoal.wire import subjects
+from shoal.wire.asked import Answer, Asked, same
 from shoal.wire.codec import encode
 from shoal.wire.messages import (
     Command,
     CommandFinished,
     CommandRefused,
     EndReason,
-    FileRead,
-    FileWritten,
     Hibernate,
     OnLost,
-    ReadFile,
-    RollBack,
     RunCommand,
-    TakeSnapshot,
-    WriteFile,
 )
 
 if TYPE_CHECKING:
     from shoal.client.rollout import Rollout
 
-FILE_TIMEOUT_S: Final = 60.0
-_MOST_ID: Final = 200
-
 Head = tuple[str, str, str, int, str, int, int]
 """What every request begins with."""
-Request = RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
 
 
 class Sandbox:
@@ -66,6 +61,7 @@ class Sandbox:
         self.isolation = where.isolation
         self.name = f"{rollout.id}-{where.index}"
         self.presence = Presence(self.name, where, self._wake)
+        self.steps = Steps(self.name, self.presence, rollout.policy)
         self.ready_ms: float | None = None
         """Ms from submission to readiness, by the broker's clock."""
         self.first_command_ms: float | None = None
@@ -120,16 +116,20 @@ class Sandbox:
         session: bool = False,
         on_output: OutputSink | None = None,
         check: bool = False,
+        idempotent: bool = True,
         id: str | None = None,
     ) -> CommandResult:
         """Run a command to its end: a str is a line for a shell, a list of str a program and its arguments.
 
         timeout: seconds, or such as "30s"; what exceeds it is killed, and the result says `timed_out`. output_limit:
-        bytes of each stream, at most 256 KiB. session: run it in the sandbox's one persistent shell. on_output: called
-        in the event loop with "stdout" or "stderr" and bytes as they come. check: raise CommandFailed unless it exits
-        with 0. id: makes a repetition harmless; the sandbox runs an id once and answers the same ever after.
+        bytes of each stream, at most 16 MiB; beyond 256 KiB they are kept as a blob, and fetched. session: run it in
+        the sandbox's one persistent shell. on_output: called in the event loop with "stdout" or "stderr" and bytes as
+        they come. check: raise CommandFailed unless it exits with 0. idempotent: whether it may be carried out again
+        where a loss has undone it. id: makes a repetition harmless; the sandbox runs an id once and answers the same
+        ever after, also when it slept or was lost meanwhile, unless that has undone it.
 
-        Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, or Timeout when no answer comes.
+        Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, TrajectoryDiverged where the id stands for another
+        command, NotIdempotent, OutputGone, or Timeout when no answer comes.
         """
         wire = command(
             what,
@@ -141,7 +141,7 @@ class Sandbox:
             output_limit=output_limit,
             session=session,
         )
-        return await self._run(wire, id, on_output, check)
+        return await self.execute(wire, id, on_output, check=check, idempotent=idempotent)
 
     async def python(
         self,
@@ -153,6 +153,7 @@ class Sandbox:
         output_limit: int | str | None = None,
         on_output: OutputSink | None = None,
         check: bool = False,
+        idempotent: bool = True,
         id: str | None = None,
     ) -> CommandResult:
         """Run Python code in the sandbox's one interpreter, whose variables and imports stay from call to call.
@@ -165,17 +166,22 @@ class Sandbox:
             raise BadRequest("code", "it is empty; write Python, such as 'x = 1'")
         wire = command("true", timeout=timeout, cwd=cwd, env=env, output_limit=output_limit)
         wire = msgspec.structs.replace(wire, line="", argv=(), python=code)
-        return await self._run(wire, id, on_output, check)
+        return await self.execute(wire, id, on_output, check=check, idempotent=idempotent)
 
-    async def _run(self, wire: Command, id: str | None, on_output: OutputSink | None, check: bool) -> CommandResult:
+    async def execute(
+        self, wire: Command, id: str | None, on_output: OutputSink | None = None, *, check: bool, idempotent: bool
+    ) -> CommandResult:
+        """Run a command as it travels."""
+
         def message(head: Head) -> RunCommand:
-            return RunCommand(*head, wire, on_output is not None)
+            return RunCommand(*head, wire, on_output is not None, idempotent)
 
-        if len(encode(message(self.head(id)))) > MOST_BYTES:
+        if len(encode(message(self.head("")))) > MOST_BYTES:
             raise BadRequest(
                 "stdin" if wire.stdin else "command", "it is too long for one message; write a file and use it"
             )
         within = wire.timeout_ms / 1000 + self.rollout.link.grace_s if wire.timeout_ms else None
+        id = await self.step(id)
         if wire.session:  # the shell takes one line at a time: only then does its time run
             async with self._session:
                 answer = await self.ask(message, within, f"command {shown(wire)!r}", id, on_output)
@@ -183,42 +189,65 @@ class Sandbox:
             answer = await self.ask(message, within, f"command {shown(wire)!r}", id, on_output)
         if not isinstance(answer, CommandFinished):
             raise self.unexpected(answer)
-        self.presence.done(shown(wire))
-        result = CommandResult.of(answer.result)
+        self.done(answer, shown(wire))
+        result = await outputs.whole(self.rollout, self.name, answer)
         if check and not result.ok:
             raise CommandFailed(self.name, shown(wire), result)
         return result
 
-    async def snapshot(self, name: str | None = None, *, memory: bool | None = None) -> Snapshot:
+    async def snapshot(
+        self, name: str | None = None, *, memory: bool | None = None, id: str | None = None
+    ) -> Snapshot:  # fmt: skip
         """Keep it as it is now, under a name if one is given; its processes stand still for some milliseconds.
 
         What is kept is the disk, and what its processes have in memory where the driver can; memory=True insists on
-        that. Raises SnapshotError, when the sandbox goes on as it was; BadRequest, SandboxLost, SandboxEnded, Timeout.
+        that. id as in `run`, here and in what follows. Raises SnapshotError, when the sandbox goes on as it was;
+        BadRequest, SandboxLost, SandboxEnded, Timeout.
         """
-        return await snapshots.take(self, name, memory)
+        return await snapshots.take(self, name, memory, await self.step(id))
 
-    async def fork(self, n: int = 1, *, timeout: float | str | None = None) -> "list[Sandbox]":  # noqa: ASYNC109 - the forks', kept by the cluster
+    async def fork(
+        self, n: int = 1, *, timeout: float | str | None = None, id: str | None = None  # noqa: ASYNC109 - the forks', kept by the cluster
+    ) -> "list[Sandbox]":  # fmt: skip
         """Return n running copies of it as it is now, on whatever nodes; it goes on itself.
 
         They are a rollout of their own, of the same run and with the same limits: `fork(...)[0].rollout.release()`
         gives all of them back. timeout bounds that rollout. Raises as `snapshot`, and as `Cluster.rollout`.
         """
-        return await snapshots.fork(self, n, timeout)
+        return await snapshots.fork(self, n, timeout, id)
 
-    async def rollback(self, snapshot: Snapshot) -> None:
+    async def rollback(self, snapshot: Snapshot, *, id: str | None = None) -> None:
         """Make it what a snapshot holds; what happened in it since is gone, and commands under way are cut off.
 
         Raises SnapshotError, when it goes on as it was; SandboxLost when it could not be brought back.
         """
-        await snapshots.roll_back(self, snapshot)
+        await snapshots.roll_back(self, snapshot, id)
 
-    async def hibernate(self) -> None:
+    async def hibernate(self, *, id: str | None = None) -> None:
         """Let it sleep: all of it is kept, its slot is free for others, and its next command wakes it, anywhere.
 
         Raises SnapshotError, when it goes on as it was: with code `busy` while a command is under way, `unsupported`
         where it has something in memory that its driver cannot keep. Idempotent.
         """
-        await snapshots.hibernate(self)
+        await snapshots.hibernate(self, id)
+
+    async def resume(
+        self,
+        *,
+        timeout: float | str | None = None,  # noqa: ASYNC109 - the new rollout's, kept by the cluster
+        diverged: str = "raise",
+        not_idempotent: str = "raise",
+        id: str | None = None,
+    ) -> Replay:
+        """Bring it back when it is gone (lost, released, out of time), in a new sandbox, a rollout of its own.
+
+        That starts from its last snapshot, or anew where it has none, and what was done after that is done again in the
+        same order, and compared: exit codes, outputs, files that were read. diverged: "raise" ReplayDiverged at the
+        first that gives something else, or "report" all of them. A step marked idempotent=False is never done again.
+        not_idempotent: "raise" ReplayStopped there, or take what is "recorded" of it and go on. timeout bounds the new
+        rollout. Raises BadRequest for one that lives; else as `Cluster.rollout` and `run`.
+        """
+        return await replaying.resume(self, timeout, diverged, not_idempotent, id)
 
     async def release(self) -> None:
         """Give it back. Idempotent."""
@@ -235,66 +264,81 @@ class Sandbox:
         self._reason = reason
         self.presence.ended(lambda: sandbox_error(self.name, reason, detail, restarting=restarting))
 
-    async def write_piece(self, path: str, data: bytes, offset: int, mode: int) -> None:
-        """Write one piece of a file."""
+    async def step(self, id: str | None) -> str:
+        """Return the id of what is asked next. Raises BadRequest."""
+        return await self.steps.id(id, self.story)
 
-        def message(head: Head) -> WriteFile:
-            return WriteFile(*head, path, data, offset, mode)
+    async def story(self) -> Story:
+        """Return what was done in it, as far as its trajectory tells: all that its present attempt has behind it."""
+        record = await self.rollout.remember()
+        if not self.presence.lives:
+            return record.story(self.index)
+        return await record.known(self.index, self.attempt, self.rollout.link.grace_s)
 
-        answer = await self.ask(message, FILE_TIMEOUT_S, f"writing {path!r}")
-        if not isinstance(answer, FileWritten):
-            raise self.unexpected(answer, path)
-        self.presence.done(f"writing {path}")
-
-    async def read_piece(self, path: str, offset: int) -> FileRead:
-        """Read one piece of a file."""
-
-        def message(head: Head) -> ReadFile:
-            return ReadFile(*head, path, offset, PIECE)
-
-        answer = await self.ask(message, FILE_TIMEOUT_S, f"reading {path!r}")
-        if not isinstance(answer, FileRead):
-            raise self.unexpected(answer, path)
-        return answer
-
-    def head(self, id: str | None) -> Head:
-        """Return what every request begins with; id makes a repetition harmless."""
-        if id is not None and not 0 < len(id) <= _MOST_ID:
-            raise BadRequest("id", f"write 1 to {_MOST_ID} characters")
-        # Executors know commands by id alone: the sandbox's name keeps one trainer's "step-1" from another's.
-        full = f"{self.name}.{self.attempt}:{id if id is not None else '~' + secrets.token_hex(8)}"
+    def head(self, id: str) -> Head:
+        """Return what every request begins with. A step keeps its id whatever becomes of its sandbox meanwhile."""
         rollout = self.rollout
-        return (full, rollout.tenant, rollout.run, rollout.cell, rollout.id, self.index, self.attempt)
+        return (f"{self.name}:{id}", rollout.tenant, rollout.run, rollout.cell, rollout.id, self.index, self.attempt)
+
+    async def told(self, id: str, make: Callable[[Head], Asked]) -> tuple[str, Answer | None]:
+        """Return under which id to ask, and the answer that the log has already."""
+        if self.rollout.record is None and (id.startswith("~") or not order(self.attempt)):
+            return id, None
+        if self.presence.away and not self.presence.asleep:
+            await self.presence.here()  # only then can be said what is undone
+        story, attempt = await self.story(), self.attempt
+        record = await self.rollout.remember()
+        return await self.steps.find(record, story, story.last(attempt), id, lambda name: make(self.head(name)))
 
     async def ask(
         self,
-        make: Callable[[Head], Request],
+        make: Callable[[Head], Asked],
         within_s: float | None,
         what: str,
-        id: str | None = None,
+        id: str,
         on_output: OutputSink | None = None,
     ) -> Answer:
-        """Send a request to the sandbox's executor, once it is there, and wait for its answer so long."""
+        """Return what the log has for a step; else ask the sandbox's executor, once it is there, for so long."""
         presence, link = self.presence, self.rollout.link
         what = f"{what} in sandbox {self.name}"
-        while True:
-            await presence.here()
-            message = make(self.head(id))
-            subject = subjects.executor_command(self.executor, self.rollout.tenant)
-            answer = await link.ask(subject, message, message.id, within_s, what, presence.pending, on_output)
-            if not isinstance(answer, CommandRefused) or answer.code != "asleep":
-                return answer
-            presence.slept(answer.attempt, link.grace_s)
-            if isinstance(message, Hibernate):
-                return answer
+        try:
+            while True:
+                attempt = self.attempt
+                id, told = await self.told(id, make)
+                if told is not None:
+                    _say_again(told, on_output)
+                    return told
+                await presence.here()
+                if self.attempt != attempt and self.rollout.record is not None:
+                    continue  # what it was meanwhile may have it behind it
+                asked = make(self.head(id))
+                subject = subjects.executor_command(self.executor, self.rollout.tenant)
+                answer = await link.ask(subject, asked, within_s, what, presence.pending, on_output)
+                if isinstance(answer, CommandRefused) and answer.code == "asleep":
+                    presence.slept(answer.attempt, link.grace_s)
+                    if isinstance(asked, Hibernate):
+                        return answer
+                elif isinstance(answer, CommandRefused) and answer.code == "answer_gone" and not self.rollout.record:
+                    await self.rollout.remember()
+                elif not same(asked, answer):
+                    raise diverged(self.name, asked, answer)
+                else:
+                    return answer
+        except SandboxResumed:
+            self.steps.undone()
+            raise
+
+    def done(self, answer: Answer, what: str) -> None:
+        """Note that something was done in it."""
+        if answer.attempt == self.attempt:  # else it is in what this attempt began as
+            self.presence.done(what)
 
     def _wake(self, attempt: int) -> "asyncio.Future[None]":
         return asyncio.ensure_future(self.rollout.want(self.index, attempt))
 
     def unexpected(self, answer: Answer, path: str | None = None) -> ShoalError:
         """Return the error that an answer of another kind than was hoped for stands for."""
-        if not isinstance(answer, CommandRefused):
-            return BadRequest("id", f"{answer.id!r} was used for another kind of operation; choose another one")
+        assert isinstance(answer, CommandRefused)  # it is the answer to the same question
         match answer.code:
             case "sandbox_gone":
                 # An executor that knows nothing of it was restarted without it.
@@ -317,41 +361,9 @@ class Sandbox:
                 return BadRequest("command" if path is None else "path", answer.detail)
 
 
-class Files:
-    """The files of a sandbox. A relative path is relative to where its commands run."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-
-    async def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
-        """Write a file, with the directories it needs; large ones in pieces. Raises FileError."""
-        content = data.encode() if isinstance(data, str) else bytes(data)
-        _path(path)
-        whole_number(mode, "mode", 0, 0o7777)
-        for offset in range(0, max(len(content), 1), PIECE):
-            await self._sandbox.write_piece(path, content[offset : offset + PIECE], offset, mode)
-
-    async def read(self, path: str) -> str:
-        """Return a file as UTF-8 text. Raises FileError; also when it is no such text."""
-        content = await self.read_bytes(path)
-        try:
-            return content.decode()
-        except UnicodeDecodeError as error:
-            raise FileError(self._sandbox.name, path, f"it is not UTF-8 ({error.reason}); use read_bytes") from error
-
-    async def read_bytes(self, path: str) -> bytes:
-        """Return a file's bytes; large ones come in pieces. Raises FileError."""
-        _path(path)
-        pieces: list[bytes] = []
-        offset = 0
-        while True:
-            piece = await self._sandbox.read_piece(path, offset)
-            pieces.append(piece.data)
-            offset += len(piece.data)
-            if piece.eof or not piece.data:
-                return b"".join(pieces)
-
-
-def _path(path: str) -> None:
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise BadRequest("path", f"{path!r} is not a path")
+def _say_again(answer: Answer, on_output: OutputSink | None) -> None:
+    """Hand on what a recorded command wrote, all of it that the log has at once."""
+    if on_output is not None and isinstance(answer, CommandFinished):
+        for channel, data in (("stdout", answer.result.stdout), ("stderr", answer.result.stderr)):
+            if data:
+                on_output(channel, data)

@@ -56,20 +56,21 @@ class Snapshot:
         return sum(blob.size for blob in self.wire.layers)
 
 
-async def take(sandbox: "Sandbox", name: str | None, memory: bool | None) -> Snapshot:
+async def take(sandbox: "Sandbox", name: str | None, memory: bool | None, id: str) -> Snapshot:
     """Keep a live sandbox as it is now."""
     called = "" if name is None else checked(subjects.token, name, "name")
     wanted = {None: "", True: "yes", False: "no"}[memory]
-    answer = await sandbox.ask(lambda head: TakeSnapshot(*head, called, wanted), TIMEOUT_S, "taking a snapshot")
+    answer = await sandbox.ask(lambda head: TakeSnapshot(*head, called, wanted), TIMEOUT_S, "taking a snapshot", id)
     if not isinstance(answer, SnapshotTaken):
         raise sandbox.unexpected(answer)
     return Snapshot(answer.snapshot, answer.name, answer.took_us / 1000)
 
 
-async def fork(sandbox: "Sandbox", n: int, timeout: float | str | None) -> "list[Sandbox]":  # noqa: ASYNC109 - the forks' lifetime, kept by the cluster
+async def fork(sandbox: "Sandbox", n: int, timeout: float | str | None, id: str | None) -> "list[Sandbox]":  # noqa: ASYNC109 - the forks' lifetime, kept by the cluster
     """Start copies of a live sandbox as it is now; the parent goes on."""
     whole_number(n, "n", 1, _MOST_FORKS)
-    snapshot = await take(sandbox, None, None)
+    step = await sandbox.step(id)
+    snapshot = await take(sandbox, None, None, step)
     rollout = sandbox.rollout
     spec = msgspec.structs.replace(
         rollout.spec,
@@ -78,24 +79,27 @@ async def fork(sandbox: "Sandbox", n: int, timeout: float | str | None) -> "list
         files=(),  # they are there already
         timeout_ms=milliseconds(timeout, "timeout") or rollout.spec.timeout_ms,
     )
-    forks = await rollout.start(spec)
+    forks = await rollout.start(spec, f"{sandbox.name}:{step}:{snapshot.digest}")
     return [each async for each in forks.ready()]
 
 
-async def roll_back(sandbox: "Sandbox", snapshot: Snapshot) -> None:
+async def roll_back(sandbox: "Sandbox", snapshot: Snapshot, id: str | None) -> None:
     """Make a live sandbox what a snapshot holds."""
     if not isinstance(snapshot, Snapshot):
         raise BadRequest("snapshot", f"{snapshot!r} is none; give what sandbox.snapshot() returned")
-    answer = await sandbox.ask(lambda head: RollBack(*head, snapshot.wire), TIMEOUT_S, "rolling back")
+    step = await sandbox.step(id)
+    answer = await sandbox.ask(lambda head: RollBack(*head, snapshot.wire), TIMEOUT_S, "rolling back", step)
     if not isinstance(answer, RolledBack):
         raise sandbox.unexpected(answer)
 
 
-async def hibernate(sandbox: "Sandbox") -> None:
+async def hibernate(sandbox: "Sandbox", id: str | None) -> None:
     """Let a live sandbox sleep."""
-    if sandbox.asleep and sandbox.ended is None:
+    step = await sandbox.step(id)
+    step, told = await sandbox.told(step, lambda head: Hibernate(*head))
+    if told is None and sandbox.asleep and sandbox.ended is None:
         return
-    answer = await sandbox.ask(lambda head: Hibernate(*head), TIMEOUT_S, "hibernating")
+    answer = await sandbox.ask(lambda head: Hibernate(*head), TIMEOUT_S, "hibernating", step)
     if isinstance(answer, Hibernated):
         sandbox.presence.slept(answer.attempt, sandbox.rollout.link.grace_s)
     elif not (isinstance(answer, CommandRefused) and answer.code == "asleep"):

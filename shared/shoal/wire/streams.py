@@ -22,6 +22,8 @@ LEASE_BUCKET: Final = "SHOAL_LEASE"
 """Key-value bucket with who serves each partition and how far it is done (`shoal.runtime.lease`)."""
 CHECKPOINT_BUCKET: Final = "SHOAL_CHECKPOINT"
 """Key-value bucket with the states of partitions (`shoal.runtime.checkpoints`)."""
+TRAJECTORY_S: Final = 8 * _DAY
+"""How long trajectories stay, and the outputs they refer to."""
 KEPT_S: Final = 8 * _DAY
 """How long folded messages stay. A day longer than the longest rollout: what a state needs is still in its log, should
 
@@ -72,7 +74,12 @@ def executor(name: str) -> Stream:
 
 def trajectory(cell: int) -> Stream:
     """Return the log of what a cell's sandboxes ran and what came of it."""
-    return Stream(f"SHOAL_TRAJECTORY_{cell}", (f"shoal.trajectory.{cell}.>",), 8 * _DAY, 16 * 1024**3)
+    return Stream(f"SHOAL_TRAJECTORY_{cell}", (f"shoal.trajectory.{cell}.>",), TRAJECTORY_S, 16 * 1024**3)
+
+
+def blob(cell: int) -> Stream:
+    """Return where executors put pieces of blobs for trainers that asked for them, and fetch them at once."""
+    return Stream(f"SHOAL_BLOB_{cell}", (f"shoal.blob.{cell}.>",), 600.0, 4 * 1024**3)
 
 
 def snapshot() -> Stream:
@@ -87,7 +94,8 @@ def dead() -> Stream:
 
 def cluster(cells: int) -> tuple[Stream, ...]:
     """Return all streams of a cluster but those of its executors, which each makes for itself."""
-    per_cell = [stream for cell in range(cells) for stream in (rollout(cell), placement(cell), trajectory(cell))]
+    kinds = (rollout, placement, trajectory, blob)
+    per_cell = [kind(cell) for cell in range(cells) for kind in kinds]
     return (*per_cell, snapshot(), dead())
 
 
@@ -96,7 +104,7 @@ def stream_of(subject: str) -> str:
     parts = subject.split(".")
     if len(parts) >= 3 and parts[0] == "shoal":
         match parts[1]:
-            case "rollout" | "placement" | "trajectory" | "executor":
+            case "rollout" | "placement" | "trajectory" | "blob" | "executor":
                 return f"SHOAL_{parts[1].upper()}_{parts[2]}"
             case "snapshot" | "dead":
                 return f"SHOAL_{parts[1].upper()}"

@@ -101,6 +101,11 @@ def trajectory(cell: int, tenant: str, run: str) -> str:
     return f"shoal.trajectory.{_cell(cell)}.{token(tenant, 'tenant')}.{token(run, 'run')}"
 
 
+def blob(cell: int, tenant: str, run: str) -> str:
+    """Return the subject for pieces of blobs that a run's trainers asked for."""
+    return f"shoal.blob.{_cell(cell)}.{token(tenant, 'tenant')}.{token(run, 'run')}"
+
+
 def snapshot(tenant: str, kind: str) -> str:
     """Return the subject for the snapshot catalogue; kind is request, answer, progress, added, held or such."""
     return f"shoal.snapshot.{_owner(tenant, 'tenant')}.{token(kind, 'kind')}"

@@ -94,7 +94,8 @@ class Command(Value, frozen=True):
 class CommandResult(Value, frozen=True):
     """What a command did. A death by signal N is exit code 128 + N; what could not be started is 126 or 127.
 
-    `dropped` counts the bytes of each stream beyond the output limit.
+    `dropped` counts the bytes of each stream beyond the output limit. A stream that is too large for a message is kept
+    as a blob, of which the message has the beginning: see `shoal.wire.outputs`.
     """
 
     exit_code: int
@@ -106,6 +107,8 @@ class CommandResult(Value, frozen=True):
     stderr_dropped: int = 0
     out_of_memory: bool = False
     disk_full: bool = False  # it failed, and there was no room left on the disk
+    stdout_blob: "Blob | None" = None
+    stderr_blob: "Blob | None" = None
 
 
 class InputFile(Value, frozen=True):
@@ -114,6 +117,23 @@ class InputFile(Value, frozen=True):
     path: str
     data: bytes
     mode: int = 0o644
+
+
+class Step(Value, frozen=True):
+    """Where something that was asked of a sandbox stands in its story.
+
+    `number`: in its attempt, from 1, in the order in which they were begun; 0: it was not begun, or this was told by an
+    executor of before. `asked_ms`: when the request was stored, as `sequence` of the inbox of `executor`. What is not
+    `idempotent` must not be carried out twice, whatever was lost of it. `beside`: the steps that were under way when it
+    was begun; all others before it had come to their end.
+    """
+
+    number: int = 0
+    asked_ms: int = 0
+    executor: str = ""
+    sequence: int = 0
+    idempotent: bool = True
+    beside: Ranges = ()
 
 
 class Blob(Value, frozen=True):

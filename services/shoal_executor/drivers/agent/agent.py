@@ -16,10 +16,9 @@ from functools import partial
 from typing import Final, Protocol
 
 from shoal.wire.values import Command, CommandResult
-from shoal_executor.drivers.agent import files, frames, stillness
+from shoal_executor.drivers.agent import files, frames, recall, stillness
 from shoal_executor.drivers.agent.commands import Call, Running, account, spawn
 from shoal_executor.drivers.agent.interpreter import Interpreter
-from shoal_executor.drivers.agent.recall import Recall
 from shoal_executor.drivers.agent.serial import Serial
 from shoal_executor.drivers.agent.session import Session
 
@@ -61,7 +60,7 @@ class Agent:
         self._unpacker = frames.Unpacker()
         self._out = bytearray()
         self._by_pid: dict[int, Running] = {}
-        self._recall = Recall()
+        self._recall = recall.Recall()
         self._heard: deque[frames.Ask] = deque()
         self._stopped: list[int] | None = None
         self._eager = False
@@ -197,6 +196,8 @@ class Agent:
                 self.tell(frames.Up(id, missing=inputs))
             case frames.Settle(keys=keys):
                 self._recall.settle(keys)
+            case frames.Rest():
+                self.tell(self._recall.rest(asked))
             case frames.Write():
                 told = files.write(asked, self._home)
                 if isinstance(told, frames.Wrote):
@@ -221,13 +222,14 @@ class Agent:
         except OSError as error:
             self.tell(frames.Failed(asked.id, str(error.strerror)))
             return
+        self._collect()  # what had come to its end when the others were stopped
         if asked.whole and (why := stillness.unkeepable()):
             self._thaw()
             self.tell(frames.Failed(asked.id, f"its memory cannot be kept: {why}"))
             return
         # A warm interpreter that nobody asked anything is what its template's would be again.
         spared = self._python.ours if self._eager and not self._python.asked else 0
-        self.tell(frames.Frozen(asked.id, stillness.holding(spared)))
+        self.tell(frames.Frozen(asked.id, stillness.holding(spared), self._recall.finished))
 
     def _thaw(self) -> None:
         if self._stopped is not None:
@@ -241,7 +243,7 @@ class Agent:
         if isinstance(known, Call):
             known.attach(asked)
         elif known is not None:
-            self.tell(frames.Done(asked.id, known))
+            self.tell(recall.told(asked.id, known))
         elif self._recall.settled(asked.key):
             self.tell(frames.Settled(asked.id))
         else:
@@ -270,7 +272,7 @@ class Agent:
         """Keep a result, and tell whoever waits for it."""
         self._recall.finish(call, result)
         if call.id is not None:
-            self.tell(frames.Done(call.id, result))
+            self.tell(recall.told(call.id, result))
 
     def output(self, call: Call, channel: int, data: bytes) -> None:
         """Send a piece of output where it is streamed."""
@@ -318,6 +320,9 @@ class Agent:
     def _reap(self, wake: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 4096)
+        self._collect()
+
+    def _collect(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -7,6 +7,7 @@ import subprocess
 import time
 from typing import Final
 
+from shoal.wire.outputs import LARGEST
 from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent import frames
 
@@ -21,6 +22,8 @@ class Call:
         self.stream = asked.stream
         self.key = asked.key
         self.command = asked.command
+        # What has no key can be asked for once only: all of it must fit.
+        self.limit = min(asked.command.output_limit, LARGEST if asked.key else frames.IN_FRAME)
 
     def attach(self, asked: frames.Run) -> None:
         """Somebody waits for it (again)."""
@@ -50,7 +53,7 @@ class Running:
 
     def take(self, channel: int, data: bytes) -> bytes:
         """Keep what still fits; returns that part."""
-        room = self.call.command.output_limit - len(self._kept[channel])
+        room = self.call.limit - len(self._kept[channel])
         kept = data[: max(room, 0)]
         self._kept[channel] += kept
         self._dropped[channel] += len(data) - len(kept)

@@ -7,9 +7,11 @@ import msgspec
 
 from shoal.wire.values import Command, CommandResult
 
-PROTOCOL: Final = 6
+PROTOCOL: Final = 7
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
+IN_FRAME: Final = 1024 * 1024
+"""Bytes of each output stream that are told with a command's end; what is more is asked for."""
 _HEAD: Final = struct.Struct(">I")
 
 
@@ -34,6 +36,15 @@ class Settle(Ask, frozen=True):
     """The results with these keys need be kept no longer. Has no answer."""
 
     keys: tuple[str, ...]
+
+
+class Rest(Ask, frozen=True):
+    """Send a piece of what the command with this key wrote, which has ended; the answer is `Piece`, or `Settled`."""
+
+    key: str
+    channel: int
+    offset: int
+    limit: int
 
 
 class Write(Ask, frozen=True):
@@ -107,9 +118,10 @@ class Output(Tell, frozen=True):
 
 
 class Done(Tell, frozen=True):
-    """A command ended."""
+    """A command ended. The result has the beginning of what it wrote; `sizes`: bytes of all of stdout and stderr."""
 
     result: CommandResult
+    sizes: tuple[int, int] = (0, 0)
 
 
 class Settled(Tell, frozen=True):
@@ -131,9 +143,13 @@ class Piece(Tell, frozen=True):
 
 
 class Frozen(Tell, frozen=True):
-    """Every process stands still. `holding` says what is in memory alone, in words for people; empty for nothing."""
+    """Every process stands still. `holding` says what is in memory alone, in words for people; empty for nothing.
+
+    `finished`: the keys of the commands that have come to their end, and whose results were not settled.
+    """
 
     holding: str = ""
+    finished: tuple[str, ...] = ()
 
 
 class Failed(Tell, frozen=True):
@@ -195,7 +211,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-asks: Final = msgspec.msgpack.Decoder(Begin | Run | Settle | Write | Read | Freeze | Thaw | Cancel)
+asks: Final = msgspec.msgpack.Decoder(Begin | Run | Settle | Rest | Write | Read | Freeze | Thaw | Cancel)
 tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Settled | Wrote | Piece | Frozen | Failed)
 orders: Final = msgspec.msgpack.Decoder(Order)
 templates: Final = msgspec.msgpack.Decoder(Template)

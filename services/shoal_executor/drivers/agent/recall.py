@@ -4,7 +4,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from shoal.wire.values import CommandResult
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.commands import Call
 
 REMEMBERED: Final = 65_536
@@ -24,9 +27,23 @@ class Recall:
         """Return the command under way with this key, or its result."""
         return self._calls.get(key) or self._results.get(key)
 
+    @property
+    def finished(self) -> tuple[str, ...]:
+        """The keys of the results that nobody has settled yet."""
+        return tuple(self._results)
+
     def settled(self, key: str) -> bool:
         """Return whether it was run, and its result settled."""
         return key in self._settled
+
+    def rest(self, asked: frames.Rest) -> frames.Piece | frames.Settled:
+        """Return a piece of what a command wrote that has ended."""
+        result = self._results.get(asked.key)
+        if result is None:
+            return frames.Settled(asked.id)
+        wrote = result.stdout if asked.channel == 1 else result.stderr
+        end = asked.offset + min(asked.limit, frames.IN_FRAME)
+        return frames.Piece(asked.id, wrote[asked.offset : end], len(wrote), end >= len(wrote))
 
     def begin(self, call: Call) -> None:
         """Note that a command runs, or waits for the session."""
@@ -48,3 +65,12 @@ class Recall:
                 self._settled[key] = None
                 if len(self._settled) > REMEMBERED:
                     self._settled.popitem(last=False)
+
+
+def told(id: int, result: CommandResult) -> frames.Done:
+    """Return what is told of a result: of what is large, the beginning."""
+    sizes = len(result.stdout), len(result.stderr)
+    if max(sizes) > frames.IN_FRAME:
+        out, err = result.stdout[: frames.IN_FRAME], result.stderr[: frames.IN_FRAME]
+        result = msgspec.structs.replace(result, stdout=out, stderr=err)
+    return frames.Done(id, result, sizes)

@@ -313,7 +313,7 @@ class GvisorDriver(AgentDriver[Box]):
             raise
         finally:
             shutil.rmtree(image, ignore_errors=True)
-        return Captured(layer, kept if memory else None, stood_us)
+        return Captured(layer, kept if memory else None, stood_us, frozen.finished)
 
     @staticmethod
     def _thaw(box: Box) -> None:

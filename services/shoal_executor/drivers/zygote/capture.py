@@ -51,7 +51,7 @@ async def capture(name: str, link: Link, server: ForkServer, directory: Path, *,
         raise
     finally:
         link.say(frames.Thaw(0))
-    return Captured(layer, None, (time.monotonic_ns() - began) // 1000)
+    return Captured(layer, None, (time.monotonic_ns() - began) // 1000, frozen.finished)
 
 
 async def _apart(work: Callable[[], None]) -> None:

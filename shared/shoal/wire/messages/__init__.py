@@ -15,6 +15,7 @@ from shoal.wire.messages.executor import (
     ExecutorDismissed as ExecutorDismissed,
     Hibernate as Hibernate,
     PreemptSandboxes as PreemptSandboxes,
+    ReadBlob as ReadBlob,
     ReadFile as ReadFile,
     RollBack as RollBack,
     RunCommand as RunCommand,
@@ -66,6 +67,7 @@ from shoal.wire.messages.rollout import (
     Tick as Tick,
 )
 from shoal.wire.messages.snapshot import (
+    BlobKept as BlobKept,
     BlobsCollected as BlobsCollected,
     BuildBegun as BuildBegun,
     BuildProgress as BuildProgress,
@@ -84,6 +86,7 @@ from shoal.wire.messages.snapshot import (
     TemplateMade as TemplateMade,
 )
 from shoal.wire.messages.trajectory import (
+    BlobRead as BlobRead,
     CommandFinished as CommandFinished,
     CommandOutput as CommandOutput,
     CommandRefused as CommandRefused,
@@ -91,7 +94,9 @@ from shoal.wire.messages.trajectory import (
     FileWritten as FileWritten,
     Hibernated as Hibernated,
     RolledBack as RolledBack,
+    SandboxesBegan as SandboxesBegan,
     SnapshotTaken as SnapshotTaken,
+    StepBegun as StepBegun,
 )
 from shoal.wire.values import (
     Blob as Blob,
@@ -112,6 +117,7 @@ from shoal.wire.values import (
     Room as Room,
     Snapshot as Snapshot,
     SnapshotEntry as SnapshotEntry,
+    Step as Step,
     Value as Value,
 )
 
@@ -126,8 +132,8 @@ AnyMessage = (
     | StartSandboxes | DestroySandboxes | PreemptSandboxes | ExecutorDismissed
     | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
     | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
-    | CommandRefused
-    | ResolveTemplate | TemplateInspected | SnapshotAdded | SnapshotHeld | SnapshotLetGo
+    | CommandRefused | SandboxesBegan | StepBegun | ReadBlob | BlobRead
+    | ResolveTemplate | TemplateInspected | SnapshotAdded | BlobKept | SnapshotHeld | SnapshotLetGo
     | BuildTemplate | BuildBegun | BuildProgress | TemplateMade | TemplateBuilt
     | ListSnapshots | SnapshotsListed | PinSnapshot | RemoveSnapshot | SnapshotChanged | BlobsCollected
     | DeadLetter

@@ -1,7 +1,7 @@
 """An executor's inbox: what the system tells it (control), and what trainers want done in their sandboxes."""
 
 from shoal.wire.messages.base import Message
-from shoal.wire.values import Command, EndReason, InputFile, OnPreempted, Ranges, Resources, Snapshot
+from shoal.wire.values import Blob, Command, EndReason, InputFile, OnPreempted, Ranges, Resources, Snapshot
 
 # --- control
 
@@ -60,7 +60,10 @@ class ExecutorDismissed(Message, frozen=True):
 
 
 class RunCommand(Message, frozen=True):
-    """Run a command in a live sandbox. `id` is the trainer's; seen again, the recorded result is returned."""
+    """Run a command in a live sandbox. `id` is the trainer's; seen again, the recorded result is returned.
+
+    What is not `idempotent` is told to the trajectory before it is begun.
+    """
 
     id: str
     tenant: str
@@ -71,6 +74,7 @@ class RunCommand(Message, frozen=True):
     attempt: int
     command: Command
     stream: bool = False  # publish output as it comes, too
+    idempotent: bool = True
 
 
 class WriteFile(Message, frozen=True):
@@ -87,6 +91,7 @@ class WriteFile(Message, frozen=True):
     data: bytes
     offset: int = 0
     mode: int = 0o644
+    idempotent: bool = True
 
 
 class ReadFile(Message, frozen=True):
@@ -144,3 +149,18 @@ class Hibernate(Message, frozen=True):
     rollout: str
     index: int
     attempt: int
+
+
+class ReadBlob(Message, frozen=True):
+    """Read at most `limit` bytes from `offset` of an output that was kept as a blob; of no sandbox in particular.
+
+    Any executor with the cluster's blob store can answer, to the tenant whose output it was.
+    """
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    blob: Blob
+    offset: int
+    limit: int

@@ -7,12 +7,13 @@ from shoal.wire.values import CommandResult, EndReason, Limits, Pool, Ranges, Ro
 
 
 class RolloutSubmitted(Message, frozen=True):
-    """A trainer asks for a rollout."""
+    """A trainer asks for a rollout. `key`: what it is called within its run, where its id follows from that."""
 
     rollout: str
     tenant: str
     run: str
     spec: RolloutSpec
+    key: str = ""
 
 
 class RolloutReleased(Message, frozen=True):
@@ -81,13 +82,17 @@ class SandboxesEnded(Message, frozen=True):
 
 
 class SandboxSaved(Message, frozen=True):
-    """What a sandbox goes on from, should it be lost: taken after its first `commands` commands and file writes."""
+    """What a sandbox goes on from, should it be lost: taken after its first `commands` commands and file writes.
+
+    `steps`: the numbers of all that was done in this attempt when it was taken; the rest was not, or not to its end.
+    """
 
     rollout: str
     attempt: int
     index: int
     snapshot: Snapshot
     commands: int = 0
+    steps: Ranges = ()
 
 
 class SandboxSlept(Message, frozen=True):

@@ -1,7 +1,7 @@
 """The snapshot log: what can be started, how it is made, and how long it is kept."""
 
 from shoal.wire.messages.base import Message
-from shoal.wire.values import Recipe, Snapshot, SnapshotEntry
+from shoal.wire.values import Blob, Recipe, Snapshot, SnapshotEntry
 
 
 class ResolveTemplate(Message, frozen=True):
@@ -33,6 +33,14 @@ class SnapshotAdded(Message, frozen=True):
     origin: str = ""
     until_ms: int = 0
     automatic: bool = False
+
+
+class BlobKept(Message, frozen=True):
+    """An executor has stored an output of a command as a blob; it is kept until that moment."""
+
+    tenant: str
+    blob: Blob
+    until_ms: int
 
 
 class SnapshotHeld(Message, frozen=True):

@@ -1,7 +1,36 @@
-"""The trajectory: what was done in sandboxes, and what came of it."""
+"""The trajectory: what was done in sandboxes, what came of it, and what they were when it was done.
+
+`SandboxSaved` and `SandboxSlept` are said here as well as in the rollout log, so that this log alone tells what of a
+sandbox's story the present one has behind it.
+"""
 
 from shoal.wire.messages.base import Message
-from shoal.wire.values import Command, CommandResult, EndReason, Snapshot
+from shoal.wire.values import Blob, Command, CommandResult, EndReason, Ranges, Snapshot, Step
+
+
+class SandboxesBegan(Message, frozen=True):
+    """These sandboxes take commands, and are what the snapshot with this digest holds."""
+
+    rollout: str
+    attempt: int
+    indices: Ranges
+    node: str
+    executor: str
+    isolation: str
+    digest: str
+
+
+class StepBegun(Message, frozen=True):
+    """Something that must not be done twice is about to be done. `what` as in `CommandRefused`."""
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    step: Step
+    what: str
+    command: Command | None = None
+    path: str = ""
 
 
 class CommandOutput(Message, frozen=True):
@@ -13,10 +42,14 @@ class CommandOutput(Message, frozen=True):
     part: int
     channel: int
     data: bytes
+    attempt: int = 0
 
 
 class CommandFinished(Message, frozen=True):
-    """A command ended by itself or by its limits. `command` is kept, so that the trajectory tells the whole story."""
+    """A command ended by itself or by its limits. `command` is kept, so that the trajectory tells the whole story.
+
+    `stdin`: what its standard input was, where it had one; `command.stdin` has it unless it is large.
+    """
 
     id: str
     rollout: str
@@ -24,10 +57,12 @@ class CommandFinished(Message, frozen=True):
     attempt: int
     command: Command
     result: CommandResult
+    step: Step = Step()
+    stdin: Blob | None = None
 
 
 class FileWritten(Message, frozen=True):
-    """A piece of a file was written."""
+    """A piece of a file was written: `content`, which `data` has unless it is large."""
 
     id: str
     rollout: str
@@ -35,6 +70,11 @@ class FileWritten(Message, frozen=True):
     attempt: int
     path: str
     size: int  # of the whole file, in bytes
+    step: Step = Step()
+    data: bytes = b""
+    offset: int = 0
+    mode: int = 0o644
+    content: Blob | None = None
 
 
 class FileRead(Message, frozen=True):
@@ -48,6 +88,8 @@ class FileRead(Message, frozen=True):
     data: bytes
     size: int
     eof: bool
+    step: Step = Step()
+    offset: int = 0
 
 
 class SnapshotTaken(Message, frozen=True):
@@ -60,6 +102,8 @@ class SnapshotTaken(Message, frozen=True):
     snapshot: Snapshot
     name: str = ""
     took_us: int = 0
+    step: Step = Step()
+    memory: str = ""  # as it was asked for
 
 
 class RolledBack(Message, frozen=True):
@@ -70,6 +114,7 @@ class RolledBack(Message, frozen=True):
     index: int
     attempt: int
     digest: str
+    step: Step = Step()
 
 
 class Hibernated(Message, frozen=True):
@@ -80,6 +125,7 @@ class Hibernated(Message, frozen=True):
     index: int
     attempt: int
     digest: str
+    step: Step = Step()
 
 
 class CommandRefused(Message, frozen=True):
@@ -88,7 +134,7 @@ class CommandRefused(Message, frozen=True):
     `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, `unsupported` (by
     the sandbox's driver), `snapshot_failed`, `rolled_back` (while it ran), `asleep` (wake it, and ask again: nothing
     was carried out), `busy` (it cannot sleep while a command is under way) or `answer_gone` (it was carried out before,
-    and the trajectory has its result).
+    and the trajectory has its result). `what` was asked: run, write, read, snapshot, rollback or hibernate.
     """
 
     id: str
@@ -98,3 +144,16 @@ class CommandRefused(Message, frozen=True):
     code: str
     detail: str
     reason: EndReason | None = None
+    step: Step = Step()
+    what: str = ""
+    command: Command | None = None
+    path: str = ""
+
+
+class BlobRead(Message, frozen=True):
+    """A piece of a blob, of `size` bytes in all; or `error` says why there is none."""
+
+    id: str
+    data: bytes
+    size: int
+    error: str = ""

@@ -1,0 +1,81 @@
+"""The files of a sandbox."""
+
+from typing import TYPE_CHECKING, Final
+
+from shoal.client.errors import BadRequest, FileError
+from shoal.client.requests import PIECE, whole_number
+from shoal.wire.messages import FileRead, FileWritten, ReadFile, WriteFile
+
+if TYPE_CHECKING:
+    from shoal.client.sandbox import Head, Sandbox
+
+TIMEOUT_S: Final = 60.0
+
+
+class Files:
+    """The files of a sandbox. A relative path is relative to where its commands run."""
+
+    def __init__(self, sandbox: "Sandbox") -> None:
+        self._sandbox = sandbox
+
+    async def write(
+        self, path: str, data: bytes | str, *, mode: int = 0o644, idempotent: bool = True, id: str | None = None
+    ) -> None:
+        """Write a file, with the directories it needs; large ones in pieces. Raises FileError. Else as `run`."""
+        content = data.encode() if isinstance(data, str) else bytes(data)
+        _path(path)
+        whole_number(mode, "mode", 0, 0o7777)
+        step = await self._sandbox.step(id)
+        for offset in range(0, max(len(content), 1), PIECE):
+            # The last piece has the step's own id: the step is done when that is.
+            name = step if offset + PIECE >= len(content) else f"{step}+{offset // PIECE}"
+            piece = content[offset : offset + PIECE]
+            await self._write(name, path, piece, offset, mode, idempotent=idempotent)
+
+    async def read(self, path: str, *, id: str | None = None) -> str:
+        """Return a file as UTF-8 text. Raises FileError; also when it is no such text."""
+        content = await self.read_bytes(path, id=id)
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise FileError(self._sandbox.name, path, f"it is not UTF-8 ({error.reason}); use read_bytes") from error
+
+    async def read_bytes(self, path: str, *, id: str | None = None) -> bytes:
+        """Return a file's bytes; large ones come in pieces. Raises FileError."""
+        _path(path)
+        step = await self._sandbox.step(id)
+        pieces: list[bytes] = []
+        offset = 0
+        while True:
+            piece = await self._read(f"{step}+{len(pieces)}" if pieces else step, path, offset)
+            pieces.append(piece.data)
+            offset += len(piece.data)
+            if piece.eof or not piece.data:
+                return b"".join(pieces)
+
+    async def _write(self, id: str, path: str, data: bytes, offset: int, mode: int, *, idempotent: bool) -> None:
+        """Write one piece of a file."""
+
+        def message(head: "Head") -> WriteFile:
+            return WriteFile(*head, path, data, offset, mode, idempotent)
+
+        answer = await self._sandbox.ask(message, TIMEOUT_S, f"writing {path!r}", id)
+        if not isinstance(answer, FileWritten):
+            raise self._sandbox.unexpected(answer, path)
+        self._sandbox.done(answer, f"writing {path}")
+
+    async def _read(self, id: str, path: str, offset: int) -> FileRead:
+        """Read one piece of a file."""
+
+        def message(head: "Head") -> ReadFile:
+            return ReadFile(*head, path, offset, PIECE)
+
+        answer = await self._sandbox.ask(message, TIMEOUT_S, f"reading {path!r}", id)
+        if not isinstance(answer, FileRead):
+            raise self._sandbox.unexpected(answer, path)
+        return answer
+
+
+def _path(path: str) -> None:
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise BadRequest("path", f"{path!r} is not a path")

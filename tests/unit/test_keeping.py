@@ -1,0 +1,159 @@
+"""Snapshots and what they have behind them: exactly what had come to its end when the sandbox stood still."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+from shoal.blobs.cache import Cache
+from shoal.blobs.files import FileStore
+from shoal.wire.messages import (
+    Command,
+    CommandFinished,
+    CommandResult,
+    FileWritten,
+    Hibernate,
+    Hibernated,
+    RunCommand,
+    SandboxesReady,
+    SandboxSaved,
+    SandboxSlept,
+    SnapshotTaken,
+    TakeSnapshot,
+    WriteFile,
+)
+from shoal_executor.drivers.protocol import Captured, OutputSink
+from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+from unit.test_executor_service import HEAD, Bench, benched
+
+
+class Keeping(SimulatedDriver):
+    """Sandboxes that can be kept, at a moment that a test chooses; commands end when it says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.still = asyncio.Event()  # a capture has begun
+        self.go = asyncio.Event()  # and goes on
+        self.go.set()
+        self.finished: tuple[str, ...] = ()
+        self.gates: dict[str, asyncio.Event] = {}
+        self.waits = asyncio.Event()  # a command is under way
+        self.settled: list[str] = []
+        self.captures = 0
+
+    async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
+        self.captures += 1
+        self.still.set()
+        await self.go.wait()
+        layer = directory / "layer"
+        layer.write_bytes(f"layer {self.captures}".encode())
+        return Captured(layer, None, 1000, self.finished)
+
+    async def run(
+        self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
+    ) -> CommandResult:
+        if id in self.gates:
+            self.waits.set()
+            await self.gates[id].wait()
+        return await super().run(name, command, output, id=id)
+
+    def settle(self, name: str, ids: "tuple[str, ...] | list[str]") -> None:  # type: ignore[override]  # as given here
+        self.settled += ids
+
+
+@pytest_asyncio.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    cache = Cache(FileStore(tmp_path / "blobs"), tmp_path / "cache", 2**30)
+    async with benched(Profile(), cache, Keeping()) as bench:
+        await bench.order(n=1)
+        await bench.heard(SandboxesReady)
+        yield bench
+    await cache.close()
+
+
+def driver(bench: Bench) -> Keeping:
+    assert isinstance(bench.driver, Keeping)
+    return bench.driver
+
+
+def run(id: str) -> RunCommand:
+    return RunCommand(id, *HEAD, 0, 0, Command(line=id))
+
+
+def saved(bench: Bench) -> list[SandboxSaved]:
+    """Return what the trajectory has of snapshots: the rollout log has them, too."""
+    return [each for each in bench.trajectory if isinstance(each, SandboxSaved)]
+
+
+async def test_what_ended_before_the_moment_is_in_it_and_told_before_it(bench: Bench) -> None:
+    kept = driver(bench)
+    kept.gates = {"ended": asyncio.Event(), "on": asyncio.Event()}
+    await bench.command(run("first"))
+    await bench.command(run("ended"))
+    await bench.command(run("on"))
+    await bench.heard(CommandFinished)
+    kept.go.clear()
+    kept.finished = ("ended",)  # so the agent says, though nobody has heard what came of it
+    await bench.command(TakeSnapshot("snap", *HEAD, 0, 0))
+    await kept.still.wait()
+    await bench.command(WriteFile("late", *HEAD, 0, 0, "a", b"1"))  # it waits while the sandbox stands still
+    await asyncio.sleep(0.05)
+    assert not [each for each in bench.said if isinstance(each, FileWritten)]
+    kept.go.set()
+    await bench.heard(FileWritten)
+    await asyncio.sleep(0.05)
+    assert not saved(bench)
+    assert kept.settled == ["first"]
+    kept.gates["ended"].set()
+    (taken,) = await bench.heard(SnapshotTaken)
+    (told,) = saved(bench)
+    # The third step is under way, the fifth came after the moment; the fourth is the snapshot itself.
+    assert (told.steps, told.commands) == (((1, 2), (4, 1)), 2)
+    assert taken.step.number == 4
+    ended = next(each for each in bench.trajectory if isinstance(each, CommandFinished) and each.id == "ended")
+    assert bench.trajectory.index(ended) < bench.trajectory.index(told)
+    kept.gates["on"].set()
+    await bench.heard(CommandFinished, lambda found: len(found) == 3)
+
+
+async def test_a_result_is_not_settled_while_a_sandbox_is_asked_what_it_has_done(bench: Bench) -> None:
+    kept = driver(bench)
+    kept.gates = {"ends": asyncio.Event()}
+    await bench.command(run("ends"))
+    kept.go.clear()
+    kept.finished = ("ends",)
+    await bench.command(TakeSnapshot("snap", *HEAD, 0, 0))
+    await kept.still.wait()
+    kept.gates["ends"].set()
+    await bench.heard(CommandFinished)
+    assert kept.settled == []
+    kept.go.set()
+    await bench.heard(SnapshotTaken)
+    assert kept.settled == ["ends"]
+    assert saved(bench)[0].steps == ((1, 2),)
+
+
+async def test_what_sleeps_has_everything_behind_it_and_the_log_knows_before(bench: Bench) -> None:
+    await bench.command(run("a"))
+    await bench.command(Hibernate("nap", *HEAD, 0, 0))
+    await bench.heard(Hibernated)
+    await bench.heard(SandboxSlept, lambda found: len(found) == 2)
+    (told,) = saved(bench)
+    assert told.steps == ((1, 2),)
+    slept = next(each for each in bench.trajectory if isinstance(each, SandboxSlept))
+    assert bench.trajectory.index(told) < bench.trajectory.index(slept)
+    assert slept.snapshot.digest == told.snapshot.digest
+
+
+async def test_nobody_asks_for_it_while_a_command_is_under_way(bench: Bench) -> None:
+    kept = driver(bench)
+    kept.gates = {"long": asyncio.Event()}
+    await bench.command(run("long"))
+    await kept.waits.wait()
+    checkpoint = asyncio.create_task(bench.service._keeping._checkpoint(("r1", 0, "n1"), 0))
+    await asyncio.sleep(0.1)
+    assert not kept.still.is_set()
+    kept.gates["long"].set()
+    await checkpoint
+    assert saved(bench)[0].steps == ((1, 1),)

@@ -169,10 +169,13 @@ class _Book:
                 yield _deed(each, OPERATOR, "", "tenant_added", tenant, "")
             case m.TenantRemoved(tenant=tenant):
                 yield _deed(each, OPERATOR, "", "tenant_removed", tenant, "")
-            case m.TenantSet(tenant=tenant, limits=limits):
+            case m.TenantSet(tenant=tenant, limits=limits) | m.TenantLimited(tenant=tenant, limits=limits):
                 known = {name: getattr(limits, name) for name in limits.__struct_fields__}
                 text = ", ".join(f"{name} {value:g}" for name, value in known.items() if value)
                 yield _deed(each, OPERATOR, "", "tenant_limited", tenant, text, limits=known)
+            case m.SettingsChanged(settings=settings):
+                text = ", ".join(f"{name} {value}" for name, value in settings)
+                yield _deed(each, OPERATOR, "", "settings_changed", each.stream, text, settings=dict(settings))
             case m.NodeDrained(node=node, drained=drained, hibernate=hibernate):
                 text = "and hibernated" if hibernate else ""
                 yield _deed(each, OPERATOR, "", "node_drained" if drained else "node_undrained", node, text)

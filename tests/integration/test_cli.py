@@ -117,7 +117,7 @@ def test_what_happened_is_told_from_the_log_and_from_an_archive_of_it(
 
     def released() -> bool:
         freed = [each["message"]["indices"] for each in told(url=url) if each["type"] == "SlotsReleased"]
-        return sum(count for indices in freed for _, count in indices) == 40
+        return sum(int(count) for indices in freed for _, count in indices) == 40
 
     eventually(released)  # nothing is said of it after that
     (made,) = lines(shoal("export", "-o", path, "--json", url=url))

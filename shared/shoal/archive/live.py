@@ -22,6 +22,7 @@ from shoal.machine.checkpoint import (
 from shoal.wire.streams import CHECKPOINT_BUCKET, CLUSTER_BUCKET
 
 _BATCH: Final = 4096
+_AT_ONCE: Final = 64
 _LOOK_S: Final = 5.0
 _OURS: Final = "SHOAL_"
 
@@ -101,8 +102,13 @@ class LiveHistory:
         """Return what the cluster's bucket holds now, by key."""
         if bucket != CLUSTER_BUCKET:
             return {}
-        entries = {key: await self._bus.get(bucket, key) for key in await self._bus.keys(bucket)}
-        return {key: entry.value for key, entry in entries.items() if entry is not None}
+        keys = await self._bus.keys(bucket)
+        found: dict[str, bytes] = {}
+        for at in range(0, len(keys), _AT_ONCE):
+            some = keys[at : at + _AT_ONCE]
+            entries = await asyncio.gather(*(self._bus.get(bucket, key) for key in some))
+            found |= {key: entry.value for key, entry in zip(some, entries, strict=True) if entry is not None}
+        return found
 
     async def close(self) -> None:
         """Nothing of its own is open."""

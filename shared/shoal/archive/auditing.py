@@ -119,9 +119,7 @@ class _Book:
         self._since_ms = since_ms
         self.commands: dict[str, tuple[m.Command, ...]] = {}
         self._asked: dict[str, Deed] = {}
-        self._answered: dict[
-            str, set[str]
-        ] = {}  # of rollouts that are not over: what is asked or told again is no news
+        self._answered: dict[str, set[str]] = {}  # by rollout, while it is not over: what comes again is no news
         self._builds: dict[str, tuple[Happening, m.BuildTemplate]] = {}
         self._operated: set[str] = set()
 

@@ -1,6 +1,7 @@
 """100,000 sandboxes while every process of the system is killed in turn: all conclude, each exactly once.
 
     python loadtest/kills.py [--sandboxes 100000] [--seconds 60] [--every 2] [--brokers 1|3] [--replicas 1] [--json]
+                             [--archive FILE.shoal]
 
 Simulated nodes (1,000 in one executor). Rollouts of 250 are submitted evenly over the time, `on_lost="restart"`, while
 scheduler, placement, snapshot, executor and each broker are killed (kill -9) in turn. At the end what the trainer got
@@ -13,6 +14,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -145,6 +147,9 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
                 await killing
             seconds = time.perf_counter() - began
             ends = await concluded(system.url)
+            if options.archive:
+                command = [sys.executable, "-m", "shoal.cli", "export", "-o", options.archive, "--url", system.url]
+                await asyncio.to_thread(subprocess.run, command, check=True, timeout=600)
     doubled = sum(len(outcomes) - len({each.index for each in outcomes}) for outcomes in trainer.got.values())
     missing = sum(GROUP - len({each.index for each in outcomes}) for outcomes in trainer.got.values())
     return {
@@ -166,6 +171,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two kills")
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1)
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--archive", metavar="FILE.shoal", help="keep the whole log, for `shoal replay verify`")
     parser.add_argument("--json", action="store_true")
     found = uvloop.run(run(parser.parse_args()))
     if "--json" in sys.argv:

@@ -90,21 +90,20 @@ class Fates:
 
     def _finished(self, message: m.SandboxesFinished, now: int, effects: list[Effect]) -> None:
         results, attempt = message.results, message.attempt
-        if len({r.index for r in results}) != len(results) or any(r.index < 0 for r in results):
+        numbers = [each.index for each in results]
+        if len(set(numbers)) != len(numbers) or min(numbers, default=0) < 0:
             raise LawBrokenError("each sandbox has one result and an index from 0")
-        indices = ranges.collect(r.index for r in results)
+        indices = ranges.collect(numbers)
         rollout = self._reported(message.rollout, attempt, indices, now)
         if rollout is None:
             return
         request = rollout.request
         hedged = rollout.ledger.hedged(indices)
         rollout.starting.over(attempt & (HEDGE - 1), indices)
-        ended: list[int] = []
-        for each in results:
-            if rollout.ledger.finish(attempt, each.index, each.result):
-                ended.append(each.index)
-                self.books.pace.lasted(request.tenant, request.spec.template, each.run_us / 1000)
+        ended = rollout.ledger.finish_all(attempt, [(each.index, each.result) for each in results])
         if ended:
+            mean_ms = sum(each.run_us for each in results) / len(results) / 1000
+            self.books.pace.lasted(request.tenant, request.spec.template, mean_ms, len(ended))
             self.suspects.started(rollout)
         self._settle(rollout, attempt, hedged, now, effects)
         self.books.back(rollout, attempt, ranges.collect(ended), now)

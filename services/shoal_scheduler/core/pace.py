@@ -25,10 +25,10 @@ class Pace:
         self.rate = self.rate * keep + count / _MEMORY_MS
         self.as_of_ms = now
 
-    def lasted(self, tenant: str, template: str, ms: float) -> None:
-        """Note how long a sandbox ran."""
+    def lasted(self, tenant: str, template: str, ms: float, count: int) -> None:
+        """Note how long so many sandboxes ran, on average."""
         known = self.durations.pop((tenant, template), ms)
-        self.durations[tenant, template] = known + (ms - known) * _NEWS
+        self.durations[tenant, template] = known + (ms - known) * (1 - (1 - _NEWS) ** count)
         if len(self.durations) > _KINDS:
             del self.durations[next(iter(self.durations))]
 

@@ -54,7 +54,15 @@ class Starting:
         """Note that these are being started no longer in this attempt; returns since when each of them was."""
         if not self.count:
             return []
-        found = []
+        found: list[int] = []
+        if not attempt and not self._attempts:
+            since, base_ms = self._since, self._base_ms - 1
+            for first, count in indices:
+                part = since[first : first + count]
+                found += [base_ms + moment for moment in part if moment]
+                since[first : first + count] = array("I", bytes(4 * count))
+            self.count -= len(found)
+            return self._tidied(found)
         since, attempts = self._since, self._attempts
         for index in ranges.indices(indices):
             if since[index] and (attempts.get(index, 0) == attempt if attempts else not attempt):

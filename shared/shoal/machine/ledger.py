@@ -23,6 +23,9 @@ _REASONS: Final = tuple(EndReason)
 _NUMBER_OF: Final = {reason: number for number, reason in enumerate(_REASONS)}
 
 
+_ALL_READY: Final = bytes([_READY])
+_SUCCEEDED: Final = _ENDED + _NUMBER_OF[EndReason.SUCCEEDED]
+
 HEDGE: Final = 1 << 20
 """Added to an attempt's number, this is the number of its hedge."""
 
@@ -34,10 +37,10 @@ def next_attempt(attempt: int) -> int:
 
 def reason_of(result: CommandResult) -> EndReason:
     """Return how a sandbox ended whose one command gave this result."""
+    if result.exit_code == 0 and not result.timed_out:
+        return EndReason.SUCCEEDED
     if result.timed_out:
         return EndReason.TIMED_OUT
-    if result.exit_code == 0:
-        return EndReason.SUCCEEDED
     if result.out_of_memory:
         return EndReason.OUT_OF_MEMORY
     return EndReason.DISK_FULL if result.disk_full else EndReason.COMMAND_FAILED
@@ -51,7 +54,18 @@ those that ever were."""
 class Ledger:
     """The sandboxes of one rollout: each pending, ready or ended, in its present attempt."""
 
-    __slots__ = ("_attempts", "_ended", "_failures", "_hedged", "_limit", "_on_lost", "_states", "_tried", "n")
+    __slots__ = (
+        "_attempts",
+        "_ended",
+        "_failures",
+        "_hedged",
+        "_limit",
+        "_on_lost",
+        "_retried",
+        "_states",
+        "_tried",
+        "n",
+    )
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.n = spec.n
@@ -61,6 +75,7 @@ class Ledger:
         self._on_lost = spec.on_lost
         self._limit = min(max(spec.max_attempts, 1), 255)
         self._ended = 0
+        self._retried = False  # whether any sandbox is in another attempt than the first
         self._hedged: dict[int, None] = {}
         self._tried: dict[int, int] = {}  # the last attempt that was hedged: once is enough
 
@@ -78,6 +93,7 @@ class Ledger:
         ledger._hedged = dict.fromkeys(hedged)
         ledger._states, ledger._failures = bytearray(states), bytearray(failures)
         ledger._attempts = array("I", attempts or bytes(4 * spec.n))
+        ledger._retried = any(attempts)
         if not len(ledger._states) == len(ledger._attempts) == len(ledger._failures) == spec.n:
             raise ValueError(f"a ledger of {len(ledger._states)} for a rollout of {spec.n}")
         ledger._ended = sum(state >= _ENDED for state in ledger._states)
@@ -160,11 +176,18 @@ class Ledger:
             if index not in self._hedged or self._attempts[index] + HEDGE != attempt:
                 return False
             self._attempts[index] = attempt
+            self._retried = True
         self._hedged.pop(index, None)
         return True
 
     def ready(self, attempt: int, indices: Ranges) -> Ranges:
         """Note readiness; returns the indices for which this is news."""
+        if not attempt and not self._retried and not self._hedged:
+            parts = [(first, first + count) for first, count in indices]
+            if all(self._states.count(_PENDING, begin, end) == end - begin for begin, end in parts):
+                for begin, end in parts:
+                    self._states[begin:end] = _ALL_READY * (end - begin)
+                return indices
         news = [i for i in ranges.indices(indices) if self._states[i] == _PENDING and self._present(attempt, i)]
         for index in news:
             self._states[index] = _READY
@@ -172,10 +195,22 @@ class Ledger:
 
     def finish(self, attempt: int, index: int, result: CommandResult) -> bool:
         """Note the result of the sandbox's one command; returns whether it counts."""
-        if self._states[index] >= _ASLEEP or not self._present(attempt, index):
-            return False
-        self._end(index, reason_of(result))
-        return True
+        return bool(self.finish_all(attempt, ((index, result),)))
+
+    def finish_all(self, attempt: int, results: Iterable[tuple[int, CommandResult]]) -> list[int]:
+        """Note the results of sandboxes' one command each; returns the indices for which they count."""
+        states, plain = self._states, not attempt and not self._retried and not self._hedged
+        ended = []
+        for index, result in results:
+            if states[index] >= _ASLEEP or not (plain or self._present(attempt, index)):
+                continue
+            if result.exit_code == 0 and not result.timed_out:
+                states[index] = _SUCCEEDED
+            else:
+                states[index] = _ENDED + _NUMBER_OF[reason_of(result)]
+            ended.append(index)
+        self._ended += len(ended)
+        return ended
 
     def end(self, attempt: int, indices: Ranges, reason: EndReason) -> tuple[Ranges, Ranges]:
         """Note ends without a result; returns the indices that ended for good, and those to be started again.
@@ -193,6 +228,7 @@ class Ledger:
                 continue
             if made_room or (retried and self._failures[index] + 1 < self._limit):
                 self._attempts[index] = next_attempt(attempt)
+                self._retried = True
                 self._failures[index] += not made_room
                 self._states[index] = _PENDING
                 again.append(index)
@@ -209,6 +245,7 @@ class Ledger:
         del self._hedged[index]
         if attempt == present:
             self._attempts[index] = present + HEDGE
+            self._retried = True
         return True
 
     def sleep(self, attempt: int, index: int) -> bool:
@@ -216,6 +253,7 @@ class Ledger:
         if self._states[index] >= _ASLEEP or not self._present(attempt, index):
             return False
         self._attempts[index] = next_attempt(attempt)
+        self._retried = True
         self._states[index] = _ASLEEP
         return True
 

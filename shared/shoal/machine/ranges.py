@@ -23,8 +23,14 @@ def indices(ranges: Ranges) -> Iterator[int]:
 
 def collect(numbers: Iterable[int]) -> Ranges:
     """Return the ranges of these indices, which may come in any order and more than once."""
+    known = set(numbers)
+    if not known:
+        return ()
+    least = min(known)
+    if max(known) - least + 1 == len(known):  # as they come most of the time
+        return ((least, len(known)),)
     found: list[tuple[int, int]] = []
-    for number in sorted(set(numbers)):
+    for number in sorted(known):
         if found and found[-1][0] + found[-1][1] == number:
             found[-1] = (found[-1][0], found[-1][1] + 1)
         else:

@@ -31,8 +31,9 @@ class Group:
 class Machine:
     """One executor: its nodes, what it says of its pace, and its real one.
 
-    It starts one sandbox after the other, each `start_ms` after the one before; until one is ready, a time drawn from
-    `latencies_ms` passes beyond that.
+    It starts no more than one sandbox each `start_ms`. `profiles` are orders it was seen to carry out: after how long
+    (ms) the first of their sandboxes was ready, the second and so on; one of about the same size is drawn for each new
+    order, and none of its sandboxes is ready sooner.
     """
 
     executor: str
@@ -41,7 +42,7 @@ class Machine:
     nodes: tuple[m.NodeSpec, ...]
     starts_per_s: float
     start_ms: float
-    latencies_ms: tuple[int, ...] = (0,)
+    profiles: tuple[tuple[int, ...], ...] = ((0,),)
     spread: float = 0.0
     """Of the logarithm of each start's time."""
     from_ms: int = 0

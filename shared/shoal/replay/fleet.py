@@ -1,5 +1,6 @@
 """Simulated executors: they join, start one sandbox after the other, end those they are told to, give slots back."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,8 @@ SLEEP_MS: Final = 100
 """How long it takes to put a sandbox to sleep."""
 BEAT_MS: Final = 5_000
 _BOOT: Final = "b"
+_NEAR: Final = 6
+"""Among so many recorded orders of nearly the same size one is drawn."""
 
 Sandbox = tuple[str, int, int]
 """rollout, attempt, index"""
@@ -92,20 +95,29 @@ class Fleet:
         executor.busy_until_ms = begins
         ready: dict[int, list[int]] = {}
         step = max(world.demand.hop_ms, 1)
-        for index in ranges.indices(order.indices):
+        count = ranges.count(order.indices)
+        profile = self._profile(machine, count)
+        for number, index in enumerate(ranges.indices(order.indices)):
             took = machine.start_ms
             if machine.spread:
                 took *= world.random.lognormvariate(0, machine.spread)
             executor.busy_until_ms += took
-            latency = world.random.choice(machine.latencies_ms) if len(machine.latencies_ms) > 1 else 0
-            latency = latency or machine.latencies_ms[0]
+            soonest = world.now + profile[number * len(profile) // count]
             self.live[order.rollout, order.attempt, index] = Place(machine.executor, order.node, order)
             # As executors do: what happens while a report is on its way is said with the next one.
-            ready.setdefault(int(executor.busy_until_ms + latency) // step * step, []).append(index)
-        executor.started += ranges.count(order.indices)
+            ready.setdefault(int(max(executor.busy_until_ms, soonest)) // step * step, []).append(index)
+        executor.started += count
         executor.busy_ms += executor.busy_until_ms - begins
         for when_ms, indices in ready.items():
             world.at(when_ms, self._ready, executor, order, indices)
+
+    def _profile(self, machine: Machine, count: int) -> tuple[int, ...]:
+        """Return how an order of about this size went before: `profiles` are sorted by their size."""
+        known = machine.profiles
+        if len(known) == 1:
+            return known[0]
+        at = bisect_left(known, count, key=len)
+        return known[min(max(at + self._world.random.randint(-_NEAR, _NEAR), 0), len(known) - 1)]
 
     def _ready(self, executor: _Executor, order: m.StartSandboxes, indices: list[int]) -> None:
         there = []

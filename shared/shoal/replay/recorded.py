@@ -1,8 +1,8 @@
 """What was asked for and what became of it, as a recording has it: demand to be tried again, and the course it took.
 
 A sandbox is busy from when it is ready until its command is done or its trainer lets it go. Where only the result was
-reported, it was ready as long before it as its command ran. A machine's pace is what its executor said of it; what a
-start took beyond that is kept as it was seen, to be drawn from.
+reported, it was ready as long before it as its command ran. A machine's pace is the best its executor said of it; how
+long orders took is kept as it was seen, to be drawn from.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,9 @@ from shoal.replay.simulating import plain
 from shoal.wire import messages as m, streams
 from shoal.wire.codec import UndecodableError, decode
 
-_LATENCIES: Final = 512
+_ORDERS: Final = 512
+_STARTED: Final = 8
+"""Starts between two beats from which a pace can be told."""
 _HOPS: Final = 4096
 _TELL_EVERY: Final = 4096
 
@@ -43,8 +45,17 @@ class _Executor:
     until_ms: int = -1
     started: int = 0
     busy_ms: int = 0
-    orders: dict[tuple[str, int], int] = field(default_factory=dict)
-    latencies: list[int] = field(default_factory=list)
+    start_ms: float = 0.0  # the best pace between two beats
+    orders: dict[tuple[str, int, int], list[int]] = field(default_factory=dict)
+    """By rollout, attempt and first sandbox of each order: when it came, and after how long each was ready."""
+    of: dict[tuple[str, int, int], tuple[str, int, int]] = field(default_factory=dict)
+    """Of each sandbox (rollout, attempt, index) its order."""
+
+    def beat(self, started: int, busy_ms: int) -> None:
+        count, took = started - self.started, busy_ms - self.busy_ms
+        if count >= _STARTED and took > 0:
+            self.start_ms = min(self.start_ms or took / count, took / count)
+        self.started, self.busy_ms = started, busy_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +116,7 @@ class _Reading:
                     self.executors[name] = _Executor(cell, message, now if known is None else known.from_ms)
             case m.ExecutorBeat(executor=name, started=started, busy_ms=busy_ms):
                 if name in self.executors:
-                    self.executors[name].started, self.executors[name].busy_ms = started, busy_ms
+                    self.executors[name].beat(started, busy_ms)
             case m.ExecutorLeft(executor=name):
                 if name in self.executors:
                     self.executors[name].until_ms = now
@@ -133,30 +144,34 @@ class _Reading:
 
     def _ordered(self, stream: str, order: m.StartSandboxes, now: int) -> None:
         executor = self.executors.get(stream.removeprefix("SHOAL_EXECUTOR_"))
-        if executor is not None and len(executor.latencies) < _LATENCIES:
-            executor.orders.setdefault((order.rollout, order.attempt), now)
+        if executor is not None and len(executor.orders) < _ORDERS:
+            key = (order.rollout, order.attempt, order.indices[0][0])
+            executor.orders.setdefault(key, [now])
+            for index in ranges.indices(order.indices):
+                executor.of.setdefault((order.rollout, order.attempt, index), key)
 
     def _ready(self, message: m.SandboxesReady, now: int) -> None:
-        self._took(message.executor, message.rollout, message.attempt, now)
+        for index in ranges.indices(message.indices):
+            self._took(message.executor, (message.rollout, message.attempt, index), now)
         rollout = self.rollouts.get(message.rollout)
         for index in ranges.indices(message.indices) if rollout is not None else ():
             assert rollout is not None
             rollout.seen.ready.setdefault(index, now)
 
-    def _took(self, executor: str, rollout: str, attempt: int, ready_ms: int) -> None:
-        """Note how long the first start of an order took; the others of it wait for their turn as well."""
+    def _took(self, executor: str, sandbox: tuple[str, int, int], ready_ms: int) -> None:
+        """Note after how long a sandbox of an order was ready."""
         known = self.executors.get(executor)
-        ordered_ms = known.orders.pop((rollout, attempt), None) if known is not None else None
-        if known is not None and ordered_ms is not None:
-            known.latencies.append(max(ready_ms - ordered_ms, 0))
+        order = known.of.pop(sandbox, None) if known is not None else None
+        if known is not None and order is not None:
+            known.orders[order].append(max(ready_ms - known.orders[order][0], 0))
 
     def _finished(self, message: m.SandboxesFinished, now: int) -> None:
         rollout = self.rollouts.get(message.rollout)
         if rollout is None:
             return
-        first = min((now - each.run_us // 1000 for each in message.results), default=now)
-        self._took(message.executor, message.rollout, message.attempt, first)
         for each in message.results:
+            sandbox = (message.rollout, message.attempt, each.index)
+            self._took(message.executor, sandbox, now - each.run_us // 1000)
             rollout.seen.ready.setdefault(each.index, max(now - each.run_us // 1000, rollout.seen.at_ms))
             rollout.seen.done.setdefault(each.index, now)
             if each.result.exit_code:
@@ -196,13 +211,11 @@ class _Reading:
     @staticmethod
     def _machine(executor: _Executor, hop_ms: int) -> Machine:
         joined = executor.joined
-        pace = executor.busy_ms / executor.started if executor.started and executor.busy_ms else 0.0
-        start_ms = pace or 1000 / joined.starts_per_s
-        # An order and its report each took a hop.
-        seen = sorted(executor.latencies) or [0]
-        latencies = tuple(max(int(each - start_ms) - 2 * hop_ms, 0) for each in seen)
+        # A report took a hop after its sandbox was ready.
+        seen = [tuple(sorted(max(ms - hop_ms, 0) for ms in took)) for _, *took in executor.orders.values() if took]
         return Machine(
-            joined.executor, executor.cell, joined.isolation, joined.nodes, joined.starts_per_s, start_ms, latencies,
+            joined.executor, executor.cell, joined.isolation, joined.nodes, joined.starts_per_s,
+            executor.start_ms or 1000 / joined.starts_per_s, tuple(sorted(seen, key=len)) or ((0,),),
             from_ms=executor.from_ms, until_ms=executor.until_ms,
         )  # fmt: skip
 

@@ -112,3 +112,15 @@ def test_a_command_is_told_as_it_was_given() -> None:
     assert shell(Command(argv=("sh", "-c", "echo x; exit 3"))) == "sh -c 'echo x; exit 3'"
     assert shell(Command(line="a | b")) == "a | b"
     assert shell(Command(python="print(1)")) == "python: print(1)"
+
+
+async def test_what_is_asked_or_told_again_was_done_once() -> None:
+    cluster = Cluster()
+    spec = m.RolloutSpec("host", 1)
+    cluster.say(subjects.rollout_request(0, "a", "r"), m.RolloutSubmitted("r1", "a", "r", spec))
+    run = m.RunCommand("c1", "a", "r", 0, "r1", 0, 0, Command(line="make"))
+    done = m.CommandFinished("c1", "r1", 0, 0, Command(line="make"), m.CommandResult(0, duration_us=1000))
+    inbox, trajectory = subjects.executor_command("e0", "a"), subjects.trajectory(0, "a", "r")
+    for message in (run, run, done, done, run, done):
+        cluster.say(inbox if message is run else trajectory, message)
+    assert [deed.what for deed in await deeds(cluster.history)] == ["submitted", "command"]

@@ -14,9 +14,12 @@ from shoal.archive.archived import ArchiveHistory
 from shoal.archive.exporting import Progress, export
 from shoal.archive.live import LiveHistory
 from shoal.archive.looking import look
+from shoal.archive.reader import ArchiveFile
 from shoal.archive.records import Request
 from shoal.archive.source import ArchiveError
+from shoal.bus.memory import MemoryBroker
 from shoal.bus.protocol import Delivery
+from shoal.runtime.cluster import ensure_cluster
 from shoal.wire import streams, subjects
 from shoal.wire.messages import ExecutorJoined, NodeSpec
 from shoal.wire.quantities import BadValueError
@@ -211,3 +214,52 @@ async def test_much_is_exported_in_a_memory_that_does_not_grow(tmp_path: Path) -
     assert most * 500 <= writing.BLOCK
     assert len(writer.account.entries) == 0
     assert len(writer.account.groups) == 1
+
+
+class Counting:
+    """Bytes that are counted as they are read."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        self.read_bytes = 0
+
+    async def size(self) -> int:
+        return len(self._path.read_bytes())
+
+    async def read(self, offset: int, length: int) -> bytes:
+        found = self._path.read_bytes()[offset : offset + length]
+        self.read_bytes += len(found)
+        return found
+
+
+async def test_a_part_is_read_without_the_rest(tmp_path: Path) -> None:
+    writer = writing.Writer.create(tmp_path / "x.shoal", header())
+    source = random.Random(3)
+    for sequence in range(1, 30_001):
+        for stream in ("SHOAL_X", "SHOAL_Y"):
+            writer.append(stream, Delivery("s", source.randbytes(300), sequence, sequence * 1000, f"{sequence}"))
+    writer.finish()
+    counting = Counting(tmp_path / "x.shoal")
+    size = await counting.size()
+    assert size > 15 * writing.BLOCK
+    file = await ArchiveFile.open(counting)
+    assert counting.read_bytes < writing.BLOCK // 4
+    for options in ({"after": 20_000, "until": 20_001}, {"since_ms": 20_001_000, "until": 20_001}):
+        before = counting.read_bytes
+        found = [each.sequence async for each in file.read("SHOAL_X", **options)]
+        assert found == [20_001]
+        assert counting.read_bytes - before < 3 * writing.BLOCK
+    assert [each async for each in file.read("SHOAL_Z")] == []
+    assert [each async for each in file.read("SHOAL_X", after=30_000)] == []
+
+
+async def test_a_cluster_has_an_id_of_its_own() -> None:
+    one, other = MemoryBroker(), MemoryBroker()
+    for broker in (one, one, other):
+        await ensure_cluster(broker.connect())
+    ids = [broker.bucket(streams.CLUSTER_BUCKET)[streams.ID_KEY].value for broker in (one, other)]
+    assert len(set(ids)) == 2
+    del one.bucket(streams.CLUSTER_BUCKET)[streams.ID_KEY]  # as in clusters made before there were any
+    await ensure_cluster(one.connect())
+    assert one.bucket(streams.CLUSTER_BUCKET)[streams.ID_KEY].value not in ids

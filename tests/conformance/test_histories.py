@@ -67,11 +67,13 @@ async def archivable(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     if not await bus.keys(CLUSTER_BUCKET):
         await bus.put(CLUSTER_BUCKET, "cells", b"1")
 
+    there = sorted({".".join(key.split(".")[:2]) for key in await bus.keys("SHOAL_CHECKPOINT")})
+
     async def every(_: History) -> list[str]:
-        return sorted({".".join(key.split(".")[:2]) for key in await bus.keys("SHOAL_CHECKPOINT")})
+        return there
 
     monkeypatch.setattr(exporting, "partitions_of", every)
-    monkeypatch.setattr(following, "partitions_of", every)
+    monkeypatch.setattr(following, "partitions", lambda _: there)
     monkeypatch.setattr(thinning, "EVERY_MESSAGES", 10)
 
 

@@ -102,6 +102,46 @@ def test_a_system_from_up_to_down(tmp_path: Path, simulated: tuple[Path, str]) -
     assert shoal("down", "--state", str(state)).returncode == Exit.NOT_RUNNING
 
 
+def test_what_happened_is_told_from_the_log_and_from_an_archive_of_it(
+    tmp_path: Path, simulated: tuple[Path, str]
+) -> None:
+    _, url = simulated
+    summary = lines(shoal("run", "host", "-n", "40", "--run", "jobs", "--json", "--", "true", url=url))[-1]
+    rollout, path = summary["rollout"], str(tmp_path / "all.shoal")
+
+    def told(*where: str, url: str | None = None) -> list[dict[str, Any]]:
+        everything = lines(shoal("history", rollout, *where, "--json", url=url))
+        assert everything[0]["type"] == "RolloutSubmitted"
+        assert everything[0]["message"]["rollout"] == rollout
+        return [each for each in everything if not each["context"]]
+
+    def released() -> bool:
+        freed = [each["message"]["indices"] for each in told(url=url) if each["type"] == "SlotsReleased"]
+        return sum(int(count) for indices in freed for _, count in indices) == 40
+
+    eventually(released)  # nothing is said of it after that
+    (made,) = lines(shoal("export", "-o", path, "--json", url=url))
+    assert (made["missing"], made["resumed"]) == ([], False)
+    (found,) = lines(shoal("archive", "verify", path, "--json"))
+    assert (found["whole"], found["digest"], found["messages"]) == (True, made["digest"], made["messages"])
+    live = told(url=url)
+    assert told("--from", path) == live
+    assert told("--from", path, "--live", url=url) == live
+    shown = shoal("history", rollout, url=url).stdout
+    assert "submitted: 40 sandboxes of host, to run true, run jobs of default" in shown
+    assert "concluded, finished: 40 succeeded" in shown
+    assert "node local, served by local" in shoal("history", "local", url=url).stdout
+    ran = [deed for deed in lines(shoal("audit", "--json", url=url)) if deed["what"] == "command"]
+    assert {(deed["of"].rpartition("-")[0], deed["detail"], deed["exit_code"]) for deed in ran} == {
+        (rollout, "true", 0)
+    }
+    assert len(ran) == 40
+    assert shoal("history", "rnone", url=url).returncode == Exit.UNKNOWN_ROLLOUT
+    cut = tmp_path / "cut.shoal"
+    cut.write_bytes(Path(path).read_bytes()[:-200])
+    assert shoal("archive", "verify", str(cut)).returncode == Exit.DAMAGED
+
+
 def test_a_killed_service_is_started_again(simulated: tuple[Path, str]) -> None:
     state, url = simulated
     before = statefile.read(state)

@@ -8,7 +8,7 @@ tenant's to say, an operator did. That nothing was changed afterwards, the chain
 import shlex
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from shoal.archive.happenings import Happening, happening
@@ -64,7 +64,7 @@ async def audit(
     What has no answer comes last, when all is read. Raises ArchiveError, BusError.
     """
     names = in_order(await history.streams())
-    book = _Book()
+    book = _Book(since_ms or 0)
     if since_ms is not None:
         for name in names:
             if name.startswith("SHOAL_ROLLOUT_"):
@@ -115,9 +115,11 @@ def _owner(subject: str) -> tuple[str, str]:
 class _Book:
     """What is under way: commands without an answer, templates being made, the commands of rollouts."""
 
-    def __init__(self) -> None:
+    def __init__(self, since_ms: int) -> None:
+        self._since_ms = since_ms
         self.commands: dict[str, tuple[m.Command, ...]] = {}
-        self._asked: dict[str, tuple[Happening, Asked, str]] = {}
+        self._asked: dict[str, Deed] = {}
+        self._answered: dict[str, set[str]] = {}  # by rollout, while it is not over: what comes again is no news
         self._builds: dict[str, tuple[Happening, m.BuildTemplate]] = {}
         self._operated: set[str] = set()
 
@@ -125,13 +127,19 @@ class _Book:
         """Note a message; yield what it says was done."""
         message = each.message
         if isinstance(message, _ASKED):
-            self._asked.setdefault(message.id, (each, message, who))
+            if message.id not in self._answered.get(message.rollout, ()):
+                self._asked.setdefault(message.id, _asked(each, message, who))
         elif isinstance(message, _ANSWERED):
             asked = self._asked.pop(message.id, None)
+            again = message.id in self._answered.get(message.rollout, ())
+            if message.rollout in self.commands:
+                self._answered.setdefault(message.rollout, set()).add(message.id)
             if asked is not None:
-                yield _commanded(*asked, each)
-            elif isinstance(message, m.CommandFinished):  # it was asked for before what is read
-                yield _alone(each, message, who, run)
+                yield _done(asked, each)
+            elif isinstance(message, m.CommandFinished) and not again:
+                found = _alone(each, message, who, run)
+                if found.time_ms < self._since_ms:  # it was asked for before what is read
+                    yield found
         elif isinstance(message, m.SandboxesFinished):
             yield from self._finished(each, message, who, run)
         elif isinstance(message, m.BuildTemplate):
@@ -163,16 +171,20 @@ class _Book:
                 yield _deed(each, who, run, "released", rollout, sandboxes(indices), indices=list(indices))
             case m.RolloutConcluded(rollout=rollout):
                 self.commands.pop(rollout, None)
+                self._answered.pop(rollout, None)
             case m.SandboxesWanted(rollout=rollout, indices=indices):
                 yield _deed(each, who, run, "woken", rollout, sandboxes(indices), indices=list(indices))
             case m.TenantAdded(tenant=tenant):
                 yield _deed(each, OPERATOR, "", "tenant_added", tenant, "")
             case m.TenantRemoved(tenant=tenant):
                 yield _deed(each, OPERATOR, "", "tenant_removed", tenant, "")
-            case m.TenantSet(tenant=tenant, limits=limits):
+            case m.TenantSet(tenant=tenant, limits=limits) | m.TenantLimited(tenant=tenant, limits=limits):
                 known = {name: getattr(limits, name) for name in limits.__struct_fields__}
                 text = ", ".join(f"{name} {value:g}" for name, value in known.items() if value)
                 yield _deed(each, OPERATOR, "", "tenant_limited", tenant, text, limits=known)
+            case m.SettingsChanged(settings=settings):
+                text = ", ".join(f"{name} {value}" for name, value in settings)
+                yield _deed(each, OPERATOR, "", "settings_changed", each.stream, text, settings=dict(settings))
             case m.NodeDrained(node=node, drained=drained, hibernate=hibernate):
                 text = "and hibernated" if hibernate else ""
                 yield _deed(each, OPERATOR, "", "node_drained" if drained else "node_undrained", node, text)
@@ -198,8 +210,7 @@ class _Book:
 
     def unanswered(self) -> Iterator[Deed]:
         """Yield what was asked for and has no answer."""
-        for asked in self._asked.values():
-            yield _commanded(*asked, None)
+        yield from self._asked.values()
         for build in self._builds.values():
             yield _built(*build, None, None)
 
@@ -242,28 +253,29 @@ def _detail(asked: Asked) -> tuple[str, dict[str, Any]]:
     return "", {}
 
 
-def _commanded(each: Happening, asked: Asked, who: str, answer: Happening | None) -> Deed:
-    """Return what a trainer had done in a sandbox, with what came of it."""
+def _asked(each: Happening, asked: Asked, who: str) -> Deed:
+    """Return what a trainer wants done in a sandbox."""
     detail, values = _detail(asked)
-    outcome, code = "no answer", None
-    if answer is not None:
-        match answer.message:
-            case m.CommandFinished(result=result):
-                outcome, code = _result(result), result.exit_code
-                values["duration_us"] = result.duration_us
-            case m.CommandRefused(code=refused, detail=why, reason=reason):
-                outcome = f"refused, {refused}: {why or (ended(reason, '') if reason is not None else '')}"
-            case m.SnapshotTaken(snapshot=snapshot):
-                outcome, values["digest"] = "done", snapshot.digest
-            case m.FileRead(data=data):
-                outcome, values["bytes"] = "done", len(data)
-            case _:
-                outcome = "done"
     return Deed(
-        each.time_ms, who, asked.run, _WHAT[type(asked)], f"{asked.rollout}-{asked.index}", detail, outcome,
-        answer.time_ms if answer is not None else None, code, each.stream, each.sequence, asked.id,
-        {"attempt": asked.attempt, **values},
+        each.time_ms, who, asked.run, _WHAT[type(asked)], f"{asked.rollout}-{asked.index}", detail, "no answer",
+        stream=each.stream, sequence=each.sequence, id=asked.id, values={"attempt": asked.attempt, **values},
     )  # fmt: skip
+
+
+def _done(asked: Deed, answer: Happening) -> Deed:
+    """Return it with what came of it."""
+    outcome, code, values = "done", None, dict(asked.values)
+    match answer.message:
+        case m.CommandFinished(result=result):
+            outcome, code = _result(result), result.exit_code
+            values["duration_us"] = result.duration_us
+        case m.CommandRefused(code=refused, detail=why, reason=reason):
+            outcome = f"refused, {refused}: {why or (ended(reason, '') if reason is not None else '')}"
+        case m.SnapshotTaken(snapshot=snapshot):
+            values["digest"] = snapshot.digest
+        case m.FileRead(data=data):
+            values["bytes"] = len(data)
+    return replace(asked, outcome=outcome, ended_ms=answer.time_ms, exit_code=code, values=values)
 
 
 def _alone(each: Happening, message: m.CommandFinished, who: str, run: str) -> Deed:

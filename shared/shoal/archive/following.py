@@ -16,7 +16,7 @@ from typing import Final
 from shoal.archive.live import LiveHistory
 from shoal.archive.looking import Found
 from shoal.archive.places import LocalFile
-from shoal.archive.planning import in_order, partitions_of
+from shoal.archive.planning import in_order, partitions
 from shoal.archive.reader import ArchiveFile
 from shoal.archive.records import FORMAT, Header
 from shoal.archive.series import name_of
@@ -276,7 +276,7 @@ class Follower:
         writer = self._writer
         if writer is None:
             return
-        for partition in await partitions_of(self._history):
+        for partition in partitions(int(self._values[streams.CELLS_KEY])):
             for generation in reversed(await self._history.generations(partition)):
                 if due(writer.account.saved, partition, generation):
                     state = await self._history.checkpoint(partition, generation)

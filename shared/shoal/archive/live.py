@@ -19,9 +19,10 @@ from shoal.machine.checkpoint import (
     unpack,
     unseal_any,
 )
-from shoal.wire.streams import CHECKPOINT_BUCKET, CLUSTER_BUCKET
+from shoal.wire.streams import CHECKPOINT_BUCKET, CLUSTER_BUCKET, is_log
 
 _BATCH: Final = 4096
+_AT_ONCE: Final = 64
 _LOOK_S: Final = 5.0
 _OURS: Final = "SHOAL_"
 
@@ -33,8 +34,8 @@ class LiveHistory:
         self._bus = bus
 
     async def streams(self) -> Sequence[str]:
-        """Return the names of the cluster's streams."""
-        return list(await self._bus.streams(_OURS))
+        """Return the names of the cluster's streams that are logs."""
+        return [name for name in await self._bus.streams(_OURS) if is_log(name)]
 
     async def bounds(self, stream: str) -> Bounds:
         """Return which messages a stream keeps."""
@@ -45,8 +46,9 @@ class LiveHistory:
             return NOTHING
 
     async def all_bounds(self) -> Mapping[str, Bounds]:
-        """Return which messages each stream keeps, all at one moment."""
-        return {name: Bounds(kept.first, kept.last) for name, kept in (await self._bus.streams(_OURS)).items()}
+        """Return which messages each stream that is a log keeps, all at one moment."""
+        found = await self._bus.streams(_OURS)
+        return {name: Bounds(kept.first, kept.last) for name, kept in found.items() if is_log(name)}
 
     async def read(
         self, stream: str, *, after: int = 0, since_ms: int | None = None, until: int | None = None
@@ -101,8 +103,13 @@ class LiveHistory:
         """Return what the cluster's bucket holds now, by key."""
         if bucket != CLUSTER_BUCKET:
             return {}
-        entries = {key: await self._bus.get(bucket, key) for key in await self._bus.keys(bucket)}
-        return {key: entry.value for key, entry in entries.items() if entry is not None}
+        keys = await self._bus.keys(bucket)
+        found: dict[str, bytes] = {}
+        for at in range(0, len(keys), _AT_ONCE):
+            some = keys[at : at + _AT_ONCE]
+            entries = await asyncio.gather(*(self._bus.get(bucket, key) for key in some))
+            found |= {key: entry.value for key, entry in zip(some, entries, strict=True) if entry is not None}
+        return found
 
     async def close(self) -> None:
         """Nothing of its own is open."""

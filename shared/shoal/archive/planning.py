@@ -89,6 +89,10 @@ async def cells_of(history: History) -> int:
 
 
 async def partitions_of(history: History) -> list[str]:
-    """Return the partitions whose states are kept: the cells' schedulers and placements, and the catalogue."""
-    cells = range(await cells_of(history))
-    return [f"{role}.{cell}" for cell in cells for role in ("scheduler", "placement")] + ["snapshot"]
+    """Return the partitions whose states are kept."""
+    return partitions(await cells_of(history))
+
+
+def partitions(cells: int) -> list[str]:
+    """Return the partitions of so many cells: their schedulers and placements, and the catalogue."""
+    return [f"{role}.{cell}" for cell in range(cells) for role in ("scheduler", "placement")] + ["snapshot"]

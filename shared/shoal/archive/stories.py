@@ -23,6 +23,8 @@ from shoal.wire.messages import (
 _AFTERMATH_MS: Final = 600_000
 """How long after a rollout's conclusion something may still be said of it."""
 _AT_ONCE: Final = 16
+_SUBMITTED: Final = RolloutSubmitted.__name__.encode()
+_TAG_WITHIN: Final = 24  # bytes of a message's beginning
 _DEEPEST: Final = 8
 """How many causes behind something that is told are told, too, where they are about something else."""
 Tell = Callable[[str, int], None]
@@ -106,10 +108,15 @@ async def _rollout_log(history: History, cell: int, wanted: set[str], tell: Tell
                 tell(stream, delivery.sequence)
             if until_ms is not None and delivery.time_ms > until_ms:
                 break
+            if not found and _SUBMITTED not in delivery.payload[:_TAG_WITHIN]:
+                continue  # its request comes first
             if any(needle in delivery.payload for needle in needles):
                 each = happening(stream, delivery)
-                if each is None or getattr(each.message, "rollout", None) not in wanted:
+                rollout = getattr(each.message, "rollout", None) if each is not None else None
+                if each is None or rollout not in wanted:
                     continue
+                if not found:
+                    wanted, needles = {rollout}, [rollout.encode()]
                 found.append(each)
                 if isinstance(each.message, RolloutConcluded | RolloutRejected):
                     until_ms = each.time_ms + _AFTERMATH_MS

@@ -46,27 +46,32 @@ class Verdict:
         return not self.trouble
 
 
-def _quiet(_: int, __: int) -> None:
+def _quiet(_: str, __: int, ___: int) -> None:
     return
 
 
-async def verify(series: Series, anchor: bytes | None = None, *, tell: Callable[[int, int], None] = _quiet) -> Verdict:
+async def verify(
+    series: Series, anchor: bytes | None = None, *, tell: Callable[[str, int, int], None] = _quiet
+) -> Verdict:
     """Look at every byte of an archive, up to the first that is wrong.
 
-    `anchor`: a digest that this archive had when it was shorter. `tell` gets how many files are done, and of how many.
-    Raises ArchiveError where it cannot be read at all.
+    `anchor`: a digest that this archive had when it was shorter. `tell` gets a file's name, up to which byte it was
+    looked at, and how many it has. Raises ArchiveError where it cannot be read at all.
     """
     await series.refresh()
     verdict = Verdict(known=None if anchor is None else False)
 
+    name, size = "", 0
+
     def each(frame: Frame) -> None:
+        tell(name, frame.end, size)
         if frame.digest == anchor:
             verdict.known = True
 
     before: Found | None = None
     for number in range(len(series)):
-        tell(number, len(series))
         source = series.source(number)
+        name, size = source.name, await source.size()
         found = await look(source, deep=True, each=each)
         if found.header is None and not _may_be_begun(series, number, found):
             verdict.trouble = str(found.trouble)
@@ -86,11 +91,8 @@ async def verify(series: Series, anchor: bytes | None = None, *, tell: Callable[
                 verdict.trouble, verdict.unfinished = str(found.trouble), found.trouble.unfinished
             break
         before = found
-    tell(len(series), len(series))
     if verdict.whole and verdict.known is False:
-        verdict.trouble = (
-            f"{series.name} does not go on from {anchor.hex() if anchor else ''}: it was made anew, or cut"
-        )
+        verdict.trouble = f"{series.name} does not go on from the digest given: it was made anew, or cut off"
     return verdict
 
 

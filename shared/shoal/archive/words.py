@@ -90,6 +90,12 @@ def _spec(spec: m.RolloutSpec) -> str:
     return ", ".join(parts)
 
 
+def _made(what: str, snapshot: m.Snapshot | None, error: str) -> str:
+    return (
+        f"{what} is {digest(snapshot.digest)}" if snapshot is not None else f"{what} could not be made: {short(error)}"
+    )
+
+
 def _template(message: m.TemplateResolved | m.TemplateInspected) -> str:
     found = digest(message.snapshot.digest) if message.snapshot is not None else f"nothing: {message.error}"
     return f"template {message.template} is {found}"
@@ -133,6 +139,14 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     m.TenantAdded: lambda e: f"tenant {e.tenant} added",
     m.TenantRemoved: lambda e: f"tenant {e.tenant} removed",
     m.TenantSet: lambda e: f"tenant {e.tenant} has other limits",
+    m.TenantLimited: lambda e: f"tenant {e.tenant} has other limits",
+    m.SettingsChanged: lambda e: f"decides from now on with {dict(e.settings)}",
+    m.QuotaWanted: lambda e: f"cell {e.cell} could use more of what tenant {e.tenant} may have",
+    m.QuotaLent: lambda e: f"cell {e.cell} gives a part of what tenant {e.tenant} may have away",
+    m.RoomWanted: lambda e: f"cell {e.cell} wants room for {e.spec.n} of tenant {e.tenant}",
+    m.RoomLent: lambda e: f"cell {e.cell} lends room: tickets {sandboxes(e.tickets)}",
+    m.RoomReturned: lambda e: f"cell {e.cell} {'has no room after all' if e.declined else 'has no more use for room'}",
+    m.ExecutorDismissed: lambda _: "the executor is to leave: all its nodes are drained and empty",
     m.Tick: lambda _: "time passed",
     m.PlaceRequested: lambda e: f"{sandboxes(e.indices)} to be placed{attempt(e.attempt)}"
     + (f", not on {', '.join(e.avoid)}" if e.avoid else "") + (", all at once" if e.together else ""),
@@ -167,6 +181,24 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     + (f", called {e.name}" if e.name else ""),
     m.SnapshotHeld: lambda e: f"snapshot {digest(e.digest)} is in use",
     m.SnapshotLetGo: lambda _: "its snapshot is in use no more",
+    m.SandboxesBegan: lambda e: f"{sandboxes(e.indices)} take commands on {e.node}{attempt(e.attempt)}",
+    m.StepBegun: lambda e: f"{e.index}: {e.what or 'step'} begins, once: "
+    + (command(e.command) if e.command is not None else e.path),
+    m.ReadBlob: lambda e: f"read output {digest(e.blob.digest)} from {e.offset}",
+    m.BlobRead: lambda e: e.error or f"read, {format_bytes(len(e.data))} of {format_bytes(e.size)}",
+    m.BlobKept: lambda e: f"an output of tenant {e.tenant} is stored as {digest(e.blob.digest)}",
+    m.BuildTemplate: lambda e: f"template {e.name} to be made",
+    m.BuildBegun: lambda _: "it is being made",
+    m.BuildProgress: lambda e: f"{e.step}{f': {short(e.line)}' if e.line else ''}",
+    m.TemplateMade: lambda e: _made("a template", e.snapshot, e.error),
+    m.TemplateBuilt: lambda e: _made(f"template {e.name}", e.snapshot, "") + (", as before" if e.cached else ""),
+    m.ListSnapshots: lambda e: f"what snapshots has tenant {e.tenant}?",
+    m.SnapshotsListed: lambda e: f"{len(e.entries)} snapshots{', and more' if e.more else ''}",
+    m.PinSnapshot: lambda e: f"keep snapshot {short(e.snapshot)} {'for good' if e.pinned else 'no longer for good'}",
+    m.RemoveSnapshot: lambda e: f"snapshot {short(e.snapshot)} is of no use any more",
+    m.SnapshotChanged: lambda e: e.error or f"snapshot {digest(e.digest)} is so"
+    + (f", and kept: {e.needed}" if e.needed else ""),
+    m.BlobsCollected: lambda e: f"{len(e.digests)} blobs are in the store no longer",
     m.DeadLetter: lambda e: f"message {e.sequence} of {e.stream} put aside by {e.reader}: {short(e.reason)}",
 }  # fmt: skip
 
@@ -179,8 +211,7 @@ def _nodes(nodes: Sequence[m.NodeSpec]) -> str:
 
 def said(message: AnyMessage) -> str:
     """Return what a message says, in a few words."""
-    sayer = _SAYERS.get(type(message))
-    return sayer(message) if sayer is not None else type(message).__name__
+    return _SAYERS[type(message)](message)
 
 
 def summed(group: Sequence[Happening]) -> str:

@@ -121,7 +121,7 @@ def verify(path: str, digest: str | None, as_json: bool) -> int:
         anchor = anchor_of(digest) if digest is not None else None
         with Progress(quiet=as_json) as progress:
             verdict = await verify_(
-                series_of(path), anchor, tell=lambda done, of: progress.update(done, of, "files")
+                series_of(path), anchor, tell=lambda name, at, of: progress.update(at, of, "bytes", name)
             )  # fmt: skip
         if as_json:
             emit(as_verdict(path, verdict))

@@ -22,6 +22,7 @@ LEASE_BUCKET: Final = "SHOAL_LEASE"
 """Key-value bucket with who serves each partition and how far it is done (`shoal.runtime.lease`)."""
 CHECKPOINT_BUCKET: Final = "SHOAL_CHECKPOINT"
 """Key-value bucket with the states of partitions (`shoal.runtime.checkpoints`)."""
+_PASSING: Final = "SHOAL_BLOB_"
 TRAJECTORY_S: Final = 8 * _DAY
 """How long trajectories stay, and the outputs they refer to."""
 KEPT_S: Final = 8 * _DAY
@@ -79,7 +80,12 @@ def trajectory(cell: int) -> Stream:
 
 def blob(cell: int) -> Stream:
     """Return where executors put pieces of blobs for trainers that asked for them, and fetch them at once."""
-    return Stream(f"SHOAL_BLOB_{cell}", (f"shoal.blob.{cell}.>",), 600.0, 4 * 1024**3)
+    return Stream(f"{_PASSING}{cell}", (f"shoal.blob.{cell}.>",), 600.0, 4 * 1024**3)
+
+
+def is_log(name: str) -> bool:
+    """Return whether a stream says what happened; others only carry copies, and nobody has to keep them."""
+    return not name.startswith(_PASSING)
 
 
 def snapshot() -> Stream:

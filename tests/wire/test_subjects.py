@@ -82,7 +82,7 @@ def test_a_subject_belongs_to_exactly_one_stream(
     name: str, cell: int, tenant: str, run: str, executor: str, kind: str
 ) -> None:
     every = (
-        *(make(cell) for make in (streams.rollout, streams.placement, streams.trajectory)),
+        *(make(cell) for make in (streams.rollout, streams.placement, streams.trajectory, streams.blob)),
         streams.executor(executor),
         streams.snapshot(),
         streams.dead(),

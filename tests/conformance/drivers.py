@@ -159,6 +159,24 @@ class DriverConformance:
         await driver.destroy([name])
         driver.settle(name, ["b"])  # of one that is gone: nothing to forget
 
+    async def test_runs_a_command_in_each_of_many(self, driver: Driver) -> None:
+        names = [await one(driver) for _ in range(5)]
+        await driver.destroy(names[3:4])
+        jobs = [(name, Command(line=f"echo {number}")) for number, name in enumerate(names)]
+        found = {ran.name: ran.result async for ran in driver.run_each(jobs, id="job")}
+        assert set(found) == set(names)
+        assert isinstance(found.pop(names[3]), NoSuchSandboxError)
+        for number, name in enumerate(names):
+            if name in found:
+                result = found[name]
+                assert isinstance(result, CommandResult)
+                assert f"{number}".encode() in result.stdout
+                assert await driver.run(name, Command(line="echo again"), id="job") == result  # it has its id
+        again = {ran.name: ran.result async for ran in driver.run_each(jobs[:2], id="job")}
+        assert again == {name: found[name] for name in names[:2]}
+        assert b"two" in (await driver.run(names[0], Command(line="echo two"), id="other")).stdout
+        await driver.destroy(names)
+
     async def test_close_ends_everything_and_may_come_twice(self, driver: Driver) -> None:
         await one(driver)
         await driver.close()

@@ -36,12 +36,13 @@ class Roster(RuleBasedStateMachine):
             match effect:
                 case x.Start(group=key, indices=part):
                     self.started.update((key[0], each) for each in ranges.indices(part))
-                case x.RunJob(group=key, index=each):
-                    self.ran[key[0], each] += 1
+                case x.RunJobs(group=key, indices=part, commands=commands):
+                    assert len(commands) in (1, ranges.count(part))
+                    self.ran.update((key[0], each) for each in ranges.indices(part))
                 case x.Destroy(group=key, indices=part):
                     self.to_destroy.update((key[0], each) for each in ranges.indices(part))
-                case x.ReportFinished(group=key, index=each):
-                    self.told[key[0], each] += 1
+                case x.ReportFinished(group=key, results=results):
+                    self.told.update((key[0], each.index) for each in results)
                 case x.ReportEnded(group=key, indices=part):
                     self.told.update((key[0], each) for each in ranges.indices(part))
                 case x.ReportReleased(group=key, indices=part):
@@ -51,15 +52,16 @@ class Roster(RuleBasedStateMachine):
     def key(rollout: str) -> x.Key:
         return (rollout, 0, "n")
 
-    @initialize(job=st.booleans(), up=index)
-    def begin(self, job: bool, up: int) -> None:
+    @initialize(jobs=st.sets(rollouts), up=indices)
+    def begin(self, jobs: set[str], up: m.Ranges) -> None:
         """Begin where a sandbox lives: chance alone seldom gets there."""
-        self.order("r1", ((0, 4),), job, "b")
+        self.jobs = jobs  # a rollout's sandboxes all have a command, or none has
+        self.order("r1", ((0, 4),), "b")
         self.up("r1", up)
 
-    @rule(rollout=rollouts, part=indices, job=st.booleans(), boot=st.sampled_from(["b", "b", "b", "older"]))
-    def order(self, rollout: str, part: m.Ranges, job: bool, boot: str) -> None:
-        commands = (m.Command(("true",)),) if job else ()
+    @rule(rollout=rollouts, part=indices, boot=st.sampled_from(["b", "b", "b", "older"]))
+    def order(self, rollout: str, part: m.Ranges, boot: str) -> None:
+        commands = (m.Command(("true",)),) if rollout in self.jobs else ()
         order = m.StartSandboxes(
             boot, "n", rollout, "t", "u", 0, 0, part, m.Snapshot("host", "host"), m.Resources(), commands, (), (), "", 9
         )  # fmt: skip
@@ -69,21 +71,22 @@ class Roster(RuleBasedStateMachine):
     def destroy(self, rollout: str, part: m.Ranges, reason: m.EndReason) -> None:
         self.do(lambda core: core.destroy(m.DestroySandboxes("b", rollout, part, reason)))
 
-    @rule(rollout=rollouts, index=index)
-    def up(self, rollout: str, index: int) -> None:
-        self.do(lambda core: core.started(self.key(rollout), index))
+    @rule(rollout=rollouts, part=indices)
+    def up(self, rollout: str, part: m.Ranges) -> None:
+        self.do(lambda core: core.started(self.key(rollout), part))
 
-    @rule(rollout=rollouts, index=index)
-    def failed(self, rollout: str, index: int) -> None:
-        if self.core.groups.get(self.key(rollout)) is None:
-            return
-        phase = self.core.groups[self.key(rollout)].phases.get(index)
-        if phase is x.Phase.STARTING:  # a driver says this of no other
-            self.do(lambda core: core.start_failed(self.key(rollout), index, "no"))
+    @rule(rollout=rollouts, part=indices)
+    def failed(self, rollout: str, part: m.Ranges) -> None:
+        group = self.core.groups.get(self.key(rollout))
+        if group is not None:  # a driver says this of what is being started, and of nothing else
+            failed = ranges.intersect(part, ranges.unmask(group.starting))
+            self.do(lambda core: core.start_failed(self.key(rollout), failed, "no"))
 
-    @rule(rollout=rollouts, index=index, code=st.integers(0, 1))
-    def done(self, rollout: str, index: int, code: int) -> None:
-        self.do(lambda core: core.job_done(self.key(rollout), index, m.CommandResult(code), 1))
+    @rule(rollout=rollouts, part=st.lists(index, min_size=1), code=st.integers(0, 1))
+    def done(self, rollout: str, part: list[int], code: int) -> None:
+        if rollout in self.jobs:
+            results = [m.SandboxResult(each, m.CommandResult(code), 1) for each in part]
+            self.do(lambda core: core.jobs_done(self.key(rollout), results))
 
     @rule(rollout=rollouts, index=index)
     def exited(self, rollout: str, index: int) -> None:
@@ -105,7 +108,7 @@ class Roster(RuleBasedStateMachine):
         asked = m.RunCommand("c", tenant, "u", 0, rollout, index, 0, m.Command(("true",)))
         carried_out = isinstance(self.core.command(asked)[0], x.CarryOut)
         group = self.core.groups.get(self.key(rollout))
-        live = group is not None and group.phases.get(index) is x.Phase.LIVE
+        live = group is not None and group.phase(index) is x.Phase.LIVE
         assert carried_out == (live and tenant == "t")
 
     @rule()
@@ -123,7 +126,7 @@ class Roster(RuleBasedStateMachine):
             assert all(count == 1 for count in counted.values())
         for sandbox in self.freed:
             assert self.told[sandbox] == 1  # nothing is given back that nobody heard of
-        here = {(key[0], each) for key, group in self.core.groups.items() for each in group.phases}
+        here = {(key[0], each) for key, group in self.core.groups.items() for each, _ in group.phases()}
         assert here == set(self.started) - set(self.freed)
 
     def teardown(self) -> None:
@@ -131,8 +134,7 @@ class Roster(RuleBasedStateMachine):
         for rollout in ("r1", "r2"):
             self.destroy(rollout, (), m.EndReason.RELEASED)
             for key, group in list(self.core.groups.items()):
-                for each in list(group.phases):
-                    self.up(key[0], each)  # one that was ending already stays so, and is destroyed
+                self.up(key[0], ranges.unmask(group.here))  # one that was ending already stays so, and is destroyed
             self.destroyed(rollout, ((0, 4),))
         self.lawful()
         assert not self.core.groups

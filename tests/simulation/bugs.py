@@ -262,9 +262,8 @@ class StartsTwice(SimExecutor):
 
     def _back(self) -> None:
         for key, group in list(self.core.groups.items()):
-            starting = [index for index, phase in group.phases.items() if phase is x.Phase.STARTING]
-            if starting:
-                self._apply([x.Start(key, group.order, ranges.collect(starting))])
+            if group.starting:
+                self._apply([x.Start(key, group.order, ranges.unmask(group.starting))])
         super()._back()
 
 

@@ -180,7 +180,7 @@ class SimExecutor:
     def _happened(self, what: str, key: x.Key, index: int, code: int) -> None:
         core = self.core
         if what == "up":
-            self._apply(core.started(key, index))
+            self._apply(core.started(key, ((index, 1),)))
             idle_ms = core.groups[key].order.idle_after_ms if key in core.groups else 0
             if idle_ms:
                 self.world.after(idle_ms, self._later, core.boot, "idle", key, index)
@@ -188,9 +188,9 @@ class SimExecutor:
             kept = m.Snapshot(f"kept-{key[0]}-{index}-{key[1]}", "host")
             self._apply(core.slept(key, index, kept, preempted=what == "preempted"))
         elif what == "failed":
-            self._apply(core.start_failed(key, index, "it would not"))
+            self._apply(core.start_failed(key, ((index, 1),), "it would not"))
         elif what == "done":
-            self._apply(core.job_done(key, index, m.CommandResult(code), 1))
+            self._apply(core.jobs_done(key, [m.SandboxResult(index, m.CommandResult(code), 1)]))
         elif what == "exited":
             self._apply(core.exited(key, index, m.EndReason.DIED, "killed"))
         elif what == "destroyed":
@@ -211,10 +211,12 @@ class SimExecutor:
                         if order.snapshot.digest != kept:
                             raise LawViolatedError(f"{key}:{index} wakes from {order.snapshot.digest} and not {kept}")
                         world.after(delay, self._start, self.core.boot, key, index, order.resources.memory)
-                case x.RunJob(group=key, index=index, command=command):
-                    sandbox = (key[0], index, key[1])
-                    code = int(command.argv[0] == "false")
-                    world.after(world.random.randint(1, 3000), self._finish, self.core.boot, key, sandbox, code)
+                case x.RunJobs(group=key, indices=indices, commands=commands):
+                    given = commands * ranges.count(indices) if len(commands) == 1 else commands
+                    for index, command in zip(ranges.indices(indices), given, strict=True):
+                        sandbox = (key[0], index, key[1])
+                        code = int(command.argv[0] == "false")
+                        world.after(world.random.randint(1, 3000), self._finish, self.core.boot, key, sandbox, code)
                 case x.Destroy(group=key, indices=indices):
                     for index in ranges.indices(indices):
                         world.after(world.random.randint(1, 50), self._later, self.core.boot, "destroyed", key, index)
@@ -273,12 +275,11 @@ class SimExecutor:
 
     def _report(self, effect: x.Effect) -> None:
         match effect:
-            case x.ReportReady(group=(rollout, attempt, node), order=order, index=index, job=job):
-                if not job or index % 2:
-                    ready = m.SandboxesReady(rollout, attempt, ((index, 1),), node, self.name, "zygote")
+            case x.ReportReady(group=(rollout, attempt, node), order=order, indices=indices, job=job):
+                if not job or indices[0][0] % 2:
+                    ready = m.SandboxesReady(rollout, attempt, indices, node, self.name, "zygote")
                     self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), ready)
-            case x.ReportFinished(group=(rollout, attempt, node), order=order, index=index, result=result):
-                results = (m.SandboxResult(index, result, 1),)
+            case x.ReportFinished(group=(rollout, attempt, node), order=order, results=results):
                 finished = m.SandboxesFinished(rollout, attempt, node, self.name, "zygote", results)
                 self._say(subjects.rollout_sandbox(order.cell, order.tenant, order.run), finished, tells=True)
             case x.ReportEnded(group=(rollout, attempt, node), order=order, indices=indices, reason=reason):

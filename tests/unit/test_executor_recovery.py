@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,7 +37,8 @@ from shoal.wire.messages import (
     StartSandboxes,
 )
 from shoal_executor.core import ExecutorCore
-from shoal_executor.drivers.protocol import DriverReport, ExitSink, OutputSink
+from shoal_executor.drivers.each import side_by_side
+from shoal_executor.drivers.protocol import DriverReport, ExitSink, OutputSink, Ran
 from shoal_executor.drivers.simulated import SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.journal import Began, Journal, JournalError, Stored as StoredTo, Took, Up
@@ -94,6 +96,9 @@ class Lasting(SimulatedDriver):
         if id not in known:
             known[id] = asyncio.ensure_future(self.node.carry_out(name, id))
         return await asyncio.shield(known[id])
+
+    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
+        return side_by_side(partial(self.run, id=id), commands)
 
     async def destroy(self, names):  # type: ignore[no-untyped-def]  # as the protocol's
         for name in names:
@@ -354,7 +359,7 @@ async def test_killed_in_the_middle_of_a_sentence_it_says_the_same_again(world: 
 async def test_a_journal_that_was_cut_off_is_read_up_to_there(tmp_path: Path, cut: int) -> None:
     journal = Journal(tmp_path)
     assert journal.open() == []
-    records = [Up(("r1", 0, "n1"), index) for index in range(5)]
+    records = [Up(("r1", 0, "n1"), ((index, 1),)) for index in range(5)]
     journal.append(*records)
     size = journal.size
     journal.close(remove=False)

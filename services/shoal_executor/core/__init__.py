@@ -1,4 +1,4 @@
-"""The executor's core: `roster` is what it holds, `effects` what follows from each thing that happens to it."""
+"""The executor's core: `roster` is what it holds, `ended` what it held, `effects` what follows from each event."""
 
 from shoal.wire.asked import Asked as Asked
 from shoal_executor.core.effects import (
@@ -14,7 +14,9 @@ from shoal_executor.core.effects import (
     ReportReady as ReportReady,
     ReportReleased as ReportReleased,
     ReportSlept as ReportSlept,
-    RunJob as RunJob,
+    RunJobs as RunJobs,
     Start as Start,
 )
-from shoal_executor.core.roster import REMEMBERED_ENDS as REMEMBERED_ENDS, ExecutorCore as ExecutorCore, Group as Group
+from shoal_executor.core.ended import REMEMBERED_ENDS as REMEMBERED_ENDS
+from shoal_executor.core.group import Group as Group
+from shoal_executor.core.roster import ExecutorCore as ExecutorCore

@@ -6,9 +6,9 @@ from enum import IntEnum
 from shoal.wire.asked import Asked
 from shoal.wire.messages import (
     Command,
-    CommandResult,
     EndReason,
     Ranges,
+    SandboxResult,
     Snapshot,
     StartSandboxes,
 )
@@ -35,12 +35,15 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class RunJob:
-    """Run the command that travelled with the rollout; answer with `job_done`."""
+class RunJobs:
+    """Run the command that travelled with the rollout in each of these; answer with `jobs_done`.
+
+    `commands`: one for all of them, or one for each.
+    """
 
     group: Key
-    index: int
-    command: Command
+    indices: Ranges
+    commands: tuple[Command, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +81,21 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class ReportReady:
-    """Say that this sandbox takes commands. `job`: its command travels along, so nobody waits for this word."""
+    """Say that these sandboxes take commands. `job`: a command travels along, so nobody waits for this word."""
 
     group: Key
     order: StartSandboxes
-    index: int
+    indices: Ranges
     job: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFinished:
-    """Say what the sandbox's one command returned."""
+    """Say what the one command of each of these returned."""
 
     group: Key
     order: StartSandboxes
-    index: int
-    result: CommandResult
-    run_us: int
+    results: tuple[SandboxResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,6 @@ class ReportReleased:
 
 
 Effect = (
-    Start | RunJob | Destroy | LetSleep | CarryOut | Refuse
+    Start | RunJobs | Destroy | LetSleep | CarryOut | Refuse
     | ReportReady | ReportFinished | ReportEnded | ReportSlept | ReportReleased
 )  # fmt: skip

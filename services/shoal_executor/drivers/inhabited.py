@@ -14,12 +14,14 @@ from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Re
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group, Groups
+from shoal_executor.drivers.each import side_by_side
 from shoal_executor.drivers.protocol import (
     DriverError,
     ExitSink,
     FileChunk,
     NoSuchSandboxError,
     OutputSink,
+    Ran,
     SandboxFileError,
     SettledError,
     Started,
@@ -126,6 +128,10 @@ class AgentDriver(ABC, Generic[_Kind]):
             await asyncio.gather(*tasks, return_exceptions=True)
             unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
             await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
+
+    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
+        """Run them side by side."""
+        return side_by_side(partial(self.run, id=id), commands)
 
     async def run(
         self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""

@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Snapshot
+from shoal_executor.drivers.each import side_by_side
 from shoal_executor.drivers.heat import Budget, Heat, Kind, kind_of
 from shoal_executor.drivers.protocol import (
     Captured,
@@ -27,6 +28,7 @@ from shoal_executor.drivers.protocol import (
     FileChunk,
     NoSuchSandboxError,
     OutputSink,
+    Ran,
     SandboxFileError,
     Started,
     StartFailed,
@@ -255,6 +257,10 @@ class Pool:
         """As the driver does."""
         with self._within(name) as inner:
             return await self._driver.run(inner, command, output, id=id)
+
+    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
+        """Run them side by side."""
+        return side_by_side(partial(self.run, id=id), commands)
 
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """As the driver does."""

@@ -4,9 +4,11 @@ A driver touches the machine and knows nothing of rollouts, messages or the brok
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from shoal.wire.messages import Blob, Command, CommandResult, EndReason, InputFile, Resources, Snapshot
 
@@ -48,31 +50,35 @@ class DriverReport:
     starts_per_s: float = 100.0
 
 
-@dataclass(frozen=True, slots=True)
-class StartSpec:
+class StartSpec(msgspec.Struct, frozen=True):
     """One sandbox to start. `name` is unique among all this driver ever started. `env` is every command's default."""
 
     name: str
     snapshot: Snapshot
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = Resources()
     files: tuple[InputFile, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     user: str = ""  # whom commands run as by default: a name or uid of the image; empty is root inside
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(msgspec.Struct, frozen=True):
     """A sandbox takes commands."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class StartFailed:
+class StartFailed(msgspec.Struct, frozen=True):
     """A sandbox could not be started; nothing of it is left."""
 
     name: str
     detail: str
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """What came of a command in a sandbox: what it returned, or why it did not."""
+
+    name: str
+    result: CommandResult | Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +171,10 @@ class Driver(Protocol):
         `command.python` is given it runs in the sandbox's one interpreter, which is the template's warm one where it
         has one: what it prints and the repr of a last expression are stdout, a traceback is stderr with exit code 1.
         """
+        ...
+
+    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
+        """Run a command in each of these sandboxes, as `run` does; yields one outcome for each, as they come."""
         ...
 
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:

@@ -11,17 +11,21 @@ import posixpath
 import statistics
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
+from shoal_executor.drivers.each import side_by_side
 from shoal_executor.drivers.protocol import (
     Captured,
+    DriverError,
     DriverReport,
     ExitSink,
     FileChunk,
     NoSuchSandboxError,
     OutputSink,
+    Ran,
     SandboxFileError,
     SettledError,
     Started,
@@ -47,8 +51,14 @@ class Profile:
     starts_per_s: float = 25_000.0
 
 
+_Fresh = tuple[int, str, CommandResult | None]
+"""A sandbox in which at most one command ran: its disk limit, and the command's id and result."""
+
+
 @dataclass(slots=True)
 class _Sandbox:
+    """One that was used for more; there are hundreds of thousands that never are."""
+
     disk: int
     ended: asyncio.Event | None = None
     commands: int = 0
@@ -64,7 +74,7 @@ class SimulatedDriver:
 
     def __init__(self, profile: Profile | None = None) -> None:
         self._profile = profile or Profile()
-        self._live: dict[str, _Sandbox] = {}
+        self._live: dict[str, _Sandbox | _Fresh] = {}
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         """Nothing to test, and nothing is enforced; what an earlier process simulated ended with it."""
@@ -79,14 +89,18 @@ class SimulatedDriver:
     async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
         """Yield each outcome after its drawn latency; those without latency at once."""
         profile = self._profile
+        if not profile.start_ms and not profile.start_failure_rate:
+            for spec in specs:
+                self._begin(spec)
+                yield Started(spec.name)
+            return
         queue: list[tuple[float, Started | StartFailed, StartSpec]] = []
         for spec in specs:
             outcome: Started | StartFailed = Started(spec.name)
             if profile.start_failure_rate and self._draw(spec.name, "fails") < profile.start_failure_rate:
                 outcome = StartFailed(spec.name, "simulated start failure")
             queue.append((self._latency(spec.name, "start", profile.start_ms, profile.start_spread), outcome, spec))
-        if profile.start_ms:
-            queue.sort(key=lambda entry: entry[0])
+        queue.sort(key=lambda entry: entry[0])
         loop = asyncio.get_running_loop()
         began = loop.time()
         for latency, outcome, spec in queue:
@@ -94,10 +108,13 @@ class SimulatedDriver:
             if remaining > 0:
                 await asyncio.sleep(remaining)
             if isinstance(outcome, Started):
-                self._live[spec.name] = sandbox = _Sandbox(spec.resources.disk)
-                for file in spec.files:
-                    sandbox.files[_absolute(file.path)] = bytearray(file.data)
+                self._begin(spec)
             yield outcome
+
+    def _begin(self, spec: StartSpec) -> None:
+        self._live[spec.name] = (spec.resources.disk, "", None)
+        if spec.files:
+            self._get(spec.name).files = {_absolute(each.path): bytearray(each.data) for each in spec.files}
 
     async def run(
         self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
@@ -134,9 +151,31 @@ class SimulatedDriver:
         sandbox.results[id] = result
         return result
 
+    async def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
+        """Say of each what would have run; where commands take no time, without a task for each."""
+        if self._profile.command_ms:
+            async for ran in side_by_side(partial(self.run, id=id), commands):
+                yield ran
+            return
+        result: CommandResult | None = None
+        said: Command | None = None
+        for name, command in commands:
+            sandbox = self._live.get(name)
+            if isinstance(sandbox, tuple) and not sandbox[1] and id and not self._profile.command_failure_rate:
+                if result is None or said is not command:  # nothing of it is of one sandbox alone
+                    said, result = command, _result(command, output=None)
+                self._live[name] = (sandbox[0], id, result)
+                yield Ran(name, result)
+                continue
+            try:
+                yield Ran(name, await self.run(name, command, id=id))
+            except DriverError as error:
+                yield Ran(name, error)
+
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """Forget these results."""
-        results = self._live[name].results if name in self._live else {}
+        sandbox = self._live.get(name)
+        results = sandbox.results if isinstance(sandbox, _Sandbox) else {}
         for id in ids:
             if isinstance(results.get(id), CommandResult):
                 results[id] = None
@@ -156,19 +195,9 @@ class SimulatedDriver:
             except TimeoutError:
                 pass
         self._get(name)
-        text = command.line or " ".join(command.argv)
-        stdout = f"simulated: {text}\n".encode()
-        kept = stdout[: command.output_limit]
-        if output:
-            output(1, kept)
         failed = profile.command_failure_rate and self._draw(key, "exit") < profile.command_failure_rate
-        return CommandResult(
-            exit_code=137 if timed_out else int(bool(failed)),
-            stdout=kept,
-            stdout_dropped=len(stdout) - len(kept),
-            duration_us=int(latency * 1e6),
-            timed_out=timed_out,
-        )
+        code = 137 if timed_out else int(bool(failed))
+        return _result(command, output, code, int(latency * 1e6), timed_out=timed_out)
 
     async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
         """Keep the bytes within the sandbox's disk limit."""
@@ -204,7 +233,7 @@ class SimulatedDriver:
         """Forget these sandboxes; commands in them end with NoSuchSandboxError."""
         for name in names:
             sandbox = self._live.pop(name, None)
-            if sandbox is not None and sandbox.ended is not None:
+            if isinstance(sandbox, _Sandbox) and sandbox.ended is not None:
                 sandbox.ended.set()
 
     async def list(self) -> list[str]:
@@ -216,10 +245,15 @@ class SimulatedDriver:
         await self.destroy(list(self._live))
 
     def _get(self, name: str) -> _Sandbox:
-        try:
-            return self._live[name]
-        except KeyError:
-            raise NoSuchSandboxError(name, EndReason.RELEASED) from None
+        sandbox = self._live.get(name)
+        if sandbox is None:
+            raise NoSuchSandboxError(name, EndReason.RELEASED)
+        if not isinstance(sandbox, _Sandbox):
+            disk, id, result = sandbox
+            sandbox = self._live[name] = _Sandbox(disk)
+            if result is not None:
+                sandbox.commands, sandbox.results = 1, {id: result}
+        return sandbox
 
     def _draw(self, key: str, what: str) -> float:
         digest = hashlib.blake2b(f"{self._profile.seed}/{what}/{key}".encode(), digest_size=8).digest()
@@ -233,3 +267,14 @@ class SimulatedDriver:
 
 def _absolute(path: str) -> str:
     return posixpath.normpath(posixpath.join("/root", path))
+
+
+def _result(
+    command: Command, output: OutputSink | None, code: int = 0, duration_us: int = 0, *, timed_out: bool = False
+) -> CommandResult:
+    stdout = f"simulated: {command.line or ' '.join(command.argv)}\n".encode()
+    kept = stdout[: command.output_limit]
+    if output:
+        output(1, kept)
+    dropped = len(stdout) - len(kept)
+    return CommandResult(code, kept, stdout_dropped=dropped, duration_us=duration_us, timed_out=timed_out)

@@ -19,15 +19,17 @@ from shoal.wire import streams, subjects
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import (
     Command,
+    CommandResult,
     DestroySandboxes,
     EndReason,
     ExecutorDismissed,
-    ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
     PreemptSandboxes,
     PrefetchSnapshot,
+    Ranges,
     ReadBlob,
+    SandboxResult,
     Snapshot,
     StartSandboxes,
 )
@@ -36,10 +38,11 @@ from shoal_executor.core import (
     Asked,
     CarryOut,
     Destroy,
+    Group,
     Key,
     LetSleep,
     Phase,
-    RunJob,
+    RunJobs,
     Start,
 )
 from shoal_executor.drivers.protocol import (
@@ -49,16 +52,16 @@ from shoal_executor.drivers.protocol import (
     Started,
     StartSpec,
 )
+from shoal_executor.service.beating import beat
 from shoal_executor.service.carrying import Carrying, bounded
+from shoal_executor.service.gathering import Gathering
 from shoal_executor.service.journal import (
     VERSION,
     AnyRecord,
     Began,
     Exited,
     Expired,
-    Failed,
     Gone,
-    JobDone,
     Journal,
     Took,
     Up,
@@ -72,10 +75,6 @@ from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
 from shoal_executor.service.pace import Pace
 
-BEAT_S: Final = 1.0
-JOIN_EVERY_BEATS: Final = 5
-_HOLDS: Final = 128
-"""Blobs that placement is told of, when they change."""
 DEADLINE_GRACE_S: Final = 2.0
 """The scheduler ends a rollout whose time is up; the executor does it only if no word comes."""
 
@@ -105,6 +104,7 @@ class ExecutorService:
         self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
         self._outputs = Outputs(bus, cache, self._loose)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._outputs, self._happened)
+        self._gathering = Gathering(self._take_up)
         self._pace = Pace()
         self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +124,7 @@ class ExecutorService:
             wanted = [
                 name_of(key, index)
                 for key, group in self._core.groups.items()
-                for index, phase in group.phases.items()
+                for index, phase in group.phases()
                 if phase is Phase.LIVE  # one that was only starting may lack its input files: it is started anew
             ]
             report = await self._driver.open(self._exited, wanted)
@@ -163,7 +163,9 @@ class ExecutorService:
             await self._adopt()
         self._exits = None
         working = {
-            asyncio.create_task(self._beat(joined), name="beat"),
+            asyncio.create_task(
+                beat(self._offer.cell, joined, self._core, self._pace, self._cache, self._loose), name="beat"
+            ),
             asyncio.create_task(self._follow(reader, inbox.name), name="inbox"),
         }
         ending = {
@@ -210,7 +212,8 @@ class ExecutorService:
             self._set_deadline(key, group.order)
             again: list[int] = []
             ending: list[int] = []
-            for index, phase in list(group.phases.items()):
+            running: list[int] = []
+            for index, phase in list(group.phases()):
                 name = name_of(key, index)
                 if phase is Phase.STARTING:
                     again.append(index)  # nothing ran in it yet
@@ -219,33 +222,21 @@ class ExecutorService:
                 elif name not in live:
                     reason, detail = exits.get(name, (EndReason.NODE_LOST, "it was gone when its executor came back"))
                     self._happened(Exited(key, index, reason, detail))
+                elif group.runs_jobs:
+                    running.append(index)
                 else:
-                    self._keep_saving(key, index, group.order)
-                if phase is Phase.LIVE and name in live and index in group.commands:
-                    self._carry_on(RunJob(key, index, group.commands[index]))
+                    self._keep_saving(key, group, ((index, 1),))
             for index in again:
                 self._carry_on(Start(key, group.order_of(index), ((index, 1),)))
             if ending:
                 self._carry_on(Destroy(key, ranges.collect(ending)))
+            if running:
+                jobs = ranges.collect(running)
+                self._carry_on(RunJobs(key, jobs, group.commands_of(ranges.mask(jobs))))
         for asked in self._known.answers.under_way():
             key = self._core.find(asked.rollout, asked.index, asked.attempt) or (asked.rollout, asked.attempt, "")
             self._spawn(self._carrying.carry_out(key, asked))
         log.info("sandboxes adopted", live=self._core.live, starting=self._core.starting)
-
-    async def _beat(self, joined: ExecutorJoined) -> None:
-        nodes = subjects.placement_node(self._offer.cell)
-        beats = number = 0
-        held: tuple[str, ...] = ()
-        while True:
-            await asyncio.sleep(BEAT_S)
-            beats += 1
-            holds = self._cache.holds()[:_HOLDS] if self._cache is not None else ()
-            if holds != held:
-                held = holds
-                self._loose.send(nodes, ExecutorHolds(joined.executor, joined.boot, holds))
-            if self._loose.is_stored(number):  # else one word of life is enough, when there is room for it
-                beat = self._pace.beat(joined, self._core)
-                number = self._loose.send(nodes, joined if beats % JOIN_EVERY_BEATS == 0 else beat)
 
     async def _prefetch(self, snapshot: Snapshot) -> None:
         try:
@@ -288,16 +279,25 @@ class ExecutorService:
     # --- carrying out what follows from what happens
 
     def _happened(self, record: AnyRecord) -> None:
+        self._gathering.flush()  # it was before this
+        self._take_up(record)
+
+    def _take_up(self, record: AnyRecord) -> None:
         for todo in self._known.happened(record):
             self._carry_on(todo)
+        if isinstance(record, Up):
+            self._pace.started += ranges.count(record.indices)
+            group = self._core.groups.get(record.group)
+            if group is not None:
+                self._keep_saving(record.group, group, record.indices)
 
     def _carry_on(self, todo: ToDo) -> None:
         match todo:
             case Start(group=key, order=order, indices=indices):
                 self._set_deadline(key, order)
                 self._spawn(self._start(key, order, tuple(ranges.indices(indices))))
-            case RunJob(group=key, index=index, command=command):
-                self._spawn(self._run_job(key, index, command))
+            case RunJobs(group=key, indices=indices, commands=commands):
+                self._spawn(self._run_jobs(key, indices, commands))
             case Destroy(group=key, indices=indices):
                 self._spawn(self._destroy(key, tuple(ranges.indices(indices))))
             case LetSleep(group=key, index=index):
@@ -316,11 +316,9 @@ class ExecutorService:
                 async for outcome in self._driver.start(specs):
                     index = names.pop(outcome.name)
                     if isinstance(outcome, Started):
-                        self._pace.started += 1
-                        self._happened(Up(key, index, int(time.time() * 1000) if order.lifetime_ms else 0))
-                        self._keep_saving(key, index, order)
+                        self._gathering.up(key, index)
                     else:
-                        self._happened(Failed(key, index, outcome.detail))
+                        self._gathering.failed(key, index, outcome.detail)
             problem = "the driver gave no outcome"
         except DriverError as error:
             problem = str(error)
@@ -330,29 +328,39 @@ class ExecutorService:
         if names:
             log.warning("start failed", rollout=order.rollout, node=order.node, sandboxes=len(names), error=problem)
         for index in names.values():
-            self._happened(Failed(key, index, problem))
+            self._gathering.failed(key, index, problem)
 
-    def _keep_saving(self, key: Key, index: int, order: StartSandboxes) -> None:
-        if order.checkpoint_every_ms and not order.commands:
-            self._spawn(self._keeping.checkpoint_every(key, index, order))
-        if order.idle_after_ms and not order.commands:
-            self._spawn(self._keeping.hibernate_when_idle(key, index, order))
-        group = self._core.groups.get(key)
-        if order.lifetime_ms and group is not None and index in group.since_ms:
-            self._spawn(self._end_after(key, index, group.since_ms[index] + order.lifetime_ms))
+    def _keep_saving(self, key: Key, group: Group, indices: Ranges) -> None:
+        order = group.order
+        saves = order.checkpoint_every_ms and not order.commands
+        sleeps = order.idle_after_ms and not order.commands
+        for index in ranges.indices(indices) if saves or sleeps or order.lifetime_ms else ():
+            if saves:
+                self._spawn(self._keeping.checkpoint_every(key, index, order))
+            if sleeps:
+                self._spawn(self._keeping.hibernate_when_idle(key, index, order))
+            if order.lifetime_ms and index in group.since_ms:
+                self._spawn(self._end_after(key, index, group.since_ms[index] + order.lifetime_ms))
 
     async def _end_after(self, key: Key, index: int, end_ms: int) -> None:
         await asyncio.sleep(max(end_ms / 1000 - time.time(), 0))
         self._happened(Exited(key, index, EndReason.TIMED_OUT, "its lifetime was up"))
 
-    async def _run_job(self, key: Key, index: int, command: Command) -> None:
+    async def _run_jobs(self, key: Key, indices: Ranges, commands: tuple[Command, ...]) -> None:
         began = time.monotonic_ns()
-        try:
-            result = await self._driver.run(name_of(key, index), bounded(command, IN_MESSAGE), id=_JOB)
-        except NoSuchSandboxError:
-            return  # its end was ordered or reported, and says why
-        run_us = max((time.monotonic_ns() - began) // 1000, result.duration_us)  # it may have been begun before us
-        self._happened(JobDone(key, index, result, run_us))
+        each = [bounded(command, IN_MESSAGE) for command in commands]
+        given = each * ranges.count(indices) if len(each) == 1 else each
+        running = {name_of(key, index): index for index in ranges.indices(indices)}
+        jobs = list(zip(running, given, strict=True))
+        async for ran in self._driver.run_each(jobs, id=_JOB):
+            index, result = running[ran.name], ran.result
+            if isinstance(result, CommandResult):
+                # It may have been begun before us.
+                run_us = max((time.monotonic_ns() - began) // 1000, result.duration_us)
+                self._gathering.done(key, SandboxResult(index, result, run_us))
+            elif not isinstance(result, NoSuchSandboxError):  # else its end was ordered or reported, and says why
+                log.error("a job failed in its driver", sandbox=ran.name, error=repr(result))
+                self._happened(Exited(key, index, EndReason.DIED, f"its command could not be run: {result}"))
 
     async def _destroy(self, key: Key, indices: tuple[int, ...]) -> None:
         await self._driver.destroy([name_of(key, index) for index in indices])

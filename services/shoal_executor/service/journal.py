@@ -18,18 +18,18 @@ import msgspec
 
 from shoal.wire.asked import Answer, Asked
 from shoal.wire.messages import (
-    CommandResult,
     DestroySandboxes,
     EndReason,
     NodeSpec,
     PreemptSandboxes,
     Ranges,
+    SandboxResult,
     Snapshot,
     StartSandboxes,
 )
 from shoal_executor.core import Key
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Changes with what is said for what happens: who says something else must not go on in the middle of a sentence."""
 _HEAD: Final = struct.Struct(">II")
 _LOCK_S: Final = 10.0
@@ -79,28 +79,26 @@ class Took(Record, frozen=True):
 
 
 class Up(Record, frozen=True):
-    """A sandbox takes commands, since that moment (ms since the epoch)."""
+    """Sandboxes take commands, since that moment (ms since the epoch)."""
 
     group: Key
-    index: int
+    indices: Ranges
     since_ms: int = 0
 
 
 class Failed(Record, frozen=True):
-    """A sandbox could not be started."""
+    """Sandboxes could not be started."""
 
     group: Key
-    index: int
+    indices: Ranges
     detail: str
 
 
-class JobDone(Record, frozen=True):
-    """A sandbox's one command is done."""
+class JobsDone(Record, frozen=True):
+    """The one command of each of these sandboxes is done."""
 
     group: Key
-    index: int
-    result: CommandResult
-    run_us: int
+    results: tuple[SandboxResult, ...]
 
 
 class Exited(Record, frozen=True):
@@ -171,7 +169,7 @@ class Stored(Record, frozen=True):
 
 
 AnyRecord = (
-    Began | Knew | Took | Up | Failed | JobDone | Exited | Gone | Returned | Slept | Expired | Answered
+    Began | Knew | Took | Up | Failed | JobsDone | Exited | Gone | Returned | Slept | Expired | Answered
     | Flushed | Freed | Stored
 )  # fmt: skip
 

@@ -250,7 +250,7 @@ class Keeping:
 
     def _order(self, key: Key, index: int) -> StartSandboxes:
         group = self._known.core.groups.get(key)
-        if group is None or group.phases.get(index) is not Phase.LIVE:
+        if group is None or group.phase(index) is not Phase.LIVE:
             raise NoSuchSandboxError(name_of(key, index))
         return group.order
 
@@ -308,7 +308,7 @@ class Keeping:
 
     def _lives(self, key: Key, index: int) -> bool:
         group = self._known.core.groups.get(key)
-        return group is not None and group.phases.get(index) is Phase.LIVE
+        return group is not None and group.phase(index) is Phase.LIVE
 
     async def _checkpoint(self, key: Key, index: int) -> None:
         """Take a snapshot, at a moment when no command is under way if there is one soon: that would be half done."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from shoal.machine import ranges
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
 from shoal.wire.asked import Answer, word
@@ -29,7 +30,7 @@ from shoal.wire.messages import (
     Step,
     WriteFile,
 )
-from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, LetSleep, Refuse, RunJob, Start
+from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, LetSleep, Refuse, RunJobs, Start
 from shoal_executor.service.answers import Answers
 from shoal_executor.service.journal import (
     LARGE,
@@ -42,7 +43,7 @@ from shoal_executor.service.journal import (
     Flushed,
     Freed,
     Gone,
-    JobDone,
+    JobsDone,
     Journal,
     Knew,
     Returned,
@@ -56,7 +57,7 @@ from shoal_executor.service.reports import Reports
 
 _STORED_EVERY: Final = 64
 
-ToDo = Start | RunJob | Destroy | LetSleep | CarryOut
+ToDo = Start | RunJobs | Destroy | LetSleep | CarryOut
 """What must be carried out, and is not only said."""
 
 log = structlog.get_logger()
@@ -186,9 +187,9 @@ class Known:
         return self._asked(message, record)
 
     def _gone(self, record: Gone) -> Sequence[Effect]:
-        rollout, attempt, _ = record.group
-        for first, count in record.indices:
-            for index in range(first, first + count):
+        if self.answers.any or self._origins or self._commands:
+            rollout, attempt, _ = record.group
+            for index in ranges.indices(record.indices):
                 self.answers.forget((rollout, index, attempt))
                 self._origins.pop((rollout, index, attempt), None)
                 self._commands.pop((rollout, index, attempt), None)
@@ -260,8 +261,8 @@ class Known:
         if self._journal is not None and not self._recovering:
             self._journal.append(Freed(groups))
 
-    def _stored(self) -> None:
-        self.reports.stored()
+    def _stored(self, number: int) -> None:
+        self.reports.stored(number)
         stored = self.outgoing.stored
         if self._journal is not None and (stored - self._noted >= _STORED_EVERY or not self.outgoing.outstanding):
             self._noted = stored
@@ -269,7 +270,7 @@ class Known:
 
     def close(self, *, forget: bool) -> None:
         """Let go of the journal; `forget` it when nothing is left that it tells of."""
-        self.outgoing.on_stored = lambda: None
+        self.outgoing.on_stored = lambda _: None
         if self._journal is not None:
             self._journal.close(remove=forget)
             self._journal = None
@@ -277,9 +278,9 @@ class Known:
 
 _FOLDS: Final[dict[type[AnyRecord], Callable[[Known, Any], Sequence[Effect]]]] = {
     Took: Known._took,
-    Up: lambda known, r: known.core.started(r.group, r.index, r.since_ms),
-    Failed: lambda known, r: known.core.start_failed(r.group, r.index, r.detail),
-    JobDone: lambda known, r: known.core.job_done(r.group, r.index, r.result, r.run_us),
+    Up: lambda known, r: known.core.started(r.group, r.indices, r.since_ms),
+    Failed: lambda known, r: known.core.start_failed(r.group, r.indices, r.detail),
+    JobsDone: lambda known, r: known.core.jobs_done(r.group, r.results),
     Exited: lambda known, r: known.core.exited(r.group, r.index, r.reason, r.detail),
     Gone: Known._gone,
     Returned: Known._returned,

@@ -29,8 +29,9 @@ class Outgoing:
         self._idle.set()
         self._waiters: list[asyncio.Future[None]] = []
         self.sent = 0
+        self._low = 0
         self.refused = 0
-        self.on_stored: Callable[[], None] = lambda: None
+        self.on_stored: Callable[[int], None] = lambda _: None
 
     @property
     def outstanding(self) -> int:
@@ -40,7 +41,9 @@ class Outgoing:
     @property
     def stored(self) -> int:
         """The number up to which the broker has every message."""
-        return next(iter(self._unstored)) - 1 if self._unstored else self.sent
+        while self._low < self.sent and self._low + 1 not in self._unstored:
+            self._low += 1
+        return self._low
 
     @property
     def unstored(self) -> tuple[tuple[int, str, bytes], ...]:
@@ -64,6 +67,7 @@ class Outgoing:
         """Go on with what an earlier process had sent."""
         self.sent = sent
         self._unstored = {number: (subject, payload) for number, subject, payload in unstored}
+        self._low = min(self._unstored, default=sent + 1) - 1
 
     def settle(self, number: int) -> None:
         """The broker has everything up to this number: an earlier process saw it."""
@@ -110,4 +114,4 @@ class Outgoing:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        self.on_stored()
+        self.on_stored(number)

@@ -7,7 +7,7 @@ and is dropped when the result comes first.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from shoal.machine import ranges
 from shoal.wire import subjects
@@ -57,52 +57,59 @@ class Reports:
         self._executor = executor
         self._flushing = flushing
         self._freeing = freeing
-        self._held: dict[Key, list[int]] = {}
-        self._telling: dict[Key, list[int]] = {}  # the numbers of messages that tell of a group, on their way
+        self._held: dict[Key, Ranges] = {}
+        self._telling: dict[Key, set[int]] = {}  # the numbers of messages that tell of a group, on their way
+        self._awaited: dict[int, list[Key]] = {}  # and the groups that wait for a number
         self._going = False
         self.boot = ""
         self._isolation = isolation
         self._cell = cell
         self._orders: dict[Key, StartSandboxes] = {}
-        self._ready: dict[Key, list[int]] = {}
-        self._began: dict[tuple[Key, str], list[int]] = {}  # and the digest of what they began as
-        self._job_ready: dict[Key, dict[int, None]] = {}
+        self._ready: dict[Key, Ranges] = {}
+        self._began: dict[tuple[Key, str], Ranges] = {}  # and the digest of what they began as
+        self._job_ready: dict[Key, Ranges] = {}
         self._finished: dict[Key, list[SandboxResult]] = {}
-        self._ended: dict[tuple[Key, EndReason, str], list[int]] = {}
+        self._ended: dict[tuple[Key, EndReason, str], Ranges] = {}
         self._slept: dict[Key, list[tuple[int, Snapshot, bool]]] = {}
-        self._released: dict[Key, list[int]] = {}
+        self._released: dict[Key, Ranges] = {}
         self._flush_due = False
         self._job_flush_due = False
 
     def go(self) -> None:
         """From now on publish by itself."""
         self._going = True
-        self.stored()
+        self._awaited.clear()
+        for key, numbers in list(self._telling.items()):
+            self._await(key, {number for number in numbers if not self._outgoing.is_stored(number)})
+        self._free_told(tuple(self._held))
+        if self._gathered:
+            self._schedule()
 
     def add(self, report: Report) -> None:
         """Take a report."""
         key = report.group
         self._orders[key] = report.order
         match report:
-            case ReportReady(index=index, job=True):
-                self._job_ready.setdefault(key, {})[index] = None
+            case ReportReady(indices=indices, job=True):
+                _add(self._job_ready, key, indices)
                 if self._going and not self._job_flush_due:
                     self._job_flush_due = True
                     asyncio.get_running_loop().call_later(_JOB_READY_PAUSE_S, self._promote_job_ready)
                 return
-            case ReportReady(index=index, order=order):
-                self._ready.setdefault(key, []).append(index)
-                self._began.setdefault((key, order.snapshot.digest), []).append(index)
-            case ReportFinished(index=index, result=result, run_us=run_us):
+            case ReportReady(indices=indices, order=order):
+                _add(self._ready, key, indices)
+                _add(self._began, (key, order.snapshot.digest), indices)
+            case ReportFinished(results=results):
                 if key in self._job_ready:
-                    self._job_ready[key].pop(index, None)
-                self._finished.setdefault(key, []).append(SandboxResult(index, result, run_us))
+                    done = ranges.collect([result.index for result in results])
+                    self._job_ready[key] = ranges.without(self._job_ready[key], done)
+                self._finished.setdefault(key, []).extend(results)
             case ReportEnded(indices=indices, reason=reason, detail=detail):
-                self._ended.setdefault((key, reason, detail), []).extend(ranges.indices(indices))
+                _add(self._ended, (key, reason, detail), indices)
             case ReportSlept(index=index, snapshot=snapshot, preempted=preempted):
                 self._slept.setdefault(key, []).append((index, snapshot, preempted))
             case ReportReleased(indices=indices):
-                self._released.setdefault(key, []).extend(ranges.indices(indices))
+                _add(self._released, key, indices)
         self._schedule()
 
     def flush(self, promoted: bool = False) -> None:
@@ -111,7 +118,7 @@ class Reports:
         if promoted:
             for key, waiting in self._job_ready.items():
                 if waiting:
-                    self._ready.setdefault(key, []).extend(waiting)
+                    _add(self._ready, key, waiting)
             self._job_ready.clear()
         if not self._gathered:
             return
@@ -119,29 +126,30 @@ class Reports:
         send = self._outgoing.send
         for (key, digest), indices in self._began.items():
             rollout, attempt, node = key
-            them = (rollout, attempt, ranges.collect(indices), node, self._executor, self._isolation)
+            them = (rollout, attempt, indices, node, self._executor, self._isolation)
             send(self._story(key), SandboxesBegan(*them, digest))
         for key, indices in self._ready.items():
             rollout, attempt, node = key
-            ready = SandboxesReady(rollout, attempt, ranges.collect(indices), node, self._executor, self._isolation)
+            ready = SandboxesReady(rollout, attempt, indices, node, self._executor, self._isolation)
             send(self._subject(key), ready)
         for key, results in self._finished.items():
             rollout, attempt, node = key
             for part in _parts(results):
                 finished = SandboxesFinished(rollout, attempt, node, self._executor, self._isolation, part)
-                self._telling.setdefault(key, []).append(send(self._subject(key), finished))
+                self._tell(key, send(self._subject(key), finished))
         for (key, reason, detail), indices in self._ended.items():
             rollout, attempt, node = key
-            ended = SandboxesEnded(rollout, attempt, ranges.collect(indices), node, reason, detail)
-            self._telling.setdefault(key, []).append(send(self._subject(key), ended))
+            ended = SandboxesEnded(rollout, attempt, indices, node, reason, detail)
+            self._tell(key, send(self._subject(key), ended))
         for key, sleepers in self._slept.items():
             rollout, attempt, node = key
             for index, snapshot, preempted in sleepers:
                 slept = SandboxSlept(rollout, attempt, index, node, snapshot, preempted)
                 send(self._story(key), slept)
-                self._telling.setdefault(key, []).append(send(self._subject(key), slept))
+                self._tell(key, send(self._subject(key), slept))
+        released = tuple(self._released)
         for key, indices in self._released.items():
-            self._held.setdefault(key, []).extend(indices)
+            _add(self._held, key, indices)
         self._ready.clear()
         self._began.clear()
         self._finished.clear()
@@ -149,28 +157,30 @@ class Reports:
         self._slept.clear()
         self._released.clear()
         self._orders = {key: order for key, order in self._orders.items() if key in self._job_ready}
-        self._free_what_is_told()
+        self._free_told(released)
 
-    def _free_what_is_told(self) -> None:
-        told = tuple(key for key in self._held if self._is_told(key))
+    def _tell(self, key: Key, number: int) -> None:
+        """A message tells of a group: its slots wait until the broker has it, for it may take a later one before it."""
+        self._telling.setdefault(key, set()).add(number)
+        self._awaited.setdefault(number, []).append(key)
+
+    def _await(self, key: Key, numbers: set[int]) -> None:
+        self._telling.pop(key, None)
+        for number in sorted(numbers):
+            self._tell(key, number)
+
+    def _free_told(self, groups: Sequence[Key]) -> None:
+        told = tuple(key for key in groups if key in self._held and key not in self._telling)
         if self._going and told:
             self._freeing(told)
             self.free(told)
-
-    def _is_told(self, key: Key) -> bool:
-        """Return whether the broker has all that was said of a group: it may take a later message before an earlier."""
-        under_way = [number for number in self._telling.get(key, ()) if not self._outgoing.is_stored(number)]
-        if under_way:
-            self._telling[key] = under_way
-        else:
-            self._telling.pop(key, None)
-        return not under_way
 
     def free(self, groups: Sequence[Key]) -> None:
         """Give back the slots of these groups' sandboxes that are gone."""
         for key in groups:
             rollout, attempt, node = key
-            indices = ranges.collect(self._held.pop(key, ()))
+            self._telling.pop(key, None)
+            indices = self._held.pop(key, ())
             if indices:
                 released = SlotsReleased(self._executor, self.boot, node, rollout, attempt, indices)
                 self._outgoing.send(subjects.placement_release(self._cell), released)
@@ -178,13 +188,13 @@ class Reports:
     @property
     def held(self) -> tuple[tuple[Key, Ranges], ...]:
         """The slots that wait to be given back."""
-        return tuple((key, ranges.collect(indices)) for key, indices in self._held.items())
+        return tuple(self._held.items())
 
     def hold(self, held: Sequence[tuple[Key, Ranges]], numbers: Sequence[int]) -> None:
         """Go on with what an earlier process held back, until the broker has the messages of these numbers."""
         for key, indices in held:
-            self._held[key] = list(ranges.indices(indices))
-            self._telling[key] = list(numbers)
+            self._held[key] = indices
+            self._await(key, set(numbers))
 
     def _subject(self, key: Key) -> str:
         order = self._orders[key]
@@ -203,9 +213,16 @@ class Reports:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self.flush)
 
-    def stored(self) -> None:
-        """The broker has taken something: there may be room for more, and slots may be free now."""
-        self._free_what_is_told()
+    def stored(self, number: int) -> None:
+        """The broker has the message of this number: there may be room for more, and slots may be free now."""
+        groups = self._awaited.pop(number, ())
+        for key in groups:
+            waiting = self._telling.get(key)
+            if waiting is not None:
+                waiting.discard(number)
+                if not waiting:
+                    del self._telling[key]
+        self._free_told(groups)
         if self._gathered:
             self._schedule()
 
@@ -213,6 +230,13 @@ class Reports:
         self._job_flush_due = False
         if any(self._job_ready.values()):
             self.flush(promoted=True)
+
+
+_K = TypeVar("_K")
+
+
+def _add(gathered: dict[_K, Ranges], key: _K, indices: Ranges) -> None:
+    gathered[key] = ranges.union(gathered.get(key, ()), indices)
 
 
 def _parts(results: list[SandboxResult]) -> list[tuple[SandboxResult, ...]]:

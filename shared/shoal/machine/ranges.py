@@ -112,3 +112,25 @@ def valid(ranges: Ranges, n: int) -> bool:
             return False
         end = first + length
     return end <= n
+
+
+def mask(ranges: Ranges) -> int:
+    """Return the indices as the bits of a number: the form for sets that change one index at a time."""
+    bits = 0
+    for first, length in ranges:
+        bits |= ((1 << length) - 1) << first
+    return bits
+
+
+def unmask(bits: int) -> Ranges:
+    """Return the indices that are a number's bits."""
+    found: list[tuple[int, int]] = []
+    at = 0
+    while bits:
+        skipped = (bits & -bits).bit_length() - 1
+        bits >>= skipped
+        length = (~bits & (bits + 1)).bit_length() - 1
+        found.append((at + skipped, length))
+        bits >>= length
+        at += skipped + length
+    return tuple(found)

@@ -1,0 +1,127 @@
+"""The sandboxes of one start order, and of later ones for the same rollout, attempt and node.
+
+Which of them are in which phase are the bits of three numbers: what happens to many at once costs as much as what
+happens to one, and a sandbox takes a few bits of memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from shoal.machine import ranges
+from shoal.wire.messages import Command, Ranges, Snapshot, StartSandboxes
+from shoal_executor.core.effects import Phase
+
+
+@dataclass(slots=True)
+class Group:
+    """Those that are not gone yet. `order` is the first; what differs with later ones is kept by index.
+
+    Commands travel with all sandboxes of a rollout, or with none.
+    """
+
+    order: StartSandboxes
+    starting: int = 0
+    live: int = 0
+    ending: int = 0
+    commands: dict[int, Command] = field(default_factory=dict)
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    since_ms: dict[int, int] = field(default_factory=dict)  # when they became ready, where their lifetime is limited
+
+    @property
+    def here(self) -> int:
+        """Return all that are not gone."""
+        return self.starting | self.live | self.ending
+
+    @property
+    def runs_jobs(self) -> bool:
+        """Return whether a command travelled along."""
+        return bool(self.order.commands)
+
+    def phase(self, index: int) -> Phase | None:
+        """Return where a sandbox is in its life; None where it is not here."""
+        bit = 1 << index
+        if self.live & bit:
+            return Phase.LIVE
+        if self.starting & bit:
+            return Phase.STARTING
+        return Phase.ENDING if self.ending & bit else None
+
+    def phases(self) -> Iterator[tuple[int, Phase]]:
+        """Yield each sandbox that is not gone, and where it is in its life."""
+        for phase, bits in ((Phase.STARTING, self.starting), (Phase.LIVE, self.live), (Phase.ENDING, self.ending)):
+            for index in ranges.indices(ranges.unmask(bits)):
+                yield index, phase
+
+    def accept(self, order: StartSandboxes, wanted: int) -> None:
+        """Take up these sandboxes of an order."""
+        first = self.order
+        if order.commands and order.commands != first.commands[:1]:
+            commands = order.commands if len(order.commands) > 1 else order.commands * ranges.count(order.indices)
+            paired = zip(ranges.indices(order.indices), commands, strict=True)
+            self.commands.update((index, command) for index, command in paired if wanted >> index & 1)
+        if order.snapshot != first.snapshot:
+            self.snapshots.update(dict.fromkeys(ranges.indices(ranges.unmask(wanted)), order.snapshot))
+        self.starting |= wanted
+
+    def commands_of(self, bits: int) -> tuple[Command, ...]:
+        """Return the one command of all these, or that of each."""
+        if not self.commands:
+            return self.order.commands
+        (first,) = self.order.commands[:1] or (None,)
+        found = [self.commands.get(index, first) for index in ranges.indices(ranges.unmask(bits))]
+        return tuple(command for command in found if command is not None)
+
+    def orders_of(self, bits: int) -> Iterator[tuple[StartSandboxes, Ranges]]:
+        """Yield the order as it is for some of these, and for which."""
+        by_order: dict[str, tuple[StartSandboxes, int]] = {}
+        for index in self.snapshots:
+            if bits >> index & 1:
+                bits ^= 1 << index
+                order = self.order_of(index)
+                known = by_order.get(order.snapshot.digest, (order, 0))
+                by_order[order.snapshot.digest] = (order, known[1] | 1 << index)
+        if bits:
+            yield self.order, ranges.unmask(bits)
+        for order, some in by_order.values():
+            yield order, ranges.unmask(some)
+
+    def order_of(self, index: int) -> StartSandboxes:
+        """Return the order as it is for one sandbox."""
+        snapshot = self.snapshots.get(index)
+        return self.order if snapshot is None else msgspec.structs.replace(self.order, snapshot=snapshot)
+
+    def forget(self, gone: int) -> None:
+        """Nothing is left of these."""
+        self.starting &= ~gone
+        self.live &= ~gone
+        self.ending &= ~gone
+        for kept in (self.commands, self.snapshots, self.since_ms):
+            for index in [index for index in kept if gone >> index & 1]:
+                del kept[index]
+
+
+class DumpedGroup(msgspec.Struct, frozen=True, array_like=True):
+    """A group as data."""
+
+    order: StartSandboxes
+    starting: Ranges
+    live: Ranges
+    ending: Ranges
+    commands: list[tuple[int, Command]]
+    snapshots: list[tuple[int, Snapshot]]
+    since_ms: list[tuple[int, int]]
+
+    def load(self) -> Group:
+        """Return the group that was dumped."""
+        starting, live, ending = (ranges.mask(indices) for indices in (self.starting, self.live, self.ending))
+        kept = (dict(self.commands), dict(self.snapshots), dict(self.since_ms))
+        return Group(self.order, starting, live, ending, *kept)
+
+
+def dumped(group: Group) -> DumpedGroup:
+    """Return a group as data."""
+    starting, live, ending = (ranges.unmask(bits) for bits in (group.starting, group.live, group.ending))
+    kept = (list(group.commands.items()), list(group.snapshots.items()), list(group.since_ms.items()))
+    return DumpedGroup(group.order, starting, live, ending, *kept)

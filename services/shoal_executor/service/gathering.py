@@ -1,0 +1,61 @@
+"""What a driver tells, gathered: what comes in one turn of the event loop happened at once.
+
+A driver tells of one sandbox after the other. Each of them written down, folded and reported by itself would cost many
+times what all of them cost together.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from shoal.machine import ranges
+from shoal.wire.messages import SandboxResult
+from shoal_executor.core import Key
+from shoal_executor.service.journal import AnyRecord, Failed, JobsDone, Up
+
+
+class Gathering:
+    """Keeps what a driver tells until the turn's end, or until something else happens: then it goes first."""
+
+    def __init__(self, happened: Callable[[AnyRecord], None]) -> None:
+        self._happened = happened
+        self._up: dict[Key, list[int]] = {}
+        self._failed: dict[tuple[Key, str], list[int]] = {}
+        self._done: dict[Key, list[SandboxResult]] = {}
+        self._due = False
+
+    def up(self, key: Key, index: int) -> None:
+        """A sandbox takes commands."""
+        self._up.setdefault(key, []).append(index)
+        self._later()
+
+    def failed(self, key: Key, index: int, detail: str) -> None:
+        """A sandbox could not be started."""
+        self._failed.setdefault((key, detail), []).append(index)
+        self._later()
+
+    def done(self, key: Key, result: SandboxResult) -> None:
+        """A sandbox's one command is done."""
+        self._done.setdefault(key, []).append(result)
+        self._later()
+
+    def _later(self) -> None:
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Have it happen now."""
+        if not self._due:
+            return
+        self._due = False
+        up, self._up = self._up, {}
+        failed, self._failed = self._failed, {}
+        done, self._done = self._done, {}
+        now_ms = int(time.time() * 1000)
+        for key, indices in up.items():
+            self._happened(Up(key, ranges.collect(indices), now_ms))
+        for (key, detail), indices in failed.items():
+            self._happened(Failed(key, ranges.collect(indices), detail))
+        for key, results in done.items():
+            self._happened(JobsDone(key, tuple(results)))

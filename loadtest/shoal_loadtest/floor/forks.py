@@ -1,4 +1,4 @@
-"""The fork server of the driver `zygote` alone: namespaces and a root of one's own, but no control groups and limits."""
+"""The fork server of the driver `zygote` alone: namespaces and a root of one's own, but no control groups."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""The floor of latency: one publication and its delivery on an idle broker, the bare chain, and one sandbox of Shoal."""
+"""The floor of latency: a publication and its delivery on an idle broker, the bare chain, one sandbox of Shoal."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Loops that start a sandbox, run `true` in it and end it, so many at a time: over drivers, programs, and over Shoal."""
+"""Loops that start a sandbox, run `true` in it and end it, so many at a time: over drivers, programs, and Shoal."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""The runtime's floor: the same sandboxes by bare loops, at the concurrency each likes best, and through a whole Shoal."""
+"""The runtime's floor: the same sandboxes by bare loops, as many at a time as each likes best, and through Shoal."""
 
 import contextlib
 from collections.abc import Callable, Sequence

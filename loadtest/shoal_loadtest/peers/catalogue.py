@@ -66,7 +66,11 @@ PEERS: Final = (
         against=_SIMULATED, program="redis-server",
     ),
     Entry(
-        "taskiq on NATS JetStream", Kind.TASKS, "taskiq_jetstream", "taskiq", durable=_DISK, share=0.1,
+        "taskiq on NATS JetStream", Kind.TASKS, "taskiq_jetstream", "taskiq", durable=_DISK, share=0.03,
+        against=_SIMULATED,
+    ),
+    Entry(
+        "FastStream on NATS JetStream", Kind.TASKS, "faststream_jetstream", "faststream", durable=_DISK,
         against=_SIMULATED,
     ),
     Entry(_ZYGOTE, Kind.SANDBOXES, "shoal_rollouts", arguments=("zygote",), durable=_DISK, isolated="namespaces"),

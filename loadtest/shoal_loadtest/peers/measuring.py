@@ -11,6 +11,7 @@ from shoal_loadtest.floor.figures import percentile
 from shoal_loadtest.peers.catalogue import Entry, Kind, line_of
 from shoal_loadtest.peers.environments import NotInstalled, python_of
 from shoal_loadtest.peers.harness import START_S, STOP_S, PeerFailed, Worker
+from shoal_loadtest.peers.workers.services import NATS_SERVER
 
 _PAUSE_S: Final = 0.02
 _SINGLES: Final = 20
@@ -90,9 +91,7 @@ class Measuring:
         return made
 
     def _turn(self, entry: Entry, python: str, found: Found) -> None:
-        environment = {"RAY_USAGE_STATS_ENABLED": "0"}
-        if entry.environment == "taskiq":
-            environment["LOADTEST_NATS_SERVER"] = str(find_server())
+        environment = {"RAY_USAGE_STATS_ENABLED": "0", NATS_SERVER: str(find_server())}
         worker = Worker(
             line_of(entry, python), alone=bool(entry.environment), environment=environment, arguments=entry.arguments
         )

@@ -73,6 +73,12 @@ def _timed(peer: Peer, pause_s: float) -> float:
     return (time.perf_counter() - began) * 1000
 
 
+def _words(error: BaseException) -> str:
+    """Return what went wrong, and why, in a line."""
+    said = f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
+    return f"{said} ({_words(error.__cause__)})" if error.__cause__ is not None else said
+
+
 def serve(peer: Peer) -> None:
     """Answer until there is nobody any more who asks, or it is stopped."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -83,7 +89,7 @@ def serve(peer: Peer) -> None:
         try:
             told = answer(peer, asked)
         except Exception as error:  # whatever it is, it is this peer's answer
-            told = {"error": f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]}
+            told = {"error": _words(error)}
         out.write(json.dumps(told) + "\n")
         out.flush()
         stopped = asked.get("do") == "stop"

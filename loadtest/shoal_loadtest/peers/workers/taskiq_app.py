@@ -8,7 +8,7 @@ URL = os.environ.get("LOADTEST_NATS", "nats://127.0.0.1:4222")
 # Not the push-based one: with that a client is a member of the queue, too, and is given tasks that it never runs. And
 # one message a pull, as it is by default: a larger pull waits until it is full.
 broker = PullBasedJetStreamBroker(servers=[URL]).with_result_backend(
-    NATSObjectStoreResultBackend(servers=[URL], keep_results=False)
+    NATSObjectStoreResultBackend(servers=[URL], keep_results=True)
 )
 
 

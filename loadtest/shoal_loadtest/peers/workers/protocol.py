@@ -8,19 +8,28 @@
 What a peer cannot do is answered with {"error": "a sentence"}. What else is printed goes to standard error.
 """
 
+import ctypes
+import fcntl
 import json
 import os
+import socket
+import struct
 import sys
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 Settings = dict[str, str]
+_CLONE_NEWNET: Final = 0x4000_0000
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP: Final = 1
 
 
 class Peer(ABC):
-    """One way to fan units of work out."""
+    """One way to fan units of work out. `shut_off`: nobody but its own processes can reach it."""
+
+    shut_off = False
 
     def __init__(self, place: Path) -> None:
         """`place`: an empty directory of its own."""
@@ -79,8 +88,21 @@ def _words(error: BaseException) -> str:
     return f"{said} ({_words(error.__cause__)})" if error.__cause__ is not None else said
 
 
+def shut_off() -> bool:
+    """Leave this machine's network for one with nothing but a loopback; returns whether that was allowed.
+
+    Some peers listen on every interface, whatever they are told.
+    """
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
+        return False
+    with socket.socket() as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+    return True
+
+
 def serve(peer: Peer) -> None:
     """Answer until there is nobody any more who asks, or it is stopped."""
+    peer.shut_off = shut_off()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     stopped = False

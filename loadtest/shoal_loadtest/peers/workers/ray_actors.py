@@ -18,7 +18,7 @@ class RayActors(Peer):
 
     def start(self) -> Settings:
         """Start Ray."""
-        settings = begin(self.place)
+        settings = begin(self)
         # No cpu is reserved for as long as an actor lives: it is idle, as a sandbox is.
         self._box = ray.remote(num_cpus=0)(Box)
         self.one()

@@ -1,6 +1,5 @@
 """Ray: remote functions."""
 
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -8,10 +7,12 @@ import ray
 from shoal_loadtest.peers.workers.protocol import Peer, Settings, cores, main
 
 
-def begin(place: Path) -> Settings:
+def begin(peer: Peer) -> Settings:
     """Start Ray on this machine, for this process, with as many workers as there are cores."""
+    if not peer.shut_off:
+        raise PermissionError("Ray listens on every interface: run this as root, so that it can be shut off")
     ray.init(
-        num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=str(place),
+        num_cpus=cores(), include_dashboard=False, _temp_dir=str(peer.place),
         log_to_driver=False, logging_level="error", object_store_memory=256 * 1024**2,
     )  # fmt: skip
     return {"version": ray.__version__, "num_cpus": str(cores()), "dashboard": "no", "object store": "256 MiB"}
@@ -24,7 +25,7 @@ class RayTasks(Peer):
 
     def start(self) -> Settings:
         """Start Ray, and its workers."""
-        settings = begin(self.place)
+        settings = begin(self)
         self._noop = ray.remote(_noop)
         ray.get([self._noop.remote(number) for number in range(100)])
         return settings | {"unit": "a remote function that returns its argument"}

@@ -159,6 +159,7 @@ class NatsChannel:
 
     async def batch(self) -> Sequence[tuple[int, bytes]]:
         """Return what has arrived."""
+        self._check()
         while not self._buffer:
             self._arrived.clear()
             await self._arrived.wait()
@@ -178,6 +179,7 @@ class NatsChannel:
     async def _on_ack(self, msg: Msg) -> None:
         if msg.headers or b'"error"' in msg.data:
             self._trouble = f"a publication was refused: {msg.data.decode(errors='replace') or msg.headers}"
+            self._arrived.set()  # whoever waits for messages is told, too
         self._under_way -= 1
         self._confirmed.set()
 

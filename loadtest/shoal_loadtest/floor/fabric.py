@@ -6,14 +6,15 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from shoal.broker import EmbeddedBroker, EmbeddedCluster
+import shoal_loadtest
+from shoal.broker import EmbeddedBroker, EmbeddedCluster, wait_until_whole
 from shoal.bus.api import Api
 from shoal.bus.connection import Connection
 from shoal.bus.jetstream import JetStreamBus
@@ -27,6 +28,7 @@ from shoal_loadtest.floor.station import Order
 READY_S: Final = 30.0
 _QUIET_S: Final = 0.3
 _SETTLE_S: Final = 120.0
+_PACKAGES: Final = Path(shoal_loadtest.__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ async def running(brokers: Brokers) -> AsyncIterator[EmbeddedBroker | EmbeddedCl
                 await bus.ensure([*streams.cluster(1), *([streams.executor(EXECUTOR)])])
             finally:
                 await bus.close()
+            if brokers.servers > 1:
+                await wait_until_whole(broker.url)
             yield broker
 
 
@@ -131,10 +135,12 @@ class Process:
 @contextlib.asynccontextmanager
 async def station(order: Order, module: str = "shoal_loadtest.floor.station") -> AsyncIterator[Process]:
     """Have a station that reads its inbox."""
+    path = os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        limit=64 * 1024**2, start_new_session=True, preexec_fn=tied(signal.SIGKILL),
+        limit=64 * 1024**2, start_new_session=True, preexec_fn=tied(signal.SIGKILL), env=environment,
     )  # fmt: skip
     found = Process(process, order.role)
     try:
@@ -214,7 +220,3 @@ async def still(url: str) -> None:
                 await asyncio.sleep(_QUIET_S)
     finally:
         await connection.close()
-
-
-Progress = Callable[[str], Awaitable[None] | None]
-"""Told what is done now, for people."""

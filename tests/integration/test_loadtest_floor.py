@@ -1,15 +1,18 @@
 """The broker's floor on a real broker, and that it costs what a run of Shoal does."""
 
+import os
+import signal
 from collections import Counter
 
 import pytest
 
 import shoal
 from shoal.bus.jetstream import JetStreamBus
+from shoal.cli.exits import Failure
 from shoal.wire.codec import decode
 from shoal_loadtest.floor import chain, whole
 from shoal_loadtest.floor.channels import CHANNELS
-from shoal_loadtest.floor.fabric import Brokers, mark, running, span, station, still
+from shoal_loadtest.floor.fabric import Brokers, heard, mark, running, span, station, still
 from shoal_loadtest.floor.latency import chained, hops
 from shoal_loadtest.floor.roles import EXECUTOR_LOG, INBOXES, PLACEMENT_LOG, ROLLOUT_LOG
 from shoal_loadtest.floor.station import TRAINER, Order
@@ -61,6 +64,7 @@ async def test_the_chain_says_as_much_as_shoal_does_for_the_same_work(lifecycle:
             station(Order("executor", broker.url, "nats-py", work)),
             station(Order(TRAINER, broker.url, "nats-py", work, since.rollout, name="rw")) as trainer,
         ):
+            await trainer.go()
             await trainer.hear(60)
             await span(broker.url, since, work.total)
             floor_counts, floor_sizes = await said(broker.url, dict.fromkeys((*INBOXES.values(),), 0))
@@ -94,9 +98,9 @@ async def test_the_chain_and_shoal_work_on_three_brokers() -> None:
     brokers = Brokers(3, "always")
     work = Work(512, 128, lifecycle=Lifecycle.JOB)
     assert (await chain.bare(brokers, work, "nats-py")).a_second > 0
-    done = await whole.through(brokers, work, nodes=100)
-    assert done.a_second > 0
-    assert done.cpu_us.keys() == {"broker", "scheduler", "placement", "snapshot", "executor", TRAINER}
+    for through in (await whole.through(brokers, work, 100), await whole.through(Brokers(), work, 100, "nats-py")):
+        assert through.a_second > 0
+        assert through.cpu_us.keys() == {"broker", "scheduler", "placement", "snapshot", "executor", TRAINER}
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
@@ -109,3 +113,22 @@ async def test_single_messages_are_timed(channel: str) -> None:
         found = await chained(broker.url, channel, 5)
         assert len(found) == 5
         assert all(0 < ms < 10_000 for ms in found)
+
+
+async def test_a_service_that_ends_is_told_with_its_last_word() -> None:
+    async with running(Brokers()) as broker:
+        work = Work(256)
+        since = await mark(broker.url)
+        async with (
+            station(Order("scheduler", broker.url, "nats-py", work)) as scheduler,
+            station(Order(TRAINER, broker.url, "nats-py", work, since.rollout)) as trainer,
+        ):
+            os.kill(scheduler.pid, signal.SIGKILL)
+            with pytest.raises(Failure, match="the floor's scheduler ended: with status -9"):
+                await heard(trainer, [scheduler], 60)
+
+
+async def test_a_process_that_cannot_begin_is_told() -> None:
+    with pytest.raises(Failure, match="the floor's trainer ended"):
+        async with station(Order(TRAINER, "nats://127.0.0.1:1", "bus", Work(256))):
+            pass

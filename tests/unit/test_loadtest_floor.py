@@ -17,6 +17,7 @@ from shoal_loadtest.floor.figures import Row, as_object, compared, percentile, r
 from shoal_loadtest.floor.loops import turn
 from shoal_loadtest.floor.roles import ROLES, Said, released, request
 from shoal_loadtest.floor.work import Lifecycle, Work
+from shoal_placement.core.nodes import CHUNK
 
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:
@@ -132,6 +133,10 @@ def test_a_last_batch_that_is_not_full_is_all_the_same_destroyed() -> None:
     ]  # fmt: skip
 
 
+def test_a_node_gets_as_many_of_a_group_as_placement_gives_it() -> None:
+    assert Work(1).batch == CHUNK
+
+
 def test_work_is_whole_groups() -> None:
     assert (Work(1000).groups, Work(1000).total, Work(10).total) == (3, 768, 256)
 
@@ -144,11 +149,14 @@ def test_what_work_took_is_said_for_a_sandbox() -> None:
     assert Span(1000, 1000, 1).seconds == 0.001
 
 
+SHOAL = next(iter(brokers.WHOLE))
+
+
 def test_all_is_compared_with_the_faster_chain() -> None:
-    found = {name: [Through(rate, {"broker": 1.0})] for name, rate in (("a", 10.0), ("b", 20.0), ("Shoal", 5.0))}
+    found = {name: [Through(rate, {"broker": 1.0})] for name, rate in (("a", 10.0), ("b", 20.0), (SHOAL, 5.0))}
     rows = compared(brokers.rows("case", found))
     ratios = {(each.side, each.figure): each.ratio for each in rows}
-    assert ratios["Shoal", brokers.RATE] == 0.25
+    assert ratios[SHOAL, brokers.RATE] == 0.25
     assert ratios["a", brokers.RATE] == 0.5
     assert ratios["b", brokers.RATE] is None
     assert "broker 1.0" in rows[1].note

@@ -12,27 +12,28 @@ from shoal_loadtest.floor.work import Work
 PART: Final = "broker"
 RATE: Final = "sandboxes a second"
 CPU: Final = "cpu for a sandbox"
-SHOAL: Final = "Shoal"
+WHOLE: Final = {"Shoal, the chain's trainer": "nats-py", "Shoal, its own client": ""}
+"""Shoal's services, asked by the same trainer as the chain's, and asked as users do: the channel of each."""
 
 
 async def measure(
     brokers: Brokers, work: Work, nodes: int, rounds: int, *, vs: bool, say: Callable[[str], None]
 ) -> list[Row]:
-    """Take turns; returns the rows. Shoal is compared with the faster of the bare chains. Raises Failure."""
+    """Take turns; returns the rows. All is compared with the faster of the bare chains. Raises Failure."""
     found: dict[str, list[chain.Through]] = {}
     for number in range(rounds):
         for channel in CHANNELS:
             say(f"{brokers.name}: bare chain with {channel}, round {number + 1} of {rounds}")
             found.setdefault(f"bare chain, {channel}", []).append(await chain.bare(brokers, work, channel))
-        if vs:
-            say(f"{brokers.name}: Shoal, round {number + 1} of {rounds}")
-            found.setdefault(SHOAL, []).append(await whole.through(brokers, work, nodes))
+        for side, channel in WHOLE.items() if vs else ():
+            say(f"{brokers.name}: {side}, round {number + 1} of {rounds}")
+            found.setdefault(side, []).append(await whole.through(brokers, work, nodes, channel))
     return rows(f"{brokers.name}; {work.lifecycle}", found)
 
 
 def rows(case: str, found: dict[str, list[chain.Through]]) -> list[Row]:
     """Return the rows of one case; all are compared with the fastest bare chain."""
-    bare = [side for side in found if side != SHOAL]
+    bare = [side for side in found if side not in WHOLE]
     fastest = max(bare, key=lambda side: max(each.a_second for each in found[side]))
     made = []
     for side, turns in found.items():

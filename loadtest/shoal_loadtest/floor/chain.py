@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from shoal.broker import EmbeddedCluster
-from shoal_loadtest.floor.fabric import Brokers, Span, cpu_s, mark, running, span, station
+from shoal_loadtest.floor.fabric import Brokers, Span, cpu_s, heard, mark, running, span, station
 from shoal_loadtest.floor.roles import INBOXES
 from shoal_loadtest.floor.station import TRAINER, Done, Order
 from shoal_loadtest.floor.work import Work
@@ -56,6 +56,6 @@ async def bare(brokers: Brokers, work: Work, channel: str) -> Through:
         before = used()
         order = Order(TRAINER, broker.url, channel, work, since.rollout, name=uuid.uuid4().hex[:2])
         async with station(order) as process:
-            done = msgspec.convert(await process.hear(patience_s(work)), Done)
+            done = msgspec.convert(await heard(process, [*services.values()], patience_s(work)), Done)
         took = await span(broker.url, since, work.total)
         return through(took, before, used() | {TRAINER: done.cpu_s})

@@ -20,6 +20,7 @@ UNDER_WAY: Final = 4096
 """Publications not confirmed yet, at most: as many as the bus has."""
 _AHEAD: Final = 4096
 _EXPIRES_S: Final = 30.0
+_AGAIN_S: Final = 0.02
 
 
 class ChannelError(Exception):
@@ -144,7 +145,13 @@ class NatsChannel:
 
     async def _on_message(self, msg: Msg) -> None:
         if not msg.reply:  # a status: a pull has expired, and says how much of it was left
-            left = (msg.headers or {}).get("Nats-Pending-Messages", "")
+            headers = msg.headers or {}
+            if headers.get("Status") == "503":  # this server has not heard of its consumer yet, which is another's
+                await asyncio.sleep(_AGAIN_S)
+                self._asked -= _AHEAD
+                await self._pull()
+                return
+            left = headers.get("Nats-Pending-Messages", "")
             if not left.isdigit():
                 self._trouble = f"the broker ended a pull: {msg.headers}"
                 self._arrived.set()

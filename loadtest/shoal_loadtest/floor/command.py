@@ -49,9 +49,9 @@ class Asked:
               help="broker: how many go through in a turn.")  # fmt: skip
 @click.option("--group", default=256, show_default=True, type=click.IntRange(1, 10_000), help="broker: in one rollout.")
 @click.option("--under-way", default=64, show_default=True, type=click.IntRange(1), help="broker: rollouts at a time.")
-@click.option("--lifecycle", default=Lifecycle.HELD.value, show_default=True,
+@click.option("--lifecycle", default=Lifecycle.JOB.value, show_default=True,
               type=click.Choice([each.value for each in Lifecycle]),
-              help="broker: sandboxes that are ready and released, or whose command travels along.")  # fmt: skip
+              help="broker: sandboxes whose command travels along, or that are ready and released.")  # fmt: skip
 @click.option(
     "--nodes", default=1000, show_default=True, type=click.IntRange(1), help="broker: Shoal's simulated nodes."
 )

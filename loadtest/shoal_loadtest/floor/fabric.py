@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ import shoal_loadtest
 from shoal.broker import EmbeddedBroker, EmbeddedCluster, wait_until_whole
 from shoal.bus.api import Api
 from shoal.bus.connection import Connection
+from shoal.bus.ending import end
 from shoal.bus.jetstream import JetStreamBus
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.processes import tied
@@ -108,6 +109,11 @@ class Process:
         words = (await self._process.stderr.read()).decode(errors="replace").strip().splitlines()
         return words[-1] if words else f"with status {await self._process.wait()}"
 
+    async def ended(self) -> None:
+        """Wait for its end, which nobody asked for. Raises Failure with its last word."""
+        await self._process.wait()
+        raise Failure(Exit.INFRASTRUCTURE, f"the floor's {self._role} ended: {await self._last_word()}")
+
     async def go(self) -> None:
         """Have it begin, where it waits for that."""
         assert self._process.stdin is not None
@@ -130,6 +136,18 @@ class Process:
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 await pipe.read()
+
+
+async def heard(trainer: Process, services: Sequence[Process], within_s: float) -> Any:
+    """Have a trainer begin, and return what it says in the end. Raises Failure, also where a service ends before."""
+    await trainer.go()
+    hearing = asyncio.create_task(trainer.hear(within_s))
+    watching = [asyncio.create_task(service.ended()) for service in services]
+    try:
+        done, _ = await asyncio.wait([hearing, *watching], return_when=asyncio.FIRST_COMPLETED)
+        return (hearing if hearing in done else done.pop()).result()
+    finally:
+        await end(hearing, *watching)
 
 
 @contextlib.asynccontextmanager

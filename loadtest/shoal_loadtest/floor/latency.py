@@ -10,7 +10,7 @@ import msgspec
 from shoal.wire.codec import encode
 from shoal_loadtest.floor import whole
 from shoal_loadtest.floor.channels import CHANNELS
-from shoal_loadtest.floor.fabric import READY_S, Brokers, mark, running, station
+from shoal_loadtest.floor.fabric import READY_S, Brokers, heard, mark, running, station
 from shoal_loadtest.floor.figures import Row, percentile
 from shoal_loadtest.floor.roles import INBOXES, ROLLOUT_LOG, request
 from shoal_loadtest.floor.station import LISTENER, TRAINER, Done, Order
@@ -49,11 +49,10 @@ async def chained(url: str, channel: str, count: int) -> list[float]:
     work = Work(_WARM + count, 1)
     since = await mark(url)
     async with contextlib.AsyncExitStack() as stack:
-        for role in INBOXES:
-            await stack.enter_async_context(station(Order(role, url, channel, work)))
+        services = [await stack.enter_async_context(station(Order(role, url, channel, work))) for role in INBOXES]
         order = Order(TRAINER, url, channel, work, since.rollout, PAUSE_MS)
         process = await stack.enter_async_context(station(order))
-        done = msgspec.convert(await process.hear(READY_S + work.groups), Done)
+        done = msgspec.convert(await heard(process, services, READY_S + work.groups), Done)
     return list(done.ready_ms[_WARM:])
 
 

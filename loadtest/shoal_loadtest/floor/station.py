@@ -1,11 +1,12 @@
 """The process of one role of the chain, or of its trainer: `python -m shoal_loadtest.floor.station`, for `chain`.
 
-What it is to do comes as one JSON line on standard input, what it has to say goes as JSON lines to standard output. It
-ends when its standard input does.
+What it is to do comes as one JSON line on standard input, what it has to say goes as JSON lines to standard output. A
+trainer begins when another line comes. All end when their standard input does.
 """
 
 import asyncio
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -97,8 +98,6 @@ class Trainer:
 
     async def run(self) -> None:
         """Do all the work."""
-        await self._channel.open(self._order.url, ROLLOUT_LOG, self._order.after)
-        tell({"ready": True})
         concluded = 0
         for _ in range(min(1 if self._order.idle_ms else self._work.under_way, self._work.groups)):
             await self._submit()
@@ -135,12 +134,15 @@ class Trainer:
         await self._channel.publish(said.subject, encode(said.message), id)
 
 
-async def _work(order: Order) -> None:
+async def _work(order: Order, go: asyncio.Event) -> None:
     channel = CHANNELS[order.channel]()
     try:
         if order.role != TRAINER:
             await (listen if order.role == LISTENER else serve)(order, channel)
         trainer = Trainer(order, channel)
+        await channel.open(order.url, ROLLOUT_LOG, order.after)
+        tell({"ready": True})
+        await go.wait()
         before = used_s()
         await trainer.run()
         tell(Done(used_s() - before, tuple(trainer.ready_ms) if order.idle_ms else ()))
@@ -151,9 +153,13 @@ async def _work(order: Order) -> None:
 async def main() -> None:
     """Read the order, and follow it until there is nobody any more who gave it."""
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
-    loop = asyncio.get_running_loop()
-    working = loop.create_task(_work(order))
-    loop.add_reader(sys.stdin.fileno(), working.cancel)  # there is nothing to read but its end
+    loop, go = asyncio.get_running_loop(), asyncio.Event()
+    working = loop.create_task(_work(order, go))
+
+    def hear() -> None:
+        go.set() if os.read(sys.stdin.fileno(), 1) else working.cancel()
+
+    loop.add_reader(sys.stdin.fileno(), hear)
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await working

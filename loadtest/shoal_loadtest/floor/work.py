@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shoal_placement.core.nodes import CHUNK
-
 
 class Lifecycle(StrEnum):
     """How a sandbox lives: its command travels along and it ends with that, or it is ready, and released."""
@@ -22,9 +20,9 @@ class Work:
 
     sandboxes: int
     group: int = 256
-    batch: int = CHUNK
+    batch: int = 32
     under_way: int = 64
-    lifecycle: Lifecycle = Lifecycle.HELD
+    lifecycle: Lifecycle = Lifecycle.JOB
 
     @property
     def groups(self) -> int:

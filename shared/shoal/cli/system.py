@@ -40,9 +40,10 @@ class LocalSystem:
 
     `port` 0 takes a free one. `brokers` is 1, or 3 for a cluster that keeps everything thrice; of each service but
     the executor `replicas` run, one at work and the others ready to take over. `driver`: one, or several separated by
-    commas, each with an executor of its own in each of the `cells`. `sync_interval`: of the brokers, as NATS writes
-    it, or `always`. `tell` gets a sentence whenever something happens that a person should know. Raises Failure when
-    something cannot start; then nothing is left running.
+    commas, each with an executor of its own in each of the `cells`. `sync`: when the brokers sync to disk, as NATS
+    writes it, or `always`. `tell` gets a sentence whenever
+    something happens that a person should know. Raises Failure when something cannot start; then nothing is
+    left running.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class LocalSystem:
         cells: int = 1,
         brokers: int = 1,
         replicas: int = 1,
-        sync_interval: str = "10s",
+        sync: str = "10s",
         tell: Callable[[str], None] = _quiet,
     ) -> None:
         if brokers not in (1, 3):
@@ -69,7 +70,7 @@ class LocalSystem:
         self._cells = cells
         self._brokers = brokers
         self._replicas = replicas
-        self._sync_interval = sync_interval
+        self._sync = sync
         self._broker: EmbeddedBroker | EmbeddedCluster | None = None
         self._servers: dict[str, EmbeddedBroker] = {}
         self._server_restarts: dict[str, int] = {}
@@ -148,7 +149,7 @@ class LocalSystem:
     async def _start_broker(self) -> None:
         from shoal.broker import BrokerError, EmbeddedBroker, EmbeddedCluster
 
-        one, three, sync = self._state / "broker", self._state / "brokers", self._sync_interval
+        one, three = self._state / "broker", self._state / "brokers"
         other = three if self._brokers == 1 else one
         if other.exists():
             raise Failure(
@@ -159,11 +160,11 @@ class LocalSystem:
         try:
             if self._brokers == 1:
                 self._tell("starting the broker")
-                self._broker = broker = EmbeddedBroker(one, port=self._port, sync_interval=sync)
+                self._broker = broker = EmbeddedBroker(one, port=self._port, sync_interval=self._sync)
                 self._servers = {"broker": broker}
             else:
                 self._tell(f"starting {self._brokers} brokers")
-                self._broker = cluster = EmbeddedCluster(three, port=self._port, sync_interval=sync)
+                self._broker = cluster = EmbeddedCluster(three, port=self._port, sync_interval=self._sync)
                 self._servers = {f"broker-{number}": server for number, server in enumerate(cluster.servers, 1)}
             await self._broker.start()
         except BrokerError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import shoal
+from shoal.cli.exits import Failure
 from shoal.wire.messages import Command, CommandResult, Snapshot
 from shoal_executor.drivers.protocol import DriverError, Started, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
@@ -34,7 +35,7 @@ class Commands:
         try:
             await self._driver(place)
             await self._whole()
-        except (Missing, DriverError) as error:
+        except (Missing, DriverError, Failure) as error:
             self._note = str(error)
 
     async def _driver(self, place: Path) -> None:

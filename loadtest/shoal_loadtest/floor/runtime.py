@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import shoal
+from shoal.cli.exits import Failure
 from shoal_loadtest.floor import whole
 from shoal_loadtest.floor.bare import Bubblewrap, Missing, Runc, Runsc
 from shoal_loadtest.floor.fabric import mark, span
@@ -19,7 +20,6 @@ AT_ONCE: Final = (1, 32)
 """The concurrencies at which the first command is timed."""
 RATE: Final = "sandboxes a second"
 _SHOAL: Final = "Shoal"
-_LIMITS: Final = "1GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,13 @@ class Runtime:
                         await self._turns(loop, f"{number}")
                     except Missing as error:
                         self._found[loop.name].note += f"; {error}"
+                if not loops:
+                    self._found[_SHOAL].note = "there is nothing to compare it with"
+                    break
                 self._say(f"{self._kind.case}: Shoal, round {number + 1} of {rounds}")
                 try:
                     await self._whole(number)
-                except Missing as error:
+                except (Missing, Failure) as error:
                     self._found[_SHOAL].note = str(error)
         return self._rows()
 

@@ -279,7 +279,8 @@ def test_a_row_of_the_table_has_all_columns_whether_measured_or_not() -> None:
     for each in by_name.values():
         assert len(report.cells(each, by_name)) == len(report.COLUMNS)
     assert report.cells(SHOAL, by_name)[:5] == ("Shoal", "1,000", "2,000", "1,000 to 3,000", "")
-    assert report.cells(absent, by_name)[-1] == "it is not installed"
+    assert report.words(absent, by_name) == "it is not installed"
+    assert report.words(SHOAL, by_name) == ""
     assert report.as_object(absent, by_name)["a_second"] is None
 
 

@@ -7,7 +7,7 @@ import click
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, say, table
-from shoal_loadtest.floor.command import progress, shown
+from shoal_loadtest.floor.command import progress, shown as machine_line
 from shoal_loadtest.floor.figures import machine
 from shoal_loadtest.peers import report
 from shoal_loadtest.peers.catalogue import PEERS, chosen
@@ -52,7 +52,7 @@ def peers(
     place = (envs or default_place()).expanduser().absolute()
     here = machine()
     if not as_json:
-        say(shown(here))
+        say(machine_line(here))
     found = Measuring(entries, n, sandboxes, place, patience, progress).run(rounds)
     progress("")
     by_name = {each.name: each for each in found}
@@ -64,7 +64,7 @@ def peers(
         _show(found, by_name)
     if picture is not None:
         try:
-            trouble = report.draw(str(python_of(place, "plot", progress)), rows, shown(here), picture)
+            trouble = report.draw(str(python_of(place, "plot", progress)), rows, machine_line(here), picture)
         except NotInstalled as error:
             trouble = str(error)
         if trouble:
@@ -75,7 +75,12 @@ def peers(
 def _show(found: list[Found], by_name: dict[str, Found]) -> None:
     for kind in dict.fromkeys(each.kind for each in found):
         print(kind)
-        table(report.COLUMNS, [report.cells(each, by_name) for each in found if each.kind == kind], empty="")
+        shown = [each for each in found if each.kind == kind]
+        table(report.COLUMNS, [report.cells(each, by_name) for each in shown], empty="")
+        for each in shown:
+            if said := report.words(each, by_name):
+                print(f"{each.name}: {said}")
+        print()
     for each in found:
         if each.settings:
             print(f"{each.name}: " + "; ".join(f"{name} {value}" for name, value in each.settings.items()))

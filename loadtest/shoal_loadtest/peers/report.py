@@ -12,7 +12,7 @@ from shoal_loadtest.peers.measuring import Found
 
 COLUMNS: Final = (
     "peer", "units", "a second", "range", "of Shoal's", "one, p50", "one, p99", "memory", "processes", "durable",
-    "isolated", "note",
+    "isolated",
 )  # fmt: skip
 _FIGURES: Final = {"a_second": "units a second", "one_p50_ms": "one unit, p50", "memory_mib": "memory"}
 _PICTURE_S: Final = 120.0
@@ -60,9 +60,8 @@ def as_object(found: Found, by_name: Mapping[str, Found]) -> dict[str, Any]:
 
 def cells(found: Found, by_name: Mapping[str, Found]) -> tuple[str, ...]:
     """Return a peer as a row of the table."""
-    words = "; ".join(word for word in (found.note, wins(found, by_name)) if word)
     if not found.a_second:
-        return (found.name, "", "not measured", *("",) * 8, words)
+        return (found.name, "", "not measured", *("",) * 8)
     ratio = ratios(found, by_name).get("a_second")
     return (
         found.name,
@@ -76,8 +75,12 @@ def cells(found: Found, by_name: Mapping[str, Found]) -> tuple[str, ...]:
         str(found.processes),
         found.durable,
         found.isolated,
-        words,
     )
+
+
+def words(found: Found, by_name: Mapping[str, Found]) -> str:
+    """Return what is to be said of a peer beside its figures; empty for nothing."""
+    return "; ".join(word for word in (found.note, wins(found, by_name)) if word)
 
 
 def draw(python: str, rows: Sequence[Mapping[str, Any]], machine: str, target: Path) -> str:

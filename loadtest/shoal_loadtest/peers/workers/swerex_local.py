@@ -8,9 +8,10 @@ from typing import Final
 from swerex.deployment.local import LocalDeployment
 from swerex.runtime.abstract import BashAction, CloseBashSessionRequest, CreateBashSessionRequest
 
-from shoal_loadtest.peers.workers.protocol import Peer, Settings, main
+from shoal_loadtest.peers.workers.protocol import Peer, Settings, cores, main
 
-AT_A_TIME: Final = 32
+_SESSION_S: Final = 30.0
+"""How long a shell may take to come up: a second by default, which is short where many do."""
 
 
 class SwerexLocal(Peer):
@@ -25,7 +26,7 @@ class SwerexLocal(Peer):
         self.one()
         return {
             "version": importlib.metadata.version("swe-rex"), "deployment": "LocalDeployment: no isolation at all",
-            "unit": "a deployment with a bash session: started, `true`, stopped", "at a time": str(AT_A_TIME),
+            "unit": "a deployment with a bash session: started, `true`, stopped", "at a time": str(cores()),
         }  # fmt: skip
 
     @staticmethod
@@ -34,7 +35,7 @@ class SwerexLocal(Peer):
         await deployment.start()
         try:
             runtime = deployment.runtime
-            await runtime.create_session(CreateBashSessionRequest())
+            await runtime.create_session(CreateBashSessionRequest(startup_timeout=_SESSION_S))
             seen = await runtime.run_in_session(BashAction(command="true"))
             await runtime.close_session(CloseBashSessionRequest())
         finally:
@@ -42,7 +43,7 @@ class SwerexLocal(Peer):
         return int(seen.exit_code == 0)
 
     async def _all(self, n: int) -> int:
-        gate = asyncio.Semaphore(AT_A_TIME)
+        gate = asyncio.Semaphore(cores())
 
         async def within() -> int:
             async with gate:

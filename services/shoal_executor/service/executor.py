@@ -78,6 +78,7 @@ from shoal_executor.service.pace import Pace
 DEADLINE_GRACE_S: Final = 2.0
 """The scheduler ends a rollout whose time is up; the executor does it only if no word comes."""
 
+_LAST_WORDS_S: Final = 5.0
 _JOB: Final = "job"
 """The id of the one command that travels with a rollout."""
 
@@ -180,15 +181,9 @@ class ExecutorService:
             await end(*ending, *working)
             await reader.close()
         if stop.is_set() or self._dismissed.is_set():
-            await self._drain(self._known.outgoing)  # what was done is known before placement gives up the rest
+            await self._known.outgoing.drain(_LAST_WORDS_S)  # what was done is known before placement gives up the rest
             self._loose.send(nodes, ExecutorLeft(joined.executor, joined.boot))
-            await self._drain(self._loose)
-
-    @staticmethod
-    async def _drain(outgoing: Outgoing) -> None:
-        draining = asyncio.create_task(outgoing.drain())
-        await asyncio.wait({draining}, timeout=5.0)
-        await end(draining)
+            await self._loose.drain(_LAST_WORDS_S)
 
     async def _begin_after(self, inbox: str, continued: bool) -> int:
         """Return after which message of the inbox to go on.

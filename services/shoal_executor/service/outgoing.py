@@ -1,6 +1,7 @@
 """Messages on their way out, numbered, and kept until the broker has them."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -89,9 +90,11 @@ class Outgoing:
             self._waiters.append(waiter := asyncio.get_running_loop().create_future())
             await waiter
 
-    async def drain(self) -> None:
-        """Wait until the broker has everything that was sent."""
-        await self._idle.wait()
+    async def drain(self, within_s: float) -> None:
+        """Wait until the broker has everything that was sent, or so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._idle.wait()
 
     def _publish(self, number: int) -> None:
         subject, payload = self._unstored[number]

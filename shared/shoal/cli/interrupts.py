@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from shoal.cli.exits import Exit
@@ -15,9 +15,12 @@ def checkpoint() -> None:
         raise asyncio.CancelledError
 
 
-def run_interruptibly(work: Coroutine[Any, Any, int]) -> int:
+def run_interruptibly(
+    work: Coroutine[Any, Any, int], loop_factory: "Callable[[], asyncio.AbstractEventLoop] | None" = None
+) -> int:
     """Return what the coroutine returns; interrupted, it is cancelled once, and the status is INTERRUPTED."""
-    return asyncio.run(_run(work))
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_run(work))
 
 
 async def _run(work: Coroutine[Any, Any, int]) -> int:

@@ -1,0 +1,62 @@
+"""Bare loops with real sandboxes: each has some through, leaves nothing, or says what is missing."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shoal_loadtest.floor.bare import Bubblewrap, Program, Runc, Runsc
+from shoal_loadtest.floor.commands import Commands
+from shoal_loadtest.floor.forks import ForkLoop
+from shoal_loadtest.floor.loops import Loop, ProgramLoop, RestoredLoop, turn, zygote
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.skipif(os.geteuid() != 0, reason="the loops are compared as root")]
+
+PROGRAMS: dict[str, Callable[[], Program]] = {"bwrap": Bubblewrap, "runc": Runc, "runsc": lambda: Runsc(restored=True)}
+
+
+def mounts() -> list[str]:
+    return Path("/proc/self/mounts").read_text().splitlines()
+
+
+async def through(loop: Loop, place: Path, count: int) -> None:
+    before = mounts()
+    try:
+        await loop.open(place)
+        found = await turn(loop.unit, "x", count, 2)
+        assert len(found.first_ms) == count
+        assert all(ms > 0 for ms in found.first_ms)
+    finally:
+        await loop.close()
+    assert mounts() == before
+
+
+@pytest.mark.parametrize("make", [zygote, ForkLoop], ids=["driver", "fork server"])
+async def test_the_zygote_by_itself(tmp_path: Path, make: Callable[[], Loop]) -> None:
+    await through(make(), tmp_path, 6)
+
+
+async def test_a_kept_gvisor_sandbox_by_the_driver(tmp_path: Path) -> None:
+    if shutil.which("runsc") is None or shutil.which("mkfs.erofs") is None:
+        pytest.skip("needs runsc and erofs-utils")
+    await through(RestoredLoop(), tmp_path, 2)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_programs_that_start_sandboxes(tmp_path: Path, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program}")
+    await through(ProgramLoop(PROGRAMS[program]()), tmp_path, 3)
+
+
+@pytest.mark.broker
+async def test_commands_are_timed_by_the_driver_and_through_shoal(tmp_path: Path) -> None:
+    commands = Commands(3)
+    await commands.round(tmp_path)
+    rows = commands.rows()
+    assert {(row.side, row.case) for row in rows} == {
+        (side, case) for side in ("driver", "Shoal") for case in ("a program", "a line in its shell session")
+    }
+    assert all(len(row.values) == 1 and row.values[0] > 0 for row in rows)

@@ -69,7 +69,7 @@ from shoal_executor.service.journal import (
 )
 from shoal_executor.service.keeping import Keeping
 from shoal_executor.service.known import Known, ToDo
-from shoal_executor.service.names import name_of, parse
+from shoal_executor.service.names import name_of, names_of, parse
 from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
@@ -306,7 +306,7 @@ class ExecutorService:
                 self._spawn(self._carrying.carry_out(key, asked))
 
     async def _start(self, key: Key, order: StartSandboxes, indices: tuple[int, ...]) -> None:
-        names = {name_of(key, index): index for index in indices}
+        names = names_of(key, indices)
         try:
             await self._driver.prepare(order.snapshot)
             specs = [
@@ -350,7 +350,7 @@ class ExecutorService:
         began = time.monotonic_ns()
         each = [bounded(command, IN_MESSAGE) for command in commands]
         given = each * ranges.count(indices) if len(each) == 1 else each
-        running = {name_of(key, index): index for index in ranges.indices(indices)}
+        running = names_of(key, ranges.indices(indices))
         jobs = list(zip(running, given, strict=True))
         async for ran in self._driver.run_each(jobs, id=_JOB):
             index, result = running[ran.name], ran.result
@@ -363,7 +363,7 @@ class ExecutorService:
                 self._happened(Exited(key, index, EndReason.DIED, f"its command could not be run: {result}"))
 
     async def _destroy(self, key: Key, indices: tuple[int, ...]) -> None:
-        await self._driver.destroy([name_of(key, index) for index in indices])
+        await self._driver.destroy(list(names_of(key, indices)))
         self._happened(Gone(key, ranges.collect(indices)))
         if key not in self._core.groups:
             handle = self._deadlines.pop(key, None)

@@ -297,6 +297,58 @@ async def test_after_a_loss_the_handle_is_where_its_snapshot_is() -> None:
         assert fabric.ran == before
 
 
+async def test_a_loss_that_a_command_tells_of_first_takes_the_handle_back_as_well() -> None:
+    async def program(run: shoal.Run, *lines: str) -> list[str]:
+        rollout = await run.rollout("host", key="only", on_lost="resume")
+        sandbox = await one(rollout)
+        said = [(await sandbox.run(line)).stdout for line in ("a", "b")]
+        with pytest.raises(shoal.SandboxResumed):
+            await sandbox.run("gone node_lost")
+        fabric.saved(rollout.id, 0, "s1", ((1, 1),))
+        fabric.ended(rollout.id, 0)
+        fabric.ready(rollout.id, 0, attempt=1, digest="s1")
+        return said + [(await sandbox.run(line)).stdout for line in ("b", "c")]
+
+    async with Fabric(all_ready) as fabric:
+        assert await life(fabric, program) == ["a", "b", "b", "c"]
+        assert steps(fabric) == {"#1": 1, "#2": 2, "#3": 2}
+        before = dict(fabric.ran)
+        options = {"on_lost": "resume"}
+        assert await life(fabric, lambda run: says(run, "a", "b", "c", **options)) == ["a", "b", "c"]
+        assert fabric.ran == before
+
+
+async def test_what_goes_on_live_keeps_its_branch_whatever_its_sandbox_is_meanwhile() -> None:
+    async def program(run: shoal.Run) -> str:
+        sandbox = await one(await run.rollout("host", key="only"))
+        await sandbox.run("a")
+        await sandbox.hibernate()
+        return (await sandbox.run("c")).stdout
+
+    async with Fabric(all_ready) as fabric:
+        await life(fabric, lambda run: says(run, "a", "b"))
+        (id,) = fabric.requests
+        going = asyncio.create_task(life(fabric, program, diverged="live"))
+        await fabric.until(lambda: any(isinstance(message, SandboxesWanted) for message in fabric.heard))
+        nap = fabric.told[id, 0, 0, f"{id}-0:#2~1"]
+        assert isinstance(nap, Hibernated)
+        fabric.ready(id, 0, attempt=1, digest=nap.digest)
+        assert await going == "c"
+        assert await life(fabric, program) == "c"
+        assert steps(fabric) == {"#1": 1, "#2": 1, "#2~1": 1, "#3~1": 1}
+
+
+async def test_a_key_asked_for_twice_at_once_is_one_rollout() -> None:
+    async def program(run: shoal.Run) -> None:
+        first, second = await asyncio.gather(*(run.rollout("host", key="only") for _ in range(2)))
+        assert first is second
+        assert (await (await one(first)).run("a")).stdout == "a"
+
+    async with Fabric(all_ready) as fabric:
+        await life(fabric, program)
+        assert len([message for message in fabric.heard if isinstance(message, RolloutSubmitted)]) == 1
+
+
 async def test_a_trainer_that_was_away_during_a_loss_goes_on_from_the_snapshot() -> None:
     async with Fabric(all_ready) as fabric:
         options = {"on_lost": "resume"}

@@ -1,5 +1,6 @@
 """A run that goes on where it was when its trainer died: each rollout by its key, each step by its number."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -48,6 +49,7 @@ class Run:
         self._link = link
         self._policy = policy
         self._requests: dict[int, _Requests] = {}
+        self._opening: dict[str, asyncio.Lock] = {}
         self.name = name
 
     def __repr__(self) -> str:
@@ -121,6 +123,10 @@ class Run:
     # ---
 
     async def _called(self, spec: RolloutSpec, run: str, key: str) -> Rollout:
+        async with self._opening.setdefault(key, asyncio.Lock()):  # whoever asks at the same time gets the same
+            return await self._open(spec, run, key)
+
+    async def _open(self, spec: RolloutSpec, run: str, key: str) -> Rollout:
         link = self._link
         retry = 0
         while True:
@@ -191,9 +197,10 @@ class _Requests:
         async with aclosing(history(bus, self._stream, after=self._at[rollout] - 1, until=last, only=only)) as found:
             async for delivery in found:
                 message = decoded(delivery)
-                if fold is None:
-                    assert isinstance(message, RolloutSubmitted)
+                if fold is None and isinstance(message, RolloutSubmitted) and message.rollout == rollout:
                     fold = RolloutFold(message.rollout, message.tenant, message.run, message.spec)
+                if fold is None:
+                    continue
                 if message is not None:
                     fold.handle(message, delivery.time_ms)
                 if fold.concluded is not None or fold.rejected is not None:

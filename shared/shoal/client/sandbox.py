@@ -304,14 +304,14 @@ class Sandbox:
         try:
             while True:
                 attempt = self.attempt
-                id, told = await self.told(id, make)
+                name, told = await self.told(id, make)
                 if told is not None:
                     _say_again(told, on_output)
                     return told
                 await presence.here()
                 if self.attempt != attempt and self.rollout.record is not None:
                     continue  # what it was meanwhile may have it behind it
-                asked = make(self.head(id))
+                asked = make(self.head(name))
                 subject = subjects.executor_command(self.executor, self.rollout.tenant)
                 answer = await link.ask(subject, asked, within_s, what, presence.pending, on_output)
                 if isinstance(answer, CommandRefused) and answer.code == "asleep":
@@ -344,6 +344,7 @@ class Sandbox:
                 # An executor that knows nothing of it was restarted without it.
                 reason = self._reason or answer.reason or EndReason.NODE_LOST
                 if reason.infrastructure and self._reason is None and self.rollout.spec.on_lost is OnLost.RESUME:
+                    self.steps.undone()
                     return self.presence.lost(reason, answer.detail, told=True, attempt=answer.attempt)
                 self.ended_by(reason, answer.detail)
                 return sandbox_error(self.name, reason, answer.detail)

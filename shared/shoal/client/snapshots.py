@@ -96,7 +96,7 @@ async def roll_back(sandbox: "Sandbox", snapshot: Snapshot, id: str | None) -> N
 async def hibernate(sandbox: "Sandbox", id: str | None) -> None:
     """Let a live sandbox sleep."""
     step = await sandbox.step(id)
-    step, told = await sandbox.told(step, lambda head: Hibernate(*head))
+    _, told = await sandbox.told(step, lambda head: Hibernate(*head))
     if told is None and sandbox.asleep and sandbox.ended is None:
         return
     answer = await sandbox.ask(lambda head: Hibernate(*head), TIMEOUT_S, "hibernating", step)

@@ -163,7 +163,7 @@ class DriverConformance:
         names = [await one(driver) for _ in range(5)]
         await driver.destroy(names[3:4])
         jobs = [(name, Command(line=f"echo {number}")) for number, name in enumerate(names)]
-        found = {ran.name: ran.result async for ran in driver.run_each(jobs, id="job")}
+        found = {ran.name: ran.result async for some in driver.run_each(jobs, id="job") for ran in some}
         assert set(found) == set(names)
         assert isinstance(found.pop(names[3]), NoSuchSandboxError)
         for number, name in enumerate(names):
@@ -172,7 +172,7 @@ class DriverConformance:
                 assert isinstance(result, CommandResult)
                 assert f"{number}".encode() in result.stdout
                 assert await driver.run(name, Command(line="echo again"), id="job") == result  # it has its id
-        again = {ran.name: ran.result async for ran in driver.run_each(jobs[:2], id="job")}
+        again = {ran.name: ran.result async for some in driver.run_each(jobs[:2], id="job") for ran in some}
         assert again == {name: found[name] for name in names[:2]}
         assert b"two" in (await driver.run(names[0], Command(line="echo two"), id="other")).stdout
         await driver.destroy(names)

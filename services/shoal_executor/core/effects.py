@@ -1,7 +1,8 @@
 """What follows from what happens to an executor, as data; `service` carries it out."""
 
-from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from shoal.wire.asked import Asked
 from shoal.wire.messages import (
@@ -25,8 +26,7 @@ class Phase(IntEnum):
     ENDING = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """Start these sandboxes; answer with `started` or `start_failed` for each."""
 
     group: Key
@@ -34,8 +34,7 @@ class Start:
     indices: Ranges
 
 
-@dataclass(frozen=True, slots=True)
-class RunJobs:
+class RunJobs(msgspec.Struct, frozen=True):
     """Run the command that travelled with the rollout in each of these; answer with `jobs_done`.
 
     `commands`: one for all of them, or one for each.
@@ -46,32 +45,28 @@ class RunJobs:
     commands: tuple[Command, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Destroy:
+class Destroy(msgspec.Struct, frozen=True):
     """End these sandboxes; answer with `destroyed`."""
 
     group: Key
     indices: Ranges
 
 
-@dataclass(frozen=True, slots=True)
-class LetSleep:
+class LetSleep(msgspec.Struct, frozen=True):
     """Put this sandbox to sleep as soon as no command is under way in it: it makes room; answer with `slept`."""
 
     group: Key
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class CarryOut:
+class CarryOut(msgspec.Struct, frozen=True):
     """Carry out a trainer's command or file operation in a live sandbox."""
 
     group: Key
     asked: Asked
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """Tell the trainer that its sandbox is gone, and why where that is known; or that it sleeps."""
 
     asked: Asked
@@ -79,8 +74,7 @@ class Refuse:
     asleep: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ReportReady:
+class ReportReady(msgspec.Struct, frozen=True):
     """Say that these sandboxes take commands. `job`: a command travels along, so nobody waits for this word."""
 
     group: Key
@@ -89,8 +83,7 @@ class ReportReady:
     job: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ReportFinished:
+class ReportFinished(msgspec.Struct, frozen=True):
     """Say what the one command of each of these returned."""
 
     group: Key
@@ -98,8 +91,7 @@ class ReportFinished:
     results: tuple[SandboxResult, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ReportEnded:
+class ReportEnded(msgspec.Struct, frozen=True):
     """Say that these sandboxes ended without a result."""
 
     group: Key
@@ -109,8 +101,7 @@ class ReportEnded:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReportSlept:
+class ReportSlept(msgspec.Struct, frozen=True):
     """Say that this sandbox sleeps, and what it will go on from."""
 
     group: Key
@@ -120,8 +111,7 @@ class ReportSlept:
     preempted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ReportReleased:
+class ReportReleased(msgspec.Struct, frozen=True):
     """Say that these sandboxes no longer occupy their node."""
 
     group: Key

@@ -175,17 +175,14 @@ class ExecutorCore:
         group = self.groups.get(key)
         if group is None:
             return []
-        told: list[SandboxResult] = []
-        done = 0
-        for result in results:
-            bit = 1 << result.index
-            if group.live & bit and not done & bit:
-                told.append(result)
-                done |= bit
+        told, done = tuple(results), ranges.mask(ranges.collect([result.index for result in results]))
+        if done & ~group.live or done.bit_count() < len(results):  # some are told of twice, or ended meanwhile
+            live = {result.index: result for result in results if group.live >> result.index & 1}
+            told, done = tuple(live.values()), done & group.live
         if not told:
             return []
         self._to_ending(key, group, done, EndReason.RELEASED)
-        return [ReportFinished(key, group.order, tuple(told)), Destroy(key, ranges.unmask(done))]
+        return [ReportFinished(key, group.order, told), Destroy(key, ranges.unmask(done))]
 
     def exited(self, key: Key, index: int, reason: EndReason, detail: str) -> list[Effect]:
         """A sandbox ended and nobody asked for it; what is left of it is cleared away."""

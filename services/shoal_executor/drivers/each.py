@@ -9,7 +9,7 @@ from shoal_executor.drivers.protocol import Ran
 Run = Callable[[str, Command], Awaitable[CommandResult]]
 
 
-async def side_by_side(run: Run, commands: Sequence[tuple[str, Command]]) -> AsyncIterator[Ran]:
+async def side_by_side(run: Run, commands: Sequence[tuple[str, Command]]) -> AsyncIterator[Sequence[Ran]]:
     """Yield what came of each command, in order of completion; what is under way ends with the caller."""
     finished: asyncio.Queue[Ran] = asyncio.Queue()
 
@@ -21,8 +21,11 @@ async def side_by_side(run: Run, commands: Sequence[tuple[str, Command]]) -> Asy
 
     tasks = [asyncio.create_task(one(name, command)) for name, command in commands]
     try:
-        for _ in tasks:
-            yield await finished.get()
+        left = len(tasks)
+        while left:
+            ran = [await finished.get(), *(finished.get_nowait() for _ in range(finished.qsize()))]
+            left -= len(ran)
+            yield ran
     finally:
         for task in tasks:
             task.cancel()

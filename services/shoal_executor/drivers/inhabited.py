@@ -129,7 +129,7 @@ class AgentDriver(ABC, Generic[_Kind]):
             unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
             await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
 
-    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
+    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
         """Run them side by side."""
         return side_by_side(partial(self.run, id=id), commands)
 

@@ -258,7 +258,7 @@ class Pool:
         with self._within(name) as inner:
             return await self._driver.run(inner, command, output, id=id)
 
-    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
+    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
         """Run them side by side."""
         return side_by_side(partial(self.run, id=id), commands)
 

@@ -173,8 +173,8 @@ class Driver(Protocol):
         """
         ...
 
-    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
-        """Run a command in each of these sandboxes, as `run` does; yields one outcome for each, as they come."""
+    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
+        """Run a command in each of these sandboxes, as `run` does; yields outcomes as they come, several at once."""
         ...
 
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:

@@ -151,12 +151,13 @@ class SimulatedDriver:
         sandbox.results[id] = result
         return result
 
-    async def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Ran]:
-        """Say of each what would have run; where commands take no time, without a task for each."""
+    async def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
+        """Say of each what would have run; where commands take no time, of all at once."""
         if self._profile.command_ms:
-            async for ran in side_by_side(partial(self.run, id=id), commands):
-                yield ran
+            async for some in side_by_side(partial(self.run, id=id), commands):
+                yield some
             return
+        found: list[Ran] = []
         result: CommandResult | None = None
         said: Command | None = None
         for name, command in commands:
@@ -165,12 +166,13 @@ class SimulatedDriver:
                 if result is None or said is not command:  # nothing of it is of one sandbox alone
                     said, result = command, _result(command, output=None)
                 self._live[name] = (sandbox[0], id, result)
-                yield Ran(name, result)
+                found.append(Ran(name, result))
                 continue
             try:
-                yield Ran(name, await self.run(name, command, id=id))
+                found.append(Ran(name, await self.run(name, command, id=id)))
             except DriverError as error:
-                yield Ran(name, error)
+                found.append(Ran(name, error))
+        yield found
 
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """Forget these results."""

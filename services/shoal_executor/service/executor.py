@@ -54,6 +54,7 @@ from shoal_executor.drivers.protocol import (
 )
 from shoal_executor.service.beating import beat
 from shoal_executor.service.carrying import Carrying, bounded
+from shoal_executor.service.deadlines import Deadlines
 from shoal_executor.service.gathering import Gathering
 from shoal_executor.service.journal import (
     VERSION,
@@ -74,9 +75,6 @@ from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
 from shoal_executor.service.pace import Pace
-
-DEADLINE_GRACE_S: Final = 2.0
-"""The scheduler ends a rollout whose time is up; the executor does it only if no word comes."""
 
 _IN_A_TURN: Final = 8
 """Orders taken in one turn of the event loop. Of 1, 8, 32 and all, 8 had most sandboxes a second: with all of them
@@ -112,7 +110,7 @@ class ExecutorService:
         self._pace = Pace()
         self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deadlines: dict[Key, asyncio.TimerHandle] = {}
+        self._deadlines = Deadlines(lambda key: self._happened(Expired(key)))
         self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
 
     async def run(self, stop: asyncio.Event) -> bool:
@@ -148,8 +146,7 @@ class ExecutorService:
             left = True
             return self._dismissed.is_set()
         finally:
-            for handle in self._deadlines.values():
-                handle.cancel()
+            self._deadlines.close()
             await end(*self._tasks)
             await self._driver.close()
             self._known.close(forget=left)
@@ -207,7 +204,7 @@ class ExecutorService:
         live = set(await self._driver.list())
         exits = self._exits or {}
         for key, group in list(self._core.groups.items()):
-            self._set_deadline(key, group.order)
+            self._deadlines.set(key, group.order.deadline_ms)
             again: list[int] = []
             ending: list[int] = []
             running: list[int] = []
@@ -294,7 +291,7 @@ class ExecutorService:
     def _carry_on(self, todo: ToDo) -> None:
         match todo:
             case Start(group=key, order=order, indices=indices):
-                self._set_deadline(key, order)
+                self._deadlines.set(key, order.deadline_ms)
                 self._spawn(self._start(key, order, tuple(ranges.indices(indices))))
             case RunJobs(group=key, indices=indices, commands=commands):
                 self._spawn(self._run_jobs(key, indices, commands))
@@ -352,23 +349,24 @@ class ExecutorService:
         given = each * ranges.count(indices) if len(each) == 1 else each
         running = names_of(key, ranges.indices(indices))
         jobs = list(zip(running, given, strict=True))
-        async for ran in self._driver.run_each(jobs, id=_JOB):
-            index, result = running[ran.name], ran.result
-            if isinstance(result, CommandResult):
-                # It may have been begun before us.
-                run_us = max((time.monotonic_ns() - began) // 1000, result.duration_us)
-                self._gathering.done(key, SandboxResult(index, result, run_us))
-            elif not isinstance(result, NoSuchSandboxError):  # else its end was ordered or reported, and says why
-                log.error("a job failed in its driver", sandbox=ran.name, error=repr(result))
-                self._happened(Exited(key, index, EndReason.DIED, f"its command could not be run: {result}"))
+        async for some in self._driver.run_each(jobs, id=_JOB):
+            run_us = (time.monotonic_ns() - began) // 1000
+            self._gathering.done(key, [
+                SandboxResult(running[ran.name], ran.result, max(run_us, ran.result.duration_us))  # begun before us?
+                for ran in some
+                if isinstance(ran.result, CommandResult)
+            ])  # fmt: skip
+            for ran in some:
+                if not isinstance(ran.result, CommandResult | NoSuchSandboxError):  # the latter's end says why
+                    log.error("a job failed in its driver", sandbox=ran.name, error=repr(ran.result))
+                    detail = f"its command could not be run: {ran.result}"
+                    self._happened(Exited(key, running[ran.name], EndReason.DIED, detail))
 
     async def _destroy(self, key: Key, indices: tuple[int, ...]) -> None:
         await self._driver.destroy(list(names_of(key, indices)))
         self._happened(Gone(key, ranges.collect(indices)))
         if key not in self._core.groups:
-            handle = self._deadlines.pop(key, None)
-            if handle is not None:
-                handle.cancel()
+            self._deadlines.drop(key)
 
     def _exited(self, name: str, reason: EndReason, detail: str) -> None:
         if self._exits is not None:
@@ -379,16 +377,6 @@ class ExecutorService:
         if key is not None:
             log.warning("a sandbox ended by itself", sandbox=name, reason=reason, detail=detail)
             self._happened(Exited(key, index, reason, detail))
-
-    def _set_deadline(self, key: Key, order: StartSandboxes) -> None:
-        if key not in self._deadlines:
-            remaining = order.deadline_ms / 1000 - time.time() + DEADLINE_GRACE_S
-            loop = asyncio.get_running_loop()
-            self._deadlines[key] = loop.call_later(max(remaining, 0.0), self._expire, key)
-
-    def _expire(self, key: Key) -> None:
-        self._deadlines.pop(key, None)
-        self._happened(Expired(key))
 
     # ---
 

@@ -6,7 +6,7 @@ times what all of them cost together.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shoal.machine import ranges
 from shoal.wire.messages import SandboxResult
@@ -34,10 +34,11 @@ class Gathering:
         self._failed.setdefault((key, detail), []).append(index)
         self._later()
 
-    def done(self, key: Key, result: SandboxResult) -> None:
-        """A sandbox's one command is done."""
-        self._done.setdefault(key, []).append(result)
-        self._later()
+    def done(self, key: Key, results: Sequence[SandboxResult]) -> None:
+        """The one command of each of these is done."""
+        if results:
+            self._done.setdefault(key, []).extend(results)
+            self._later()
 
     def _later(self) -> None:
         if not self._due:

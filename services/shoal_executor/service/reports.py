@@ -240,6 +240,8 @@ def _add(gathered: dict[_K, Ranges], key: _K, indices: Ranges) -> None:
 
 
 def _parts(results: list[SandboxResult]) -> list[tuple[SandboxResult, ...]]:
+    if sum([64 + len(each.result.stdout) + len(each.result.stderr) for each in results]) <= _MESSAGE_BYTES:
+        return [tuple(results)]
     parts: list[tuple[SandboxResult, ...]] = []
     part: list[SandboxResult] = []
     size = 0

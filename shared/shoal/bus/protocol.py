@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from shoal.wire.streams import Stream
 
 
@@ -41,8 +43,7 @@ class NoStreamError(BusError):
     """No such stream, or no stream keeps the subject."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One message as a reader gets it. `time_ms`: when the broker stored it; `id`: what it was published with."""
 
     subject: str
@@ -52,8 +53,7 @@ class Delivery:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A publication the broker confirmed. `duplicate`: it knew the id already and stored nothing new."""
 
     stream: str

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import AnyMessage, Recipe, Snapshot
 
@@ -26,8 +28,7 @@ class LawBrokenError(Exception):
         self.answers = answers
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(msgspec.Struct, frozen=True, gc=False):
     """The delivery an effect came from: its stream, its sequence there, and the broker's time of it in ms."""
 
     stream: str
@@ -35,8 +36,7 @@ class Cause:
     time_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """An effect: put this message on this subject."""
 
     subject: str

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from shoal.bus.protocol import Bus, Delivery, Stored, TooLargeError
 from shoal.machine.core import Cause
 from shoal.runtime.dead import dead_letter
@@ -15,8 +17,7 @@ BATCHES_AHEAD: Final = 8
 """How many batches may wait for their effects to be stored before no more is folded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """One effect as it is published."""
 
     subject: str
@@ -24,8 +25,7 @@ class Outgoing:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
+class Folded(msgspec.Struct, frozen=True):
     """A message that was folded, and what follows from it."""
 
     cause: Cause

@@ -24,7 +24,7 @@ class Placement(RuleBasedStateMachine):
 
     @rule(rollout=names, attempt=st.integers(0, 1), indices=parts)
     def request(self, rollout: str, attempt: int, indices: m.Ranges) -> None:
-        spec, host = m.RolloutSpec("host", 4), m.Snapshot("host", "disk", disks=(m.Blob(rollout, 10_000_000),))
+        spec, host = m.RolloutSpec("host", 4), m.Snapshot(rollout, "disk", disks=(m.Blob(rollout, 10_000_000),))
         message = m.PlaceRequested(rollout, "t", "u", 0, attempt, indices, spec, host, 100_000)
         self.fold(message)
         assert not self.core.handle(message, Cause("S", self.now, self.now))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from shoal.client.results import CommandResult, RolloutStatus, RolloutSummary, SandboxOutcome
 from shoal.machine import ranges
 from shoal.machine.ledger import HEDGE, Ledger, next_attempt, reason_of
@@ -35,8 +37,7 @@ _CONCLUSIONS = {
 }
 
 
-@dataclass(slots=True)
-class Ready:
+class Ready(msgspec.Struct):
     """Where a sandbox runs, and since when (ms of the broker's clock)."""
 
     index: int
@@ -258,17 +259,14 @@ class RolloutFold:
     def _close(self, gone: Ranges, reason: EndReason, detail: str, news: News, node: str = "") -> None:
         for index in ranges.indices(gone):
             where = self.where.pop(index, None)
-            outcome = SandboxOutcome(
-                self.name(index),
-                index,
-                self.ledger.attempt(index) & (HEDGE - 1),
-                reason,
-                where.node if where else node,
-                where.isolation if where else "",
-                None,
-                detail,
-                self.since_submitted(where.time_ms) if where else None,
-                self.since_submitted(where.first_command_ms) if where else None,
-            )
+            attempt = self.ledger.attempt(index) & (HEDGE - 1)
+            if where is None:
+                outcome = SandboxOutcome(self.name(index), index, attempt, reason, node, "", None, detail)
+            else:
+                ready_ms, first_ms = self.since_submitted(where.time_ms), self.since_submitted(where.first_command_ms)
+                outcome = SandboxOutcome(
+                    self.name(index), index, attempt, reason, where.node, where.isolation, None, detail, ready_ms,
+                    first_ms,
+                )  # fmt: skip
             news.ended.append(outcome)
             self.outcomes.append(outcome)

@@ -7,10 +7,10 @@ import asyncio
 import hashlib
 import secrets
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from shoal.bus.protocol import BusError
 from shoal.client import listing

@@ -14,6 +14,31 @@ _KEPT: Final = 1000
 """Commands since the last snapshot that a loss can name; of more than that, the last are named and all are counted."""
 
 
+class _Gate:
+    """An event of the loop's that costs nothing until somebody waits: most sandboxes are never waited for."""
+
+    __slots__ = ("_event", "open")
+
+    def __init__(self) -> None:
+        self.open = False
+        self._event: asyncio.Event | None = None
+
+    def set(self) -> None:
+        self.open = True
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    def clear(self) -> None:
+        self.open = False
+
+    async def wait(self) -> None:
+        while not self.open:
+            if self._event is None:
+                self._event = asyncio.Event()
+            await self._event.wait()
+
+
 class Presence:
     """A sandbox's present attempt, and who waits for it to be there again.
 
@@ -29,8 +54,8 @@ class Presence:
         self.pending: set[Pending] = set()
         self.asleep = where.asleep
         self._wake = wake
-        self._back = asyncio.Event()
-        self._logged = asyncio.Event()
+        self._back = _Gate()
+        self._logged = _Gate()
         self._error: Callable[[], ShoalError] | None = None
         self._told: SandboxResumed | None = None
         self._loss: SandboxResumed | None = None
@@ -47,7 +72,7 @@ class Presence:
     @property
     def away(self) -> bool:
         """Whether it runs nowhere now, and may come back."""
-        return not self._back.is_set() and self._error is None
+        return not self._back.open and self._error is None
 
     async def here(self) -> None:
         """Wait until it takes commands; one that sleeps is woken. Raises why it ended, or once what a loss took."""
@@ -57,7 +82,7 @@ class Presence:
             if self._told is not None:
                 told, self._told = self._told, None
                 raise told
-            if self._back.is_set():
+            if self._back.open:
                 return
             if self.asleep:
                 # Whoever hears of a wish for what does not sleep yet, does nothing: the log must have it before.

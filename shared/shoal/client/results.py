@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from shoal.client.errors import ShoalError, sandbox_error
 from shoal.wire import messages
 from shoal.wire.messages import AnyMessage, EndReason
 
 
-@dataclass(frozen=True, slots=True)
-class CommandResult:
+class CommandResult(msgspec.Struct, frozen=True):
     """What a command did. `duration` in seconds. Death by signal N is exit code 128 + N; not startable: 126 or 127.
 
     `stdout` and `stderr` are text, with undecodable bytes replaced; the bytes are in `stdout_bytes`, `stderr_bytes`.
@@ -60,8 +61,7 @@ class CommandResult:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SandboxOutcome:
+class SandboxOutcome(msgspec.Struct, frozen=True):
     """How one sandbox ended. `result` is None when no command of its rollout came to its end.
 
     `exit_code`, `stdout` and `stderr` are the result's; where there is none they raise SandboxLost or SandboxEnded, so

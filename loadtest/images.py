@@ -24,7 +24,8 @@ from shoal.blobs.files import FileStore
 from shoal.machine.lineage import identified
 from shoal.wire.messages import Snapshot
 from shoal_executor.drivers.disks import CachedDisks
-from shoal_executor.drivers.protocol import Started, StartSpec
+from shoal_executor.drivers.each import start_one
+from shoal_executor.drivers.protocol import StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_snapshot.images.disk import make_disk
 
@@ -64,9 +65,7 @@ async def started(driver: ZygoteDriver, name: str, snapshot: Snapshot) -> float:
     """Start a sandbox; returns ms."""
     began = time.perf_counter()
     await driver.prepare(snapshot)
-    async for outcome in driver.start([StartSpec(name, snapshot)]):
-        if not isinstance(outcome, Started):
-            raise SystemExit(f"a start failed: {outcome.detail}")
+    await start_one(driver, StartSpec(name, snapshot))
     return (time.perf_counter() - began) * 1000
 
 

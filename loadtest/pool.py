@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 from shoal.wire.messages import Command, Snapshot
+from shoal_executor.drivers.each import start_one
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
 from shoal_executor.drivers.heat import Budget
 from shoal_executor.drivers.pool import Pool
-from shoal_executor.drivers.protocol import Driver, Started, StartSpec
+from shoal_executor.drivers.protocol import Driver, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 
 _HOST = Snapshot("host", "host")
@@ -29,9 +30,7 @@ _PAUSE_S = 0.4
 async def one(driver: Driver, name: str) -> tuple[float, float]:
     """Return ms until the sandbox is there, and until its first command has ended; it is ended then."""
     began = time.perf_counter()
-    async for outcome in driver.start([StartSpec(name, _HOST)]):
-        if not isinstance(outcome, Started):
-            raise SystemExit(f"a start failed: {outcome.detail}")
+    await start_one(driver, StartSpec(name, _HOST))
     there = (time.perf_counter() - began) * 1000
     await driver.run(name, Command(("true",)))
     done = (time.perf_counter() - began) * 1000

@@ -32,7 +32,7 @@ def fresh(stem: str = "r") -> str:
 
 
 async def start(driver: Driver, specs: Sequence[StartSpec]) -> list[Started | StartFailed]:
-    return [outcome async for outcome in driver.start(specs)]
+    return [outcome async for some in driver.start(specs) for outcome in some]
 
 
 async def one(driver: Driver, **options: object) -> str:

@@ -21,9 +21,10 @@ async def main(kind: str, state: Path, names: list[str]) -> None:
     driver = GvisorDriver(state) if kind == "gvisor" else ZygoteDriver(state, patience_s=patience_s)
     await driver.open(lambda *_: None)
     specs = [StartSpec(name, HOST, Resources(memory=64 * 1024**2)) for name in names]
-    async for outcome in driver.start(specs):
-        if isinstance(outcome, StartFailed):
-            raise SystemExit(outcome.detail)
+    async for some in driver.start(specs):
+        for outcome in some:
+            if isinstance(outcome, StartFailed):
+                raise SystemExit(outcome.detail)
     first = names[0]
     await driver.write_file(first, "note", b"kept")
     await driver.run(first, Command(line="sleep 1000 >/dev/null 2>&1 &"))

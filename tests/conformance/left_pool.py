@@ -25,7 +25,7 @@ async def main(place: Path) -> None:
     await driver.open(lambda *_: None)
     for number in range(2):
         specs = [StartSpec(f"first{number}-{each}", HOST, SMALL) for each in range(4)]
-        names = [outcome.name async for outcome in driver.start(specs)]
+        names = [outcome.name async for some in driver.start(specs) for outcome in some]
         await driver.destroy(names)
     while driver.ready < 4:
         await asyncio.sleep(0.01)

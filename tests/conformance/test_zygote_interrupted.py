@@ -35,9 +35,10 @@ async def started(files=()):
     driver = ZygoteDriver(Path(state))
     await driver.open(lambda *_: None)
     specs = [StartSpec(name, Snapshot("host", "host"), Resources(memory=64 * 1024**2), files) for name in names]
-    async for outcome in driver.start(specs):
-        assert not isinstance(outcome, StartFailed), outcome
-        say(outcome.name)
+    async for some in driver.start(specs):
+        for outcome in some:
+            assert not isinstance(outcome, StartFailed), outcome
+            say(outcome.name)
     return driver
 def say(line):
     print(line, flush=True)

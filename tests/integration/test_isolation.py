@@ -107,7 +107,7 @@ async def test_the_template_is_not_written(driver: ZygoteDriver, tmp_path: Path)
     tmp_path.chmod(0o755)
     snapshot = Snapshot(f"dir-{tmp_path.name}", "dir", str(tmp_path))
     name = f"{tmp_path.name.replace('_', '')[:20]}-0"
-    assert [outcome async for outcome in driver.start([StartSpec(name, snapshot)])] == [Started(name)]
+    assert [list(some) async for some in driver.start([StartSpec(name, snapshot)])] == [[Started(name)]]
     await driver.write_file(name, "/etc/kept", b"changed")
     await driver.write_file(name, "/etc/new", b"new")
     await driver.destroy([name])

@@ -83,7 +83,7 @@ async def test_what_was_never_recorded_is_found_and_so_is_what_nobody_says_now()
 
     recording = Recording(cluster)
     (last,) = recording.messages["SHOAL_ROLLOUT_0"][-1:]
-    invented = dataclasses.replace(last, sequence=last.sequence + 1, id="SHOAL_ROLLOUT_0:2:77")
+    invented = msgspec.structs.replace(last, sequence=last.sequence + 1, id="SHOAL_ROLLOUT_0:2:77")
     recording.messages["SHOAL_ROLLOUT_0"].append(invented)
     found = await verify(recording, known)
     assert found.divergence is not None

@@ -92,12 +92,13 @@ class Machine(SimulatedDriver):
         super().__init__(profile)
         self._system = system
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
-        async for outcome in super().start(specs):
-            if isinstance(outcome, Started):
-                self._system.started[outcome.name] += 1
-                self._system.most = max(self._system.most, len(await self.list()))
-            yield outcome
+    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
+        async for some in super().start(specs):
+            for outcome in some:
+                if isinstance(outcome, Started):
+                    self._system.started[outcome.name] += 1
+            self._system.most = max(self._system.most, len(await self.list()))
+            yield some
 
 
 class System:

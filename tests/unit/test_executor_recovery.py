@@ -83,11 +83,12 @@ class Lasting(SimulatedDriver):
         return DriverReport()
 
     async def start(self, specs):  # type: ignore[no-untyped-def]  # as the protocol's
-        async for outcome in super().start(specs):
-            await self.node.starts.wait()
-            self.node.started[outcome.name] += 1
-            self.node.live[outcome.name] = {}
-            yield outcome
+        async for some in super().start(specs):
+            for outcome in some:
+                await self.node.starts.wait()
+                self.node.started[outcome.name] += 1
+                self.node.live[outcome.name] = {}
+                yield [outcome]
 
     async def run(
         self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""

@@ -8,7 +8,8 @@ from typing import Final
 import shoal
 from shoal.cli.exits import Failure
 from shoal.wire.messages import Command, CommandResult, Snapshot
-from shoal_executor.drivers.protocol import DriverError, Started, StartSpec
+from shoal_executor.drivers.each import start_one
+from shoal_executor.drivers.protocol import DriverError, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_loadtest.floor import whole
 from shoal_loadtest.floor.bare import Missing
@@ -42,9 +43,7 @@ class Commands:
         driver = ZygoteDriver(place)
         try:
             await driver.open(lambda *_: None)
-            async for outcome in driver.start([StartSpec("live", Snapshot("host", "host"))]):
-                if not isinstance(outcome, Started):
-                    raise Missing(f"a start failed: {outcome.detail}")
+            await start_one(driver, StartSpec("live", Snapshot("host", "host")))
             program, session = Command(argv=("true",)), Command(line="true", session=True)
 
             async def run(command: Command) -> None:

@@ -12,8 +12,9 @@ from typing import Final, Protocol
 import shoal
 from shoal.bus.ending import end
 from shoal.wire.messages import Blob, Command, Snapshot
+from shoal_executor.drivers.each import start_one
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
-from shoal_executor.drivers.protocol import Driver, DriverError, Started, StartSpec
+from shoal_executor.drivers.protocol import Driver, DriverError, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_loadtest.floor.bare import Missing, Program
 
@@ -92,9 +93,10 @@ class DriverLoop:
         """Start, run, destroy."""
         assert self._driver is not None
         began = time.perf_counter()
-        async for outcome in self._driver.start([StartSpec(name, self._snapshot)]):
-            if not isinstance(outcome, Started):
-                raise Missing(f"a start failed: {outcome.detail}")
+        try:
+            await start_one(self._driver, StartSpec(name, self._snapshot))
+        except DriverError as error:
+            raise Missing(f"a start failed: {error}") from error
         await self._driver.run(name, TRUE)
         took = time.perf_counter() - began
         await self._driver.destroy([name])
@@ -142,9 +144,7 @@ class RestoredLoop(DriverLoop):
         assert self._driver is not None
         if not self._driver.keeps_memory:
             raise Missing("isolation gvisor keeps no memory here: apt install erofs-utils")
-        async for outcome in self._driver.start([StartSpec("kept", _HOST)]):
-            if not isinstance(outcome, Started):
-                raise Missing(f"a start failed: {outcome.detail}")
+        await start_one(self._driver, StartSpec("kept", _HOST))
         kept = place / "kept"
         kept.mkdir()
         captured = await self._driver.capture("kept", kept, memory=True)

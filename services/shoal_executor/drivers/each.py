@@ -1,16 +1,26 @@
-"""One command in each of many sandboxes, by a driver that has nothing better than to run them side by side."""
+"""Many sandboxes at once where a driver has one after the other, and one where it has many."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from shoal.wire.messages import Command, CommandResult
-from shoal_executor.drivers.protocol import Ran
+from shoal_executor.drivers.protocol import Driver, DriverError, Ran, StartFailed, StartSpec
 
 Run = Callable[[str, Command], Awaitable[CommandResult]]
+_T = TypeVar("_T")
+
+
+async def start_one(driver: Driver, spec: StartSpec) -> None:
+    """Have one sandbox started. Raises DriverError when it could not be."""
+    outcomes = [outcome async for some in driver.start([spec]) for outcome in some]
+    for outcome in outcomes:
+        if isinstance(outcome, StartFailed):
+            raise DriverError(outcome.detail)
 
 
 async def side_by_side(run: Run, commands: Sequence[tuple[str, Command]]) -> AsyncIterator[Sequence[Ran]]:
-    """Yield what came of each command, in order of completion; what is under way ends with the caller."""
+    """Yield what came of each command, as they come; what is under way ends with the caller."""
     finished: asyncio.Queue[Ran] = asyncio.Queue()
 
     async def one(name: str, command: Command) -> None:
@@ -20,13 +30,18 @@ async def side_by_side(run: Run, commands: Sequence[tuple[str, Command]]) -> Asy
             finished.put_nowait(Ran(name, error))
 
     tasks = [asyncio.create_task(one(name, command)) for name, command in commands]
+    left = len(tasks)
     try:
-        left = len(tasks)
         while left:
-            ran = [await finished.get(), *(finished.get_nowait() for _ in range(finished.qsize()))]
+            ran = await some_of(finished)
             left -= len(ran)
             yield ran
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def some_of(queue: "asyncio.Queue[_T]") -> list[_T]:
+    """Return all that is in a queue, and at least one."""
+    return [await queue.get(), *(queue.get_nowait() for _ in range(queue.qsize()))]

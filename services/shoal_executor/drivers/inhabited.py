@@ -14,7 +14,7 @@ from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Re
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group, Groups
-from shoal_executor.drivers.each import side_by_side
+from shoal_executor.drivers.each import side_by_side, some_of
 from shoal_executor.drivers.protocol import (
     DriverError,
     ExitSink,
@@ -105,7 +105,7 @@ class AgentDriver(ABC, Generic[_Kind]):
     async def _end(self, sandbox: _Kind) -> None:
         """End one of `_ending`, take it out of there, and leave nothing of it."""
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
+    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
         """Start all of them, so many at a time; yields each as it is up."""
         outcomes: asyncio.Queue[Started | StartFailed] = asyncio.Queue()
 
@@ -119,9 +119,12 @@ class AgentDriver(ABC, Generic[_Kind]):
                 outcomes.put_nowait(Started(spec.name))
 
         tasks = [asyncio.create_task(one(spec)) for spec in specs]
+        left = len(tasks)
         try:
-            for _ in specs:
-                yield await outcomes.get()
+            while left:
+                some = await some_of(outcomes)
+                left -= len(some)
+                yield some
         finally:
             for task in tasks:
                 task.cancel()

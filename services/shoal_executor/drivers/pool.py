@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Snapshot
-from shoal_executor.drivers.each import side_by_side
+from shoal_executor.drivers.each import side_by_side, some_of, start_one
 from shoal_executor.drivers.heat import Budget, Heat, Kind, kind_of
 from shoal_executor.drivers.protocol import (
     Captured,
@@ -133,7 +133,7 @@ class Pool:
 
     # --- starts
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
+    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
         """Give away what is ready, and have the driver start the rest."""
         loop = asyncio.get_running_loop()
         for kind, spec in {kind_of(spec): spec for spec in specs}.items():
@@ -149,9 +149,12 @@ class Pool:
         rest = [spec for spec in specs if spec.name not in taken]
         if rest:
             work.append(asyncio.create_task(self._start(rest, outcomes)))
+        left = len(specs)
         try:
-            for _ in specs:
-                yield await outcomes.get()
+            while left:
+                some = await some_of(outcomes)
+                left -= len(some)
+                yield some
         finally:
             for task in work:
                 task.cancel()
@@ -195,8 +198,9 @@ class Pool:
     async def _start(self, specs: Sequence[StartSpec], outcomes: "asyncio.Queue[Started | StartFailed]") -> None:
         starting = self._driver.start(specs)
         try:
-            async for outcome in starting:
-                outcomes.put_nowait(outcome)
+            async for some in starting:
+                for outcome in some:
+                    outcomes.put_nowait(outcome)
         except Exception as error:
             log.exception("the driver broke its protocol while starting")
             for spec in specs:
@@ -231,13 +235,14 @@ class Pool:
         spec = StartSpec(
             f"pool-{secrets.token_hex(8)}", self._heat.snapshot(kind), kind.resources, (), kind.env, kind.user
         )  # fmt: skip
-        async for outcome in self._driver.start([spec]):
-            if isinstance(outcome, Started):
-                self._ready[kind].append(spec.name)
-                return True
-            log.warning("no sandbox can be started ahead", snapshot=kind.snapshot[:12], error=outcome.detail)
-        self._heat.failed(kind)
-        return False
+        try:
+            await start_one(self._driver, spec)
+        except DriverError as error:
+            log.warning("no sandbox can be started ahead", snapshot=kind.snapshot[:12], error=str(error))
+            self._heat.failed(kind)
+            return False
+        self._ready[kind].append(spec.name)
+        return True
 
     # --- under the name outside
 

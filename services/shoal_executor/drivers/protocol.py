@@ -153,8 +153,8 @@ class Driver(Protocol):
         """
         ...
 
-    def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
-        """Start many; yields one outcome for each, in order of completion. Bounds its own parallelism."""
+    def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
+        """Start many; yields outcomes as they come, several at once, one for each. Bounds its own parallelism."""
         ...
 
     async def run(

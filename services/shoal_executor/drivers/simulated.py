@@ -86,13 +86,13 @@ class SimulatedDriver:
     async def prepare(self, snapshot: Snapshot) -> None:
         """Every snapshot is at hand."""
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Started | StartFailed]:
+    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
         """Yield each outcome after its drawn latency; those without latency at once."""
         profile = self._profile
         if not profile.start_ms and not profile.start_failure_rate:
             for spec in specs:
                 self._begin(spec)
-                yield Started(spec.name)
+            yield [Started(spec.name) for spec in specs]
             return
         queue: list[tuple[float, Started | StartFailed, StartSpec]] = []
         for spec in specs:
@@ -109,7 +109,7 @@ class SimulatedDriver:
                 await asyncio.sleep(remaining)
             if isinstance(outcome, Started):
                 self._begin(spec)
-            yield outcome
+            yield (outcome,)
 
     def _begin(self, spec: StartSpec) -> None:
         self._live[spec.name] = (spec.resources.disk, "", None)

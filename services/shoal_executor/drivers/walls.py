@@ -5,7 +5,8 @@ import secrets
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult, Resources, Snapshot
-from shoal_executor.drivers.protocol import Driver, DriverError, StartFailed, StartSpec
+from shoal_executor.drivers.each import start_one
+from shoal_executor.drivers.protocol import Driver, DriverError, StartSpec
 
 HOST: Final = Snapshot("host", "host")
 
@@ -24,9 +25,7 @@ async def try_walls(driver: Driver, *, own_kernel: bool = False) -> None:
     """
     name = f"walls-{secrets.token_hex(6)}"
     spec = StartSpec(name, HOST, Resources(memory=64 * 1024**2, pids=16))
-    async for outcome in driver.start([spec]):
-        if isinstance(outcome, StartFailed):
-            raise DriverError(outcome.detail)
+    await start_one(driver, spec)
     try:
         version = (await _sh(driver, name, "cat /proc/version")).stdout
         if own_kernel and f" {os.uname().release} ".encode() in version:

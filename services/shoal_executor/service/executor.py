@@ -50,6 +50,7 @@ from shoal_executor.drivers.protocol import (
     DriverError,
     NoSuchSandboxError,
     Started,
+    StartFailed,
     StartSpec,
 )
 from shoal_executor.service.beating import beat
@@ -310,12 +311,12 @@ class ExecutorService:
                 StartSpec(name, order.snapshot, order.resources, order.files, order.env, order.user) for name in names
             ]
             with self._pace.busy():
-                async for outcome in self._driver.start(specs):
-                    index = names.pop(outcome.name)
-                    if isinstance(outcome, Started):
-                        self._gathering.up(key, index)
-                    else:
-                        self._gathering.failed(key, index, outcome.detail)
+                async for some in self._driver.start(specs):
+                    failed = [each for each in some if isinstance(each, StartFailed)]
+                    for each in failed:
+                        self._gathering.failed(key, names.pop(each.name), each.detail)
+                    up = some if not failed else [each for each in some if isinstance(each, Started)]
+                    self._gathering.up(key, [names.pop(each.name) for each in up])
             problem = "the driver gave no outcome"
         except DriverError as error:
             problem = str(error)

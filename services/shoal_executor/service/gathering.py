@@ -24,10 +24,11 @@ class Gathering:
         self._done: dict[Key, list[SandboxResult]] = {}
         self._due = False
 
-    def up(self, key: Key, index: int) -> None:
-        """A sandbox takes commands."""
-        self._up.setdefault(key, []).append(index)
-        self._later()
+    def up(self, key: Key, indices: Sequence[int]) -> None:
+        """These sandboxes take commands."""
+        if indices:
+            self._up.setdefault(key, []).extend(indices)
+            self._later()
 
     def failed(self, key: Key, index: int, detail: str) -> None:
         """A sandbox could not be started."""

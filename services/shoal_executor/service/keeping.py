@@ -29,12 +29,12 @@ from shoal.wire.messages import (
     WriteFile,
 )
 from shoal_executor.core import Asked, Key, Phase
+from shoal_executor.drivers.each import start_one
 from shoal_executor.drivers.protocol import (
     Captured,
     Driver,
     DriverError,
     NoSuchSandboxError,
-    StartFailed,
     StartSpec,
     UnsupportedError,
 )
@@ -208,13 +208,13 @@ class Keeping:
             try:
                 await self._driver.destroy([name])
                 spec = StartSpec(name, snapshot, order.resources, (), order.env, order.user)
-                failed = [each.detail async for each in self._driver.start([spec]) if isinstance(each, StartFailed)]
+                await start_one(self._driver, spec)
                 self._returns[name] = self._returns.get(name, 0) + 1
+            except DriverError as error:
+                self._exited(name, EndReason.NODE_LOST, f"it could not be rolled back: {error}")
+                raise NoSuchSandboxError(name, EndReason.NODE_LOST) from error
             finally:
                 self._returning.discard(name)
-            if failed:
-                self._exited(name, EndReason.NODE_LOST, f"it could not be rolled back: {failed[0]}")
-                raise NoSuchSandboxError(name, EndReason.NODE_LOST)
             self._happened(Returned(asked.rollout, asked.index, asked.attempt, snapshot))
 
     @asynccontextmanager

@@ -19,6 +19,10 @@ index = st.integers(0, 3)
 Sandbox = tuple[str, int]
 
 
+def command_of(rollout: str, index: int) -> m.Command:
+    return m.Command(("true", f"{index % 2 if rollout == 'r2' else 'all'}"))
+
+
 class Roster(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -37,8 +41,10 @@ class Roster(RuleBasedStateMachine):
                 case x.Start(group=key, indices=part):
                     self.started.update((key[0], each) for each in ranges.indices(part))
                 case x.RunJobs(group=key, indices=part, commands=commands):
-                    assert len(commands) in (1, ranges.count(part))
-                    self.ran.update((key[0], each) for each in ranges.indices(part))
+                    given = commands * ranges.count(part) if len(commands) == 1 else commands
+                    for each, command in zip(ranges.indices(part), given, strict=True):
+                        assert command == command_of(key[0], each)
+                        self.ran[key[0], each] += 1
                 case x.Destroy(group=key, indices=part):
                     self.to_destroy.update((key[0], each) for each in ranges.indices(part))
                 case x.ReportFinished(group=key, results=results):
@@ -61,7 +67,10 @@ class Roster(RuleBasedStateMachine):
 
     @rule(rollout=rollouts, part=indices, boot=st.sampled_from(["b", "b", "b", "older"]))
     def order(self, rollout: str, part: m.Ranges, boot: str) -> None:
-        commands = (m.Command(("true",)),) if rollout in self.jobs else ()
+        commands: tuple[m.Command, ...] = ()
+        if rollout in self.jobs:  # r1's sandboxes have one command, r2's have one each
+            each = [command_of(rollout, index) for index in ranges.indices(part)]
+            commands = tuple(each) if rollout == "r2" else tuple(each[:1])
         order = m.StartSandboxes(
             boot, "n", rollout, "t", "u", 0, 0, part, m.Snapshot("host", "host"), m.Resources(), commands, (), (), "", 9
         )  # fmt: skip

@@ -39,6 +39,11 @@ class Group:
         """Return whether a command travelled along."""
         return bool(self.order.commands)
 
+    @property
+    def _default(self) -> tuple[Command, ...]:
+        """Return the command of all those that have none of their own."""
+        return self.order.commands if len(self.order.commands) == 1 else ()
+
     def phase(self, index: int) -> Phase | None:
         """Return where a sandbox is in its life; None where it is not here."""
         bit = 1 << index
@@ -56,22 +61,20 @@ class Group:
 
     def accept(self, order: StartSandboxes, wanted: int) -> None:
         """Take up these sandboxes of an order."""
-        first = self.order
-        if order.commands and order.commands != first.commands[:1]:
+        if order.commands and order.commands != self._default:
             commands = order.commands if len(order.commands) > 1 else order.commands * ranges.count(order.indices)
             paired = zip(ranges.indices(order.indices), commands, strict=True)
             self.commands.update((index, command) for index, command in paired if wanted >> index & 1)
-        if order.snapshot != first.snapshot:
+        if order.snapshot != self.order.snapshot:
             self.snapshots.update(dict.fromkeys(ranges.indices(ranges.unmask(wanted)), order.snapshot))
         self.starting |= wanted
 
     def commands_of(self, bits: int) -> tuple[Command, ...]:
         """Return the one command of all these, or that of each."""
         if not self.commands:
-            return self.order.commands
-        (first,) = self.order.commands[:1] or (None,)
-        found = [self.commands.get(index, first) for index in ranges.indices(ranges.unmask(bits))]
-        return tuple(command for command in found if command is not None)
+            return self._default
+        found = [self.commands.get(index) for index in ranges.indices(ranges.unmask(bits))]
+        return tuple(command or self._default[0] for command in found)
 
     def orders_of(self, bits: int) -> Iterator[tuple[StartSandboxes, Ranges]]:
         """Yield the order as it is for some of these, and for which."""

@@ -262,6 +262,10 @@ class JetStreamBus:
             await self._api.ask(f"STREAM.PURGE.KV_{bucket}", {"filter": f"$KV.{bucket}.{key}"})
 
     async def _ensure_bucket(self, bucket: str) -> None:
+        with contextlib.suppress(NoStreamError):
+            await self._api.ask(f"STREAM.INFO.KV_{bucket}")
+            self._buckets.add(bucket)  # it is there, perhaps with other limits: good enough
+            return
         replicas = self._replicas if bucket == CLUSTER_BUCKET else await self._cluster_replicas()
         config = {
             "name": f"KV_{bucket}",
@@ -279,7 +283,7 @@ class JetStreamBus:
             await self._api.ask(f"STREAM.CREATE.KV_{bucket}", config)
         except RefusedError as error:
             if error.code != NAME_IN_USE:
-                raise  # it is there, perhaps with other limits: good enough
+                raise  # else somebody made it meanwhile
         self._buckets.add(bucket)
 
     async def close(self) -> None:

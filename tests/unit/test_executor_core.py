@@ -110,6 +110,25 @@ def test_many_at_once_are_as_each_alone() -> None:
     core.check()
 
 
+def test_each_has_its_own_command_whatever_was_ordered_with_it() -> None:
+    core = c.ExecutorCore(BOOT)
+    a, b = Command(("a",)), Command(("b",))
+    core.start(order(((0, 2),), (a, b)))
+    core.start(order(((2, 1),), (a,)))
+    core.start(order(((3, 2),), (b, a)))
+    for index, command in ((1, b), (0, a)):
+        (_, run) = core.started(KEY, ((index, 1),))
+        assert run == c.RunJobs(KEY, ((index, 1),), (command,))
+        core.jobs_done(KEY, [SandboxResult(index, CommandResult(0), 1)])
+        core.destroyed(KEY, ((index, 1),))
+    assert core.started(KEY, ((2, 2),))[1] == c.RunJobs(KEY, ((2, 2),), (a, b))
+    copy = c.ExecutorCore(BOOT)
+    copy.load(core.dump())
+    for each in (core, copy):
+        assert each.started(KEY, ((4, 1),))[1] == c.RunJobs(KEY, ((4, 1),), (a,))
+    core.check()
+
+
 def test_of_what_ended_long_ago_nobody_knows_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoal_executor.core.ended.REMEMBERED_ENDS", 4)
     core = c.ExecutorCore(BOOT)

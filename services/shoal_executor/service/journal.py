@@ -151,7 +151,7 @@ class Answered(Record, frozen=True):
 
 
 class Flushed(Record, frozen=True):
-    """What was gathered to be reported was put into messages. `promoted`: the readiness of jobs was added before."""
+    """What was gathered to be reported was put into messages. `promoted`: the readiness of jobs, too, if it is old."""
 
     promoted: bool = False
 

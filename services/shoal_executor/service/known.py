@@ -140,7 +140,8 @@ class Known:
         """Write the journal anew with only what still matters."""
         if self._journal is None:
             return
-        self.reports.flush(promoted=True)
+        for _ in range(2):  # nothing gathered is left then
+            self.reports.flush(promoted=True)
         unsent = self.outgoing.unstored
         knew = Knew(
             self.inbox or 0, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent, self.reports.held,

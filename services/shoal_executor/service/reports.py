@@ -1,8 +1,8 @@
 """Reports, gathered: what happens to many sandboxes at once is said once.
 
 While the broker keeps up, a report leaves in the same turn of the event loop. While it does not, reports gather and
-leave as few large ones. The readiness of a job's sandbox is news to no one but a progress bar, so it waits a moment
-and is dropped when the result comes first.
+leave as few large ones. The readiness of a job's sandbox is news to no one but a progress bar, so it waits for one to
+two moments and is dropped when the result comes first.
 """
 
 import asyncio
@@ -67,7 +67,8 @@ class Reports:
         self._orders: dict[Key, StartSandboxes] = {}
         self._ready: dict[Key, Ranges] = {}
         self._began: dict[tuple[Key, str], Ranges] = {}  # and the digest of what they began as
-        self._job_ready: dict[Key, Ranges] = {}
+        self._job_ready: dict[Key, Ranges] = {}  # since the last look, and since the one before it
+        self._job_ready_long: dict[Key, Ranges] = {}
         self._finished: dict[Key, list[SandboxResult]] = {}
         self._ended: dict[tuple[Key, EndReason, str], Ranges] = {}
         self._slept: dict[Key, list[tuple[int, Snapshot, bool]]] = {}
@@ -100,9 +101,10 @@ class Reports:
                 _add(self._ready, key, indices)
                 _add(self._began, (key, order.snapshot.digest), indices)
             case ReportFinished(results=results):
-                if key in self._job_ready:
-                    done = ranges.collect([result.index for result in results])
-                    self._job_ready[key] = ranges.without(self._job_ready[key], done)
+                done = ranges.collect([result.index for result in results])
+                for waiting in (self._job_ready, self._job_ready_long):
+                    if key in waiting:
+                        _remove(waiting, key, done)
                 self._finished.setdefault(key, []).extend(results)
             case ReportEnded(indices=indices, reason=reason, detail=detail):
                 _add(self._ended, (key, reason, detail), indices)
@@ -113,16 +115,17 @@ class Reports:
         self._schedule()
 
     def flush(self, promoted: bool = False) -> None:
-        """Publish all that was gathered; `promoted`: the readiness of jobs, too."""
+        """Publish all that was gathered; `promoted`: what jobs were ready at the last such look, and are still, too."""
         self._flush_due = False
-        if promoted:
-            for key, waiting in self._job_ready.items():
-                if waiting:
-                    _add(self._ready, key, waiting)
-            self._job_ready.clear()
-        if not self._gathered:
+        if not promoted and not self._gathered:
             return
         self._flushing(promoted)
+        if promoted:
+            for key, waiting in self._job_ready_long.items():
+                _add(self._ready, key, waiting)
+            self._job_ready_long, self._job_ready = self._job_ready, {}
+        if not self._gathered:
+            return
         send = self._outgoing.send
         for (key, digest), indices in self._began.items():
             rollout, attempt, node = key
@@ -156,7 +159,8 @@ class Reports:
         self._ended.clear()
         self._slept.clear()
         self._released.clear()
-        self._orders = {key: order for key, order in self._orders.items() if key in self._job_ready}
+        kept = self._job_ready.keys() | self._job_ready_long.keys()
+        self._orders = {key: self._orders[key] for key in kept}
         self._free_told(released)
 
     def _tell(self, key: Key, number: int) -> None:
@@ -227,9 +231,10 @@ class Reports:
             self._schedule()
 
     def _promote_job_ready(self) -> None:
-        self._job_flush_due = False
-        if any(self._job_ready.values()):
+        self._job_flush_due = bool(self._job_ready or self._job_ready_long)
+        if self._job_flush_due:
             self.flush(promoted=True)
+            asyncio.get_running_loop().call_later(_JOB_READY_PAUSE_S, self._promote_job_ready)
 
 
 _K = TypeVar("_K")
@@ -237,6 +242,14 @@ _K = TypeVar("_K")
 
 def _add(gathered: dict[_K, Ranges], key: _K, indices: Ranges) -> None:
     gathered[key] = ranges.union(gathered.get(key, ()), indices)
+
+
+def _remove(gathered: dict[_K, Ranges], key: _K, indices: Ranges) -> None:
+    left = ranges.without(gathered[key], indices)
+    if left:
+        gathered[key] = left
+    else:
+        del gathered[key]
 
 
 def _parts(results: list[SandboxResult]) -> list[tuple[SandboxResult, ...]]:

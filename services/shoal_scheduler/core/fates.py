@@ -90,10 +90,9 @@ class Fates:
 
     def _finished(self, message: m.SandboxesFinished, now: int, effects: list[Effect]) -> None:
         results, attempt = message.results, message.attempt
-        numbers = [each.index for each in results]
-        if len(set(numbers)) != len(numbers) or min(numbers, default=0) < 0:
+        indices = ranges.collect([each.index for each in results])
+        if ranges.count(indices) != len(results) or (indices and indices[0][0] < 0):
             raise LawBrokenError("each sandbox has one result and an index from 0")
-        indices = ranges.collect(numbers)
         rollout = self._reported(message.rollout, attempt, indices, now)
         if rollout is None:
             return
@@ -102,11 +101,12 @@ class Fates:
         rollout.starting.over(attempt & (HEDGE - 1), indices)
         ended = rollout.ledger.finish_all(attempt, [(each.index, each.result) for each in results])
         if ended:
-            mean_ms = sum(each.run_us for each in results) / len(results) / 1000
+            mean_ms = sum([each.run_us for each in results]) / len(results) / 1000
             self.books.pace.lasted(request.tenant, request.spec.template, mean_ms, len(ended))
             self.suspects.started(rollout)
         self._settle(rollout, attempt, hedged, now, effects)
-        self.books.back(rollout, attempt, ranges.collect(ended), now)
+        back = indices if len(ended) == len(results) else ranges.collect(ended)
+        self.books.back(rollout, attempt, back, now)
         self._begin(rollout, now)
         self._conclude(rollout, "finished", now, effects)
 

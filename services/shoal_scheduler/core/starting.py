@@ -42,13 +42,14 @@ class Starting:
         if not self._since:
             self._since = array("I", bytes(4 * self._n))
         since, moment = self._since, max(now - self._base_ms, 0) + 1
-        for index in ranges.indices(indices):
-            self.count += not since[index]
-            since[index] = moment
+        for first, count in indices:
+            self.count += since[first : first + count].count(0)
+            since[first : first + count] = array("I", (moment,)) * count
             if attempt:
-                self._attempts[index] = attempt
+                self._attempts.update(dict.fromkeys(range(first, first + count), attempt))
             elif self._attempts:
-                self._attempts.pop(index, None)
+                for index in range(first, first + count):
+                    self._attempts.pop(index, None)
 
     def over(self, attempt: int, indices: m.Ranges) -> list[int]:
         """Note that these are being started no longer in this attempt; returns since when each of them was."""

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest_asyncio
 
 from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
 from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
+from shoal_executor.drivers import kernel
 from shoal_executor.drivers.gvisor import memory, runsc
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
 from shoal_executor.drivers.protocol import (
@@ -289,6 +292,32 @@ async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver) -> 
     assert " overlay " not in "".join(
         line for line in Path("/proc/self/mounts").read_text().splitlines(True) if "/gvisor/boxes/" in line
     )
+
+
+async def test_a_start_that_is_given_up_while_its_disk_is_mounted_leaves_no_mount(
+    driver: GvisorDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount, unmount, begun, clearing = kernel.mount, kernel.unmount, threading.Event(), threading.Event()
+
+    def slow_mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+        if kind == "overlay":
+            begun.set()
+            clearing.wait(0.5)
+        mount(source, target, kind, flags, options)
+
+    def slow_unmount(target: str) -> None:
+        clearing.set()
+        time.sleep(0.1)
+        unmount(target)
+
+    monkeypatch.setattr(kernel, "mount", slow_mount)
+    monkeypatch.setattr(kernel, "unmount", slow_unmount)
+    starting = asyncio.create_task(start(driver, [StartSpec(fresh(), HOST)]))
+    assert await asyncio.to_thread(begun.wait, 10)
+    starting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await starting
+    assert "/gvisor/boxes/" not in Path("/proc/self/mounts").read_text()
 
 
 async def test_a_full_disk_is_an_error_and_the_sandbox_goes_on(driver: GvisorDriver, tmp_path: Path) -> None:

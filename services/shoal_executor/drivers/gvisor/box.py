@@ -76,8 +76,22 @@ class Box(Inhabited):
 
     # --- its disk
 
-    def mount(self, root: Root, points: Path, layers: Sequence[int], disk: int) -> None:
-        """Mount its disk: `layers`, mounted filesystems, the lowest first, on the root. Raises OSError, DriverError."""
+    async def mount(self, root: Root, points: Path, layers: Sequence[int], disk: int) -> None:
+        """Mount its disk: `layers`, mounted filesystems, the lowest first, on the root. Raises OSError, DriverError.
+
+        A caller who is cancelled meanwhile is so when the thread is done: else it would mount behind whoever clears up.
+        """
+        mounting = asyncio.create_task(asyncio.to_thread(self._mount, root, points, layers, disk))
+        try:
+            await asyncio.shield(mounting)
+        except asyncio.CancelledError:
+            while not mounting.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([mounting])
+            mounting.exception()  # it is of no interest now
+            raise
+
+    def _mount(self, root: Root, points: Path, layers: Sequence[int], disk: int) -> None:
         self.place.mkdir(parents=True, mode=0o700)
         for name in ("d", "m"):
             (self.place / name).mkdir(mode=0o755)

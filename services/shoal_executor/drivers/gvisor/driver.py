@@ -203,7 +203,7 @@ class GvisorDriver(AgentDriver[Box]):
         try:
             try:
                 points = make_points(self._place, usr=bool(root.usr))
-                await asyncio.to_thread(box.mount, root, points, lent[: -1 if memory else None], disk)
+                await box.mount(root, points, lent[: -1 if memory else None], disk)
                 image: Path | None = None
                 if memory is not None:
                     image = box.show(lent[-1])

@@ -1,10 +1,12 @@
 #!/bin/sh
 # Runs pytest with a temporary directory of its own, so that nothing stays behind: not a file, not a mount. Where a test
 # failed, the directory is kept and named. Arguments go to pytest. Run by `make test`.
+#
+# A worker a core, four at most: half of the tests' time is waiting for brokers and sandboxes.
 set -u
 cd "$(dirname "$0")/.."
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/shoal-test.XXXXXX") || exit 1
-TMPDIR=$tmp .venv/bin/python -m pytest "$@"
+TMPDIR=$tmp .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
 status=$?
 # What is still mounted there is not ours to delete: it could be a way to the machine's own files.
 if grep -F " $tmp/" /proc/self/mountinfo; then

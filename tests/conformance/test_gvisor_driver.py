@@ -50,6 +50,11 @@ async def driver(tmp_path: Path, blobs: Blobs) -> AsyncIterator[GvisorDriver]:
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
 
 
+def mounts_below(place: Path) -> list[str]:
+    """Return what is mounted for the sandboxes of a driver whose state is below this place."""
+    return [line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {place}/state/gvisor/" in line]
+
+
 class TestGvisorDriver(DriverConformance):
     pass
 
@@ -134,7 +139,7 @@ async def test_a_link_in_an_image_leads_nowhere(driver: GvisorDriver, tmp_path: 
     assert isinstance(failed, StartFailed)
     assert f"/{name} is no directory" in failed.detail
     assert list(outside.iterdir()) == []
-    assert "/boxes/" not in Path("/proc/self/mounts").read_text()
+    assert mounts_below(tmp_path) == []
 
 
 async def test_a_disk_is_a_root(driver: GvisorDriver, blobs: Blobs, tmp_path: Path) -> None:
@@ -219,9 +224,7 @@ async def test_a_memory_that_fits_no_more_is_refused_by_name(
         (failed,) = await start(driver, [StartSpec(fresh(), odd)])
         assert isinstance(failed, StartFailed)
         assert "damaged" in failed.detail or "runsc restore failed" in failed.detail
-        assert "/boxes/" not in "".join(
-            line for line in Path("/proc/self/mounts").read_text().splitlines() if "/i erofs" in line
-        )
+        assert not [line for line in mounts_below(tmp_path) if "/i erofs" in line]
     (started,) = await start(driver, [StartSpec(fresh(), whole)])
     assert isinstance(started, Started)
     await driver.destroy([name, started.name])
@@ -279,7 +282,7 @@ async def test_captures_take_turns_and_an_end_comes_first(driver: GvisorDriver, 
     await driver.destroy([name])
 
 
-async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver) -> None:
+async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver, tmp_path: Path) -> None:
     for moment in (0.0, 0.02, 0.1, 0.3):
         seen: list[str] = []
         async with contextlib.aclosing(driver.start([StartSpec(fresh(), HOST) for _ in range(2)])) as starting:  # type: ignore[type-var]  # the protocol says iterator; this driver's is a generator
@@ -289,13 +292,11 @@ async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver) -> 
                         seen += [outcome.name for outcome in some]
         assert sorted(await driver.list()) == sorted(seen)
         await driver.destroy(seen)
-    assert " overlay " not in "".join(
-        line for line in Path("/proc/self/mounts").read_text().splitlines(True) if "/gvisor/boxes/" in line
-    )
+    assert mounts_below(tmp_path) == []
 
 
 async def test_a_start_that_is_given_up_while_its_disk_is_mounted_leaves_no_mount(
-    driver: GvisorDriver, monkeypatch: pytest.MonkeyPatch
+    driver: GvisorDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount, unmount, begun, clearing = kernel.mount, kernel.unmount, threading.Event(), threading.Event()
 
@@ -317,7 +318,7 @@ async def test_a_start_that_is_given_up_while_its_disk_is_mounted_leaves_no_moun
     starting.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await starting
-    assert "/gvisor/boxes/" not in Path("/proc/self/mounts").read_text()
+    assert mounts_below(tmp_path) == []
 
 
 async def test_a_full_disk_is_an_error_and_the_sandbox_goes_on(driver: GvisorDriver, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shoal.testing.campaign import Outcome, campaign, commit, python, shrink
 from shoal.testing.faults import Faults
-from simulation.bugs import PLANTED
+from simulation.bugs import PLANTED, Planted
 from simulation.cluster import Cluster, Cores, Shape
 
 
@@ -44,16 +44,17 @@ def run(seed: int, cores: Cores | None = None) -> Outcome:
     return Outcome(seed, cluster.world.steps, "")
 
 
-def find(cores: Cores, most: int) -> tuple[int, str] | None:
-    """Return how many seeds it takes to find what is wrong with these cores, and which law it violates.
+def find(bug: Planted) -> tuple[int, str] | None:
+    """Return a seed that finds what is wrong with these cores, and which law it violates.
 
-    None when `most` are not enough. Whatever else is raised is raised: a bug that crashes was not found by a law.
+    None when there is none among those that are tried. Whatever else is raised is raised: a bug that crashes was not
+    found by a law.
     """
-    for seed in range(most):
+    for seed in range(bug.since, bug.since + bug.within):
         try:
-            Cluster(seed, cores).run()
+            Cluster(seed, bug.cores).run()
         except AssertionError as error:
-            return seed + 1, str(error) or "a core's books do not balance"
+            return seed, str(error) or "a core's books do not balance"
     return None
 
 
@@ -110,11 +111,11 @@ def main() -> int:
         return 0
     if options.bugs:
         missed = 0
-        for name, (cores, bound) in PLANTED.items():
-            found = find(cores, bound)
+        for name, bug in PLANTED.items():
+            found = find(bug)
             missed += found is None
-            how, law = ("NOT FOUND", "") if found is None else (f"after {found[0]} seeds", found[1])
-            say(f"{name:40} {how:>16} (bound {bound:4}) {law[:80]}")
+            how, law = ("NOT FOUND", "") if found is None else (f"by seed {found[0]}", found[1])
+            say(f"{name:40} {how:>16} (of {bug.within:4} from {bug.since:4}) {law[:80]}")
         return 1 if missed else 0
     failed = campaign(run, options.first, options.seeds, jobs=options.jobs, tell=say)
     for outcome in failed[:3]:

@@ -22,15 +22,14 @@ def test_every_law_holds_under_every_seed() -> None:
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug: str) -> None:
-    cores, bound = PLANTED[bug]
-    assert find(cores, bound) is not None
+    assert find(PLANTED[bug]) is not None
 
 
 def test_a_violation_is_made_smaller() -> None:
-    cores, bound = PLANTED["placement: frees slots too early"]
-    found = find(cores, bound)
+    bug = PLANTED["placement: frees slots too early"]
+    found = find(bug)
     assert found is not None
-    case = case_of(found[0] - 1, cores)
+    case = case_of(found[0], bug.cores)
     small = shrink(case, problem_of, smaller, most=60)
     assert small.problem
     assert problem_of(small.case)

@@ -63,7 +63,7 @@ def test_interactive_life() -> None:
         c.Destroy(KEY, ((1, 1),)),
     ]
     assert core.command(ask(1)) == [c.Refuse(ask(1), EndReason.RELEASED)]
-    assert core.destroyed(KEY, ((1, 1),)) == [c.ReportReleased(KEY, start, ((1, 1),))]
+    assert core.destroyed(KEY, ((1, 1),)) == [c.ReportReleased(KEY, start, ((1, 1),), True)]
     core.check()
 
 
@@ -78,12 +78,16 @@ def test_job_life_reports_the_result_and_ends_itself() -> None:
     ]
     result = SandboxResult(5, CommandResult(0), 7)
     assert core.jobs_done(KEY, [result, result]) == [
-        c.ReportFinished(KEY, start, (result,)),
+        c.ReportFinished(KEY, start, (result,), True),
         c.Destroy(KEY, ((5, 1),)),
     ]
     assert core.jobs_done(KEY, [result]) == []
-    assert core.destroyed(KEY, ((5, 1),)) == [c.ReportReleased(KEY, start, ((5, 1),))]
+    assert core.destroyed(KEY, ((5, 1),)) == [c.ReportReleased(KEY, start, ((5, 1),), True)]
     assert core.start(start) == []  # 4 still starts, 5 is done: a repeat starts neither again
+    core.started(KEY, ((4, 1),))
+    last = SandboxResult(4, CommandResult(0), 7)
+    assert core.jobs_done(KEY, [last])[0] == c.ReportFinished(KEY, start, (last,), False)
+    assert core.destroyed(KEY, ((4, 1),)) == [c.ReportReleased(KEY, start, ((4, 1),), False)]
     core.check()
 
 
@@ -94,7 +98,7 @@ def test_many_at_once_are_as_each_alone() -> None:
     core.start(start)
     assert core.start_failed(KEY, ((7, 2),), "no space") == [
         c.ReportEnded(KEY, start, ((7, 2),), EndReason.START_FAILED, "no space"),
-        c.ReportReleased(KEY, start, ((7, 2),)),
+        c.ReportReleased(KEY, start, ((7, 2),), True),
     ]
     assert core.destroy(destroy(((30, 1),))) == [c.ReportEnded(KEY, start, ((30, 1),), EndReason.RELEASED, "")]
     up = ((0, 7), (9, 21), (31, 9))
@@ -104,8 +108,8 @@ def test_many_at_once_are_as_each_alone() -> None:
         c.Destroy(KEY, ((30, 1),)),
     ]
     results = tuple(SandboxResult(index, CommandResult(0), 7) for index in (5, 3, 4))
-    assert core.jobs_done(KEY, results) == [c.ReportFinished(KEY, start, results), c.Destroy(KEY, ((3, 3),))]
-    assert core.destroyed(KEY, ((3, 3), (30, 1))) == [c.ReportReleased(KEY, start, ((3, 3), (30, 1)))]
+    assert core.jobs_done(KEY, results) == [c.ReportFinished(KEY, start, results, True), c.Destroy(KEY, ((3, 3),))]
+    assert core.destroyed(KEY, ((3, 3), (30, 1))) == [c.ReportReleased(KEY, start, ((3, 3), (30, 1)), True)]
     assert (core.live, core.starting) == (34, 0)
     core.check()
 

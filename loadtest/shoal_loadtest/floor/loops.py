@@ -24,6 +24,9 @@ CONCURRENCIES: Final = (1, 2, 4, 8, 16, 32, MOST)
 TRUE: Final = Command(argv=("true",))
 _HOST: Final = Snapshot("host", "host")
 
+Unit = Callable[[str], Awaitable[float]]
+"""Has one sandbox, of a name, through; returns the seconds until its command had ended."""
+
 
 class Loop(Protocol):
     """One way to start, use and end a sandbox."""
@@ -51,7 +54,7 @@ class Turn:
     first_ms: tuple[float, ...]
 
 
-async def turn(unit: Callable[[str], Awaitable[float]], stem: str, count: int, at_once: int) -> Turn:
+async def turn(unit: Unit, stem: str, count: int, at_once: int) -> Turn:
     """Have so many through, `at_once` of them at a time: as one ends, the next begins."""
     left = iter(range(count))
     found: list[float] = []
@@ -67,6 +70,11 @@ async def turn(unit: Callable[[str], Awaitable[float]], stem: str, count: int, a
     finally:
         await end(*tasks)
     return Turn(count / (time.perf_counter() - began), tuple(1000 * each for each in found))
+
+
+async def burst(unit: Unit, stem: str, count: int) -> tuple[float, ...]:
+    """Begin so many at the same moment; returns ms until each one's command had ended, when all have."""
+    return (await turn(unit, stem, count, count)).first_ms
 
 
 class DriverLoop:
@@ -180,7 +188,7 @@ class ProgramLoop:
 
 
 class ShoalLoop:
-    """A whole Shoal that is up: each unit is a rollout of one sandbox, and its command travels along."""
+    """A whole Shoal that is up: a unit is a rollout of one, a burst a rollout of many; their commands travel along."""
 
     name = "Shoal"
 
@@ -191,15 +199,20 @@ class ShoalLoop:
 
     async def unit(self, name: str) -> float:
         """Have a rollout of one."""
+        (took_ms,) = await self.burst(1)
+        return took_ms / 1000
+
+    async def burst(self, count: int) -> tuple[float, ...]:
+        """Have one rollout of so many; returns ms from its submission until each one's outcome was heard."""
         began = time.perf_counter()
-        rollout = await self._cluster.rollout(self._start, 1, command=["true"], isolation=self._isolation)
-        took = 0.0
+        rollout = await self._cluster.rollout(self._start, count, command=["true"], isolation=self._isolation)
+        took: list[float] = []
         async for outcome in rollout.outcomes():
             if outcome.result is None or not outcome.result.ok:
                 raise Missing(f"a sandbox of Shoal's failed: {outcome.reason} {outcome.detail}")
-            took = time.perf_counter() - began
+            took.append(1000 * (time.perf_counter() - began))
         await rollout.wait()
-        return took
+        return tuple(took)
 
     async def group(self, count: int) -> None:
         """Have one rollout of so many through."""

@@ -1,7 +1,7 @@
 """The runtime's floor: the same sandboxes by bare loops, as many at a time as each likes best, and through Shoal."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,11 +13,23 @@ from shoal_loadtest.floor.bare import Bubblewrap, Missing, Runc, Runsc
 from shoal_loadtest.floor.fabric import mark, span
 from shoal_loadtest.floor.figures import Row, percentile
 from shoal_loadtest.floor.forks import ForkLoop
-from shoal_loadtest.floor.loops import CONCURRENCIES, Loop, ProgramLoop, RestoredLoop, ShoalLoop, turn, zygote
+from shoal_loadtest.floor.loops import (
+    CONCURRENCIES,
+    Loop,
+    ProgramLoop,
+    RestoredLoop,
+    ShoalLoop,
+    Unit,
+    burst,
+    turn,
+    zygote,
+)
 
 PART: Final = "runtime"
 AT_ONCE: Final = (1, 32)
-"""The concurrencies at which the first command is timed."""
+"""The concurrencies at which the first command is timed: as one sandbox ends, the next begins."""
+BURST: Final = 32
+"""How many are asked for at the same moment, and timed: the next burst begins when all have ended."""
 RATE: Final = "sandboxes a second"
 _SHOAL: Final = "Shoal"
 
@@ -54,13 +66,16 @@ class Found:
     """What came of one side, round by round. `note` says at which concurrency it was best, or why it is missing."""
 
     rates: list[float] = field(default_factory=list)
-    firsts: dict[int, list[float]] = field(default_factory=dict)
+    firsts: dict[str, list[float]] = field(default_factory=dict)
     note: str = ""
     best: int = 1
 
-    def add(self, at_once: int, first_ms: Sequence[float]) -> None:
+    def add(self, how: str, first_ms: Sequence[float]) -> None:
         """Take in one turn's first commands."""
-        self.firsts.setdefault(at_once, []).append(percentile(first_ms, 0.5))
+        self.firsts.setdefault(how, []).append(percentile(first_ms, 0.5))
+
+
+_HOW: Final = (*(f"{at_once} at a time" for at_once in AT_ONCE), f"bursts of {BURST}")
 
 
 class Runtime:
@@ -126,9 +141,17 @@ class Runtime:
     async def _turns(self, loop: Loop, stem: str) -> None:
         found = self._found[loop.name]
         found.rates.append((await turn(loop.unit, f"{stem}-best", self._count, found.best)).a_second)
-        for at_once in AT_ONCE:
+        await self._first(found, loop.unit, stem, lambda name: burst(loop.unit, name, BURST))
+
+    async def _first(
+        self, found: Found, unit: Unit, stem: str, many: Callable[[str], Awaitable[Sequence[float]]]
+    ) -> None:
+        """Time first commands in each way. `many` has one burst through, of a name, and returns its ms."""
+        for how, at_once in zip(_HOW, AT_ONCE, strict=False):
             count = self._few if at_once == 1 else self._count
-            found.add(at_once, (await turn(loop.unit, f"{stem}-at-{at_once}", count, at_once)).first_ms)
+            found.add(how, (await turn(unit, f"{stem}-at-{at_once}", count, at_once)).first_ms)
+        bursts = range(max(self._count // BURST, 1))
+        found.add(_HOW[-1], [ms for number in bursts for ms in await many(f"{stem}-burst-{number}")])
 
     async def _whole(self, number: int) -> None:
         found = self._found[_SHOAL]
@@ -140,9 +163,7 @@ class Runtime:
             await loop.group(self._count)
             took = await span(system.url, since, self._count)
             found.rates.append(took.sandboxes / took.seconds)
-            for at_once in AT_ONCE:
-                count = self._few if at_once == 1 else self._count
-                found.add(at_once, (await turn(loop.unit, f"{number}-{at_once}", count, at_once)).first_ms)
+            await self._first(found, loop.unit, f"{number}", lambda _: loop.burst(BURST))
 
     async def _start(self, cluster: shoal.Cluster) -> str | shoal.Snapshot:
         """Return what sandboxes start from: the host, or one whose memory is kept."""
@@ -161,8 +182,7 @@ class Runtime:
             rows.append(
                 Row(PART, self._kind.case, side, RATE, "1/s", tuple(found.rates), against, note=found.note)
             )  # fmt: skip
-            for at_once in AT_ONCE:
-                values = tuple(found.firsts.get(at_once, ()))
-                figure = f"first command p50, {at_once} at a time"
-                rows.append(Row(PART, self._kind.case, side, figure, "ms", values, against))
+            for how in _HOW:
+                values = tuple(found.firsts.get(how, ()))
+                rows.append(Row(PART, self._kind.case, side, f"first command p50, {how}", "ms", values, against))
         return rows

@@ -84,11 +84,12 @@ class ReportReady(msgspec.Struct, frozen=True):
 
 
 class ReportFinished(msgspec.Struct, frozen=True):
-    """Say what the one command of each of these returned."""
+    """Say what the one command of each of these returned. `more`: others of the group will be told of as well."""
 
     group: Key
     order: StartSandboxes
     results: tuple[SandboxResult, ...]
+    more: bool = False
 
 
 class ReportEnded(msgspec.Struct, frozen=True):
@@ -112,11 +113,12 @@ class ReportSlept(msgspec.Struct, frozen=True):
 
 
 class ReportReleased(msgspec.Struct, frozen=True):
-    """Say that these sandboxes no longer occupy their node."""
+    """Say that these sandboxes no longer occupy their node. `more`: others of the group still do."""
 
     group: Key
     order: StartSandboxes
     indices: Ranges
+    more: bool = False
 
 
 Effect = (

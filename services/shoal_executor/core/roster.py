@@ -168,7 +168,7 @@ class ExecutorCore:
             effects.append(ReportEnded(key, group.order, ranges.unmask(news), EndReason.START_FAILED, detail))
             self._ended.add(key[0], key[1], news, EndReason.START_FAILED)
         self._forget(key, gone)
-        return [*effects, ReportReleased(key, group.order, ranges.unmask(gone))]
+        return [*effects, ReportReleased(key, group.order, ranges.unmask(gone), bool(group.here))]
 
     def jobs_done(self, key: Key, results: Sequence[SandboxResult]) -> list[Effect]:
         """The one command of each of these is done: report it, then end the sandboxes."""
@@ -182,7 +182,8 @@ class ExecutorCore:
         if not told:
             return []
         self._to_ending(key, group, done, EndReason.RELEASED)
-        return [ReportFinished(key, group.order, told), Destroy(key, ranges.unmask(done))]
+        more = bool(group.starting | group.live)
+        return [ReportFinished(key, group.order, told, more), Destroy(key, ranges.unmask(done))]
 
     def exited(self, key: Key, index: int, reason: EndReason, detail: str) -> list[Effect]:
         """A sandbox ended and nobody asked for it; what is left of it is cleared away."""
@@ -206,7 +207,7 @@ class ExecutorCore:
         if group is None or not gone:
             return []
         self._forget(key, gone)
-        return [ReportReleased(key, group.order, ranges.unmask(gone))]
+        return [ReportReleased(key, group.order, ranges.unmask(gone), bool(group.here))]
 
     def find(self, rollout: str, index: int, attempt: int) -> Key | None:
         """Return the group of a sandbox that is not gone yet."""

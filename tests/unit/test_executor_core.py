@@ -78,7 +78,7 @@ def test_job_life_reports_the_result_and_ends_itself() -> None:
     ]
     result = SandboxResult(5, CommandResult(0), 7)
     assert core.jobs_done(KEY, [result, result]) == [
-        c.ReportFinished(KEY, start, (result,), True),
+        c.ReportFinished(KEY, start, ((5, 1),), (result,), True),
         c.Destroy(KEY, ((5, 1),)),
     ]
     assert core.jobs_done(KEY, [result]) == []
@@ -86,7 +86,7 @@ def test_job_life_reports_the_result_and_ends_itself() -> None:
     assert core.start(start) == []  # 4 still starts, 5 is done: a repeat starts neither again
     core.started(KEY, ((4, 1),))
     last = SandboxResult(4, CommandResult(0), 7)
-    assert core.jobs_done(KEY, [last])[0] == c.ReportFinished(KEY, start, (last,), False)
+    assert core.jobs_done(KEY, [last])[0] == c.ReportFinished(KEY, start, ((4, 1),), (last,), False)
     assert core.destroyed(KEY, ((4, 1),)) == [c.ReportReleased(KEY, start, ((4, 1),), False)]
     core.check()
 
@@ -108,7 +108,10 @@ def test_many_at_once_are_as_each_alone() -> None:
         c.Destroy(KEY, ((30, 1),)),
     ]
     results = tuple(SandboxResult(index, CommandResult(0), 7) for index in (5, 3, 4))
-    assert core.jobs_done(KEY, results) == [c.ReportFinished(KEY, start, results, True), c.Destroy(KEY, ((3, 3),))]
+    assert core.jobs_done(KEY, results) == [
+        c.ReportFinished(KEY, start, ((3, 3),), results, True),
+        c.Destroy(KEY, ((3, 3),)),
+    ]
     assert core.destroyed(KEY, ((3, 3), (30, 1))) == [c.ReportReleased(KEY, start, ((3, 3), (30, 1)), True)]
     assert (core.live, core.starting) == (34, 0)
     core.check()

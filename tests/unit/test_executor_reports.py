@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from shoal.bus.memory import MemoryBroker
+from shoal.machine import ranges
 from shoal.runtime.cluster import ensure_cluster
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire.codec import decode
@@ -58,7 +59,7 @@ class Said:
         self.reports.add(ReportReady(KEY, ORDER, indices, job=True))
 
     def finished(self, *indices: int, more: bool) -> None:
-        self.reports.add(ReportFinished(KEY, ORDER, tuple(result(index) for index in indices), more))
+        self.reports.add(ReportFinished(KEY, ORDER, ranges.collect(indices), tuple(map(result, indices)), more))
 
 
 def result(index: int) -> SandboxResult:
@@ -124,5 +125,5 @@ async def test_in_a_group_that_has_just_begun_nothing_waits(said: Said, monkeypa
 
 async def test_an_earlier_process_began_the_group_and_nothing_waits(said: Said) -> None:
     other = (KEY[0], 1, KEY[2])
-    said.reports.add(ReportFinished(other, ORDER, (result(0),), True))
+    said.reports.add(ReportFinished(other, ORDER, ((0, 1),), (result(0),), True))
     assert len(await said.now()) == 1

@@ -88,6 +88,7 @@ class ReportFinished(msgspec.Struct, frozen=True):
 
     group: Key
     order: StartSandboxes
+    indices: Ranges
     results: tuple[SandboxResult, ...]
     more: bool = False
 

@@ -182,8 +182,8 @@ class ExecutorCore:
         if not told:
             return []
         self._to_ending(key, group, done, EndReason.RELEASED)
-        more = bool(group.starting | group.live)
-        return [ReportFinished(key, group.order, told, more), Destroy(key, ranges.unmask(done))]
+        more, indices = bool(group.starting | group.live), ranges.unmask(done)
+        return [ReportFinished(key, group.order, indices, told, more), Destroy(key, indices)]
 
     def exited(self, key: Key, index: int, reason: EndReason, detail: str) -> list[Effect]:
         """A sandbox ended and nobody asked for it; what is left of it is cleared away."""

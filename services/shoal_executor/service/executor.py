@@ -71,7 +71,7 @@ from shoal_executor.service.journal import (
 )
 from shoal_executor.service.keeping import Keeping
 from shoal_executor.service.known import Known, ToDo
-from shoal_executor.service.names import name_of, names_of, parse
+from shoal_executor.service.names import Names, name_of, parse
 from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
@@ -108,6 +108,7 @@ class ExecutorService:
         self._outputs = Outputs(bus, cache, self._loose)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._outputs, self._happened)
         self._gathering = Gathering(self._take_up)
+        self._names = Names()
         self._pace = Pace()
         self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -293,18 +294,21 @@ class ExecutorService:
         match todo:
             case Start(group=key, order=order, indices=indices):
                 self._deadlines.set(key, order.deadline_ms)
-                self._spawn(self._start(key, order, tuple(ranges.indices(indices))))
+                self._spawn(self._start(key, order, indices))
             case RunJobs(group=key, indices=indices, commands=commands):
                 self._spawn(self._run_jobs(key, indices, commands))
             case Destroy(group=key, indices=indices):
-                self._spawn(self._destroy(key, tuple(ranges.indices(indices))))
+                self._spawn(self._destroy(key, indices))
             case LetSleep(group=key, index=index):
                 self._spawn(self._keeping.make_room(key, index))
             case CarryOut(group=key, asked=asked):
                 self._spawn(self._carrying.carry_out(key, asked))
 
-    async def _start(self, key: Key, order: StartSandboxes, indices: tuple[int, ...]) -> None:
-        names = names_of(key, indices)
+    async def _start(self, key: Key, order: StartSandboxes, indices: Ranges) -> None:
+        names = self._names.of(key, indices)
+        if order.commands:
+            self._names.keep(key, indices, names)
+        left = dict(names)
         try:
             await self._driver.prepare(order.snapshot)
             specs = [
@@ -314,18 +318,18 @@ class ExecutorService:
                 async for some in self._driver.start(specs):
                     failed = [each for each in some if isinstance(each, StartFailed)]
                     for each in failed:
-                        self._gathering.failed(key, names.pop(each.name), each.detail)
+                        self._gathering.failed(key, left.pop(each.name), each.detail)
                     up = some if not failed else [each for each in some if isinstance(each, Started)]
-                    self._gathering.up(key, [names.pop(each.name) for each in up])
+                    self._gathering.up(key, [left.pop(each.name) for each in up])
             problem = "the driver gave no outcome"
         except DriverError as error:
             problem = str(error)
         except Exception as error:
             log.exception("the driver broke its protocol while starting", rollout=order.rollout)
             problem = f"the driver failed: {error!r}"
-        if names:
-            log.warning("start failed", rollout=order.rollout, node=order.node, sandboxes=len(names), error=problem)
-        for index in names.values():
+        if left:
+            log.warning("start failed", rollout=order.rollout, node=order.node, sandboxes=len(left), error=problem)
+        for index in left.values():
             self._gathering.failed(key, index, problem)
 
     def _keep_saving(self, key: Key, group: Group, indices: Ranges) -> None:
@@ -348,7 +352,7 @@ class ExecutorService:
         began = time.monotonic_ns()
         each = [bounded(command, IN_MESSAGE) for command in commands]
         given = each * ranges.count(indices) if len(each) == 1 else each
-        running = names_of(key, ranges.indices(indices))
+        running = self._names.of(key, indices)
         jobs = list(zip(running, given, strict=True))
         async for some in self._driver.run_each(jobs, id=_JOB):
             run_us = (time.monotonic_ns() - began) // 1000
@@ -363,11 +367,12 @@ class ExecutorService:
                     detail = f"its command could not be run: {ran.result}"
                     self._happened(Exited(key, running[ran.name], EndReason.DIED, detail))
 
-    async def _destroy(self, key: Key, indices: tuple[int, ...]) -> None:
-        await self._driver.destroy(list(names_of(key, indices)))
-        self._happened(Gone(key, ranges.collect(indices)))
+    async def _destroy(self, key: Key, indices: Ranges) -> None:
+        await self._driver.destroy(list(self._names.of(key, indices)))
+        self._happened(Gone(key, indices))
         if key not in self._core.groups:
             self._deadlines.drop(key)
+            self._names.drop(key)
 
     def _exited(self, name: str, reason: EndReason, detail: str) -> None:
         if self._exits is not None:

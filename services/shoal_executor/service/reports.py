@@ -113,9 +113,8 @@ class Reports:
             case ReportReady(indices=indices, order=order):
                 _add(self._ready, key, indices)
                 _add(self._began, (key, order.snapshot.digest), indices)
-            case ReportFinished(results=results, more=more):
+            case ReportFinished(indices=done, results=results, more=more):
                 wait_s = self._wait_s(key) if more else 0.0
-                done = ranges.collect([result.index for result in results])
                 for waiting in (self._job_ready, self._job_ready_long):
                     if key in waiting:
                         _remove(waiting, key, done)

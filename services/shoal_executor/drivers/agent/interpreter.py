@@ -127,6 +127,12 @@ class Interpreter:
                 os.close(fd)
         return cls(here, {1: out_r, 2: err_r})
 
+    @property
+    def unbegun(self) -> Call | None:
+        """The call it was given of which nothing was run, for it has not said its pid yet; None when its time is up."""
+        waits = self._running is not None and not self._running.timed_out
+        return self.call if waits and not self.pid and not self.ours else None
+
     def begin(self, call: Call) -> None:
         """Give it code."""
         command = call.command

@@ -14,6 +14,8 @@ from shoal_executor.drivers.agent.interpreter import Interpreter
 from shoal_executor.drivers.agent.session import Session
 
 _READ: Final = 65_536
+_ATTEMPTS: Final = 3
+"""How many copies of a warm interpreter are asked for, one after the other, where one ends before it has begun."""
 
 
 class Host(Protocol):
@@ -48,6 +50,7 @@ class Serial:
         self._make = make
         self._fed: Session | Interpreter | None = None
         self._waiting: list[Call] = []
+        self._in_vain = 0  # so many ended before they began
         self.asked = False
 
     @property
@@ -95,9 +98,14 @@ class Serial:
         for fd in (*fed.outputs.values(), *((fed.control.fileno(),) if isinstance(fed, Interpreter) else ())):
             with contextlib.suppress(KeyError):
                 self._host.unwatch(fd)
+        unbegun = fed.unbegun if isinstance(fed, Interpreter) else None
+        self._in_vain = self._in_vain + 1 if unbegun is not None else 0
         answer = fed.gone(code)
         self._fed = None
-        if answer is not None:
+        if unbegun is not None and self._in_vain < _ATTEMPTS:
+            self._waiting.insert(0, unbegun)
+        elif answer is not None:
+            self._in_vain = 0
             self._host.done(*answer)
         self._next()
 

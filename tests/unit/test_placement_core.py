@@ -201,6 +201,26 @@ def test_a_release_before_its_request_holds() -> None:
     assert drive.starts(place(n=3))[0].indices == ((0, 1), (2, 1))
 
 
+def test_what_is_given_up_as_a_whole_is_remembered_by_its_name_until_its_time_is_up() -> None:
+    drive = Driven()
+    drive(joined())
+    (start,) = drive.starts(place())
+    assert b"acme" in drive.core.dump()
+    drive(ReleaseRequested("r1", (), EndReason.RELEASED))
+    drive(released(start))
+    drive(ReleaseRequested("r2", (), EndReason.RELEASED))
+    assert b"acme" not in drive.core.dump()
+    again = PlacementCore(0)
+    again.load(drive.core.dump())
+    drive.core = again
+    assert drive(place()) == drive(place(indices=((1, 2),))) == drive(place("r2")) == []  # all comes too late
+    drive.now = 10**12
+    drive(ExecutorBeat("e1", "b1", 0, 0))
+    drive(Tick(drive.now))
+    assert b"r1" not in drive.core.dump()
+    assert b"r2" not in drive.core.dump()
+
+
 @pytest.mark.parametrize("how", ["left", "restarted", "silent"])
 def test_a_lost_executor_s_sandboxes_are_reported_once(how: str) -> None:
     drive = Driven()

@@ -35,9 +35,9 @@ class Answers:
         self._running: dict[Sandbox, dict[str, tuple[Asked, Step]]] = {}
 
     @property
-    def any(self) -> bool:
-        """Return whether anything was ever asked of a sandbox that is here."""
-        return bool(self._ids or self._running)
+    def sandboxes(self) -> tuple[Sandbox, ...]:
+        """Return those of which anything was asked."""
+        return (*self._ids, *self._running)
 
     def begin(self, asked: Asked, asked_ms: int = 0, executor: str = "", sequence: int = 0) -> bool:
         """Note that a command is being carried out; returns False when it was already begun.

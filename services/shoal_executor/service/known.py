@@ -79,6 +79,7 @@ class Known:
         self.reports = Reports(self.outgoing, began.executor, began.isolation, began.cell, self._flush, self._free)
         self._origins: dict[tuple[str, int, int], Snapshot] = {}
         self._commands: dict[tuple[str, int, int], int] = {}
+        self._used: dict[tuple[str, int], int] = {}  # by rollout and attempt, which sandboxes have any of all this
         self.inbox: int | None = None
         """The last sequence of the inbox that was taken; None for an executor that begins anew."""
 
@@ -126,6 +127,8 @@ class Known:
                 self.outgoing.resume(record.sent, record.unsent)
                 self._origins = {(rollout, index, attempt): each for rollout, index, attempt, each in record.origins}
                 self._commands = {(rollout, index, attempt): n for rollout, index, attempt, n in record.commands}
+                for sandbox in (*self._origins, *self._commands, *self.answers.sandboxes):
+                    self._use(*sandbox)
                 self.reports.hold(record.held, [number for number, _, _ in record.unsent])
             case Stored(number=number):
                 self.outgoing.settle(number)
@@ -188,17 +191,26 @@ class Known:
         return self._asked(message, record)
 
     def _gone(self, record: Gone) -> Sequence[Effect]:
-        if self.answers.any or self._origins or self._commands:
-            rollout, attempt, _ = record.group
-            for index in ranges.indices(record.indices):
-                self.answers.forget((rollout, index, attempt))
-                self._origins.pop((rollout, index, attempt), None)
-                self._commands.pop((rollout, index, attempt), None)
+        rollout, attempt, _ = record.group
+        used = self._used.get((rollout, attempt), 0)
+        gone = used & ranges.mask(record.indices)
+        for index in ranges.indices(ranges.unmask(gone)):
+            self.answers.forget((rollout, index, attempt))
+            self._origins.pop((rollout, index, attempt), None)
+            self._commands.pop((rollout, index, attempt), None)
+        if used and used == gone:
+            del self._used[rollout, attempt]
+        elif gone:
+            self._used[rollout, attempt] = used ^ gone
         return self.core.destroyed(record.group, record.indices)
 
     def _returned(self, record: Returned) -> Sequence[Effect]:
         self._origins[record.rollout, record.index, record.attempt] = record.snapshot
+        self._use(record.rollout, record.index, record.attempt)
         return ()
+
+    def _use(self, rollout: str, index: int, attempt: int) -> None:
+        self._used[rollout, attempt] = self._used.get((rollout, attempt), 0) | 1 << index
 
     def origin(self, rollout: str, index: int, attempt: int) -> Snapshot | None:
         """Return what a sandbox that is here started from."""
@@ -218,20 +230,24 @@ class Known:
             sandbox = (answer.rollout, answer.index, answer.attempt)
             if self.core.find(*sandbox) is not None:
                 self._commands[sandbox] = self._commands.get(sandbox, 0) + 1
+                self._use(*sandbox)
         self.outgoing.send(subjects.trajectory(record.cell, record.tenant, record.run), record.answer)
         return ()
 
     def _asked(self, asked: Asked, took: Took) -> Sequence[Effect]:
         effects = self.core.command(asked)
         place = (took.time_ms, self._began.executor, took.sequence)
-        if isinstance(effects[0], CarryOut) and not self.answers.begin(asked, *place):
-            recorded = self.answers.recorded(asked)
-            if recorded is not None:
-                self._answer(asked, recorded)
-            elif not self.answers.running(asked):
-                self._answer(asked, refusal(asked, "answer_gone", ANSWERED, None))
-            return ()  # else it is under way, and its answer will come
-        return effects
+        if not isinstance(effects[0], CarryOut):
+            return effects
+        self._use(asked.rollout, asked.index, asked.attempt)
+        if self.answers.begin(asked, *place):
+            return effects
+        recorded = self.answers.recorded(asked)
+        if recorded is not None:
+            self._answer(asked, recorded)
+        elif not self.answers.running(asked):
+            self._answer(asked, refusal(asked, "answer_gone", ANSWERED, None))
+        return ()  # else it is under way, and its answer will come
 
     def _say(self, effects: Sequence[Effect]) -> list[ToDo]:
         todo: list[ToDo] = []

@@ -5,6 +5,7 @@ on its nodes, in case the same boot comes back: it is then told to destroy it. W
 because room that was spoken of is often just being cleared; then it goes back to the scheduler, whose queue it is.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -17,7 +18,15 @@ from shoal.wire import messages as m, subjects
 from shoal_placement.core.nodes import Demand, DumpedExecutor, Executor, demand_of
 from shoal_placement.core.placing import Placing
 from shoal_placement.core.policies import POLICIES
-from shoal_placement.core.records import DumpedRecord, Record, narrowed, remaining, start_order
+from shoal_placement.core.records import (
+    DumpedRecord,
+    Record,
+    narrowed,
+    of_attempt,
+    remaining,
+    start_order,
+    with_attempt,
+)
 from shoal_placement.core.roster import SILENCE_MS, Roster
 
 _LATE_MS: Final = 1_000
@@ -34,6 +43,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     joined: int
     boots: list[tuple[str, list[str]]]
     rollouts: list[tuple[str, DumpedRecord]]
+    over: dict[str, int]
     waiting: list[tuple[m.PlaceRequested, int]]
     drained: list[str]
     told: m.CellCapacity | None
@@ -47,13 +57,14 @@ class PlacementCore(Roster):
     `policy` names how nodes are chosen (`policies`).
     """
 
-    state_version = 4
+    state_version = 5
 
     def __init__(self, cell: int, policy: str = "soonest") -> None:
         super().__init__(cell)
         self._chosen = policy
         self._policy = POLICIES[policy]
         self._waiting: list[tuple[m.PlaceRequested, int]] = []  # and since when
+        self._over: dict[str, int] = {}  # rollouts that were given up as a whole, and until when that is remembered
         self._wake_ms: int | None = None  # not after anything is due; a Tick that comes too soon sets it right
 
     def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
@@ -132,8 +143,8 @@ class PlacementCore(Roster):
         executors = [executor.dump() for executor in self._executors.values()]
         rollouts = [(name, record.dump()) for name, record in self._rollouts.items()]
         state = State(
-            executors, self._fleet.joined, list(self._boots.items()), rollouts, self._waiting, list(self._drained),
-            self._told, self._wake_ms, self._chosen,
+            executors, self._fleet.joined, list(self._boots.items()), rollouts, self._over, self._waiting,
+            list(self._drained), self._told, self._wake_ms, self._chosen,
         )  # fmt: skip
         return msgspec.msgpack.encode(state)
 
@@ -147,6 +158,7 @@ class PlacementCore(Roster):
         self._fleet.joined = found.joined
         self._boots = {name: list(boots) for name, boots in found.boots}
         self._rollouts = {name: record.load() for name, record in found.rollouts}
+        self._over = found.over
         self._waiting = list(found.waiting)
         self._drained = dict.fromkeys(found.drained)
         self._told = found.told
@@ -163,13 +175,15 @@ class PlacementCore(Roster):
             raise LawBrokenError(f"{len(message.spec.commands)} commands for {ranges.count(message.indices)} sandboxes")
         if now >= message.deadline_ms:
             return  # the scheduler ends it; that also lets the record of repeats be dropped at the deadline
+        if message.rollout in self._over:
+            self._over[message.rollout] = max(self._over[message.rollout], message.deadline_ms)
+            return
         record = self._rollouts.setdefault(message.rollout, Record(message.deadline_ms))
-        record.tenant, record.run, record.cell = message.tenant, message.run, message.cell
+        record.tenant, record.run, record.cell = sys.intern(message.tenant), sys.intern(message.run), message.cell
         record.expires_ms = max(record.expires_ms, message.deadline_ms)
         self._wake_by(record.expires_ms)
-        seen = record.seen.get(message.attempt, ())
-        news = ranges.without(message.indices, seen)
-        record.seen[message.attempt] = ranges.union(seen, news)
+        news = ranges.without(message.indices, of_attempt(record.seen, message.attempt))
+        record.seen = with_attempt(record.seen, message.attempt, news)
         wanted = ranges.without(news, record.unwanted(message.attempt, news))
         if wanted:
             request = narrowed(message, wanted)
@@ -196,18 +210,19 @@ class PlacementCore(Roster):
     def _release(self, message: m.ReleaseRequested, now: int, effects: list[Effect]) -> None:
         if message.indices and not ranges.valid(message.indices, 2**31):
             raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
+        if message.rollout in self._over:
+            return
         record = self._rollouts.setdefault(message.rollout, Record(now + _KEPT_MS))
         self._wake_by(record.expires_ms)
         news = ranges.without(message.indices, record.unwanted(message.attempt, message.indices))
-        if record.all_gone or (message.indices and not news):
+        if message.indices and not news:
             return
         if message.attempt >= 0:
-            known = record.gone_attempts.get(message.attempt, ())
-            record.gone_attempts[message.attempt] = ranges.union(known, news)
+            record.gone_attempts = with_attempt(record.gone_attempts, message.attempt, news)
         elif message.indices:
             record.gone = ranges.union(record.gone, news)
         else:
-            record.all_gone = True
+            self._over[message.rollout] = self._rollouts.pop(message.rollout).expires_ms
         self._waiting = [(left, since) for w, since in self._waiting if (left := remaining(w, message))]
         for executor in self._where(record):
             if executor.alive and executor.holds(message.rollout, message.attempt):  # it passes over what it has not
@@ -247,13 +262,16 @@ class PlacementCore(Roster):
                     executor.heard_ms, executor.excused = now, True
                     continue
                 self._lose(executor, f"its executor was silent for {SILENCE_MS // 1000} s", effects)
+        for name in [name for name, expires_ms in self._over.items() if now >= expires_ms]:
+            del self._over[name]
         expired = [name for name, record in self._rollouts.items() if now >= record.expires_ms]
         for name in expired:
             del self._rollouts[name]
         if expired:
             self._waiting = [(w, since) for w, since in self._waiting if w.rollout in self._rollouts]
         silent = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
-        self._wake_ms = min([*silent, *(record.expires_ms for record in self._rollouts.values())], default=None)
+        records = (record.expires_ms for record in self._rollouts.values())
+        self._wake_ms = min([*silent, *records, *self._over.values()], default=None)
         self._place_waiting(now, effects)
 
     # --- choosing nodes
@@ -289,7 +307,8 @@ class PlacementCore(Roster):
         record = self._rollouts[request.rollout]
         placing = Placing(self._fleet, self._policy, request, record, now)
         for executor, node, part in placing.parts:
-            record.where[executor.name] = None
+            if executor.name not in record.where:
+                record.where = (*record.where, executor.name)
             executor.will_have(request.snapshot)
             if request.snapshot.blobs:
                 self._fleet.gained(executor)

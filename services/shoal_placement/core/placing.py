@@ -83,11 +83,18 @@ class Placing:
         label = self._request.spec.spread_over
         for name, value in node.spec.labels:
             if name == label:
-                self._record.spread[value] = self._record.spread.get(value, 0) + count
+                spread = self._spread_so_far
+                spread[value] = spread.get(value, 0) + count
+
+    @property
+    def _spread_so_far(self) -> dict[str, int]:
+        if self._record.spread is None:
+            self._record.spread = {}
+        return self._record.spread
 
     def _spread(self, demand: Demand, label: str) -> None:
         """Place as many on the nodes of each value of a label, as far as there is room."""
-        spread = self._record.spread
+        spread = self._spread_so_far
         open_ = [value for value in self._fleet.values(label) if self._fleet.index(_of(demand, label, value)).any()]
         while self.rest and open_:
             open_.sort(key=lambda value: (spread.get(value, 0), value))
@@ -108,7 +115,7 @@ class Placing:
             executor.release(node, self._group, part)
             for name, value in node.spec.labels:
                 if name == self._request.spec.spread_over:
-                    self._record.spread[value] -= ranges.count(part)
+                    self._spread_so_far[value] -= ranges.count(part)
         for executor, busy_until_ms in self._queues.values():
             executor.busy_until_ms = busy_until_ms
             self._fleet.sooner(executor)

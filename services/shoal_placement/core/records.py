@@ -1,6 +1,6 @@
 """What placement remembers of a rollout, and its orders cut down to some of their sandboxes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -8,35 +8,49 @@ from shoal.machine import ranges
 from shoal.wire import messages as m
 from shoal_placement.core.nodes import Executor, Node
 
+ByAttempt = tuple[tuple[int, m.Ranges], ...]
+"""Indices by attempt. There is one attempt almost always, so a dict of them would be most of what a record takes."""
+
 
 @dataclass(slots=True)
 class Record:
-    """One rollout, until its time is up. `seen` and `gone` make what comes twice, or late, harmless."""
+    """One rollout, until it is given up as a whole or its time is up.
+
+    `seen` and `gone` make what comes twice, or late, harmless. Hundreds of thousands are remembered: it is small.
+    """
 
     expires_ms: int
     tenant: str = ""
     run: str = ""
     cell: int = 0
-    seen: dict[int, m.Ranges] = field(default_factory=dict)  # by attempt
+    seen: ByAttempt = ()
     gone: m.Ranges = ()
-    gone_attempts: dict[int, m.Ranges] = field(default_factory=dict)
-    all_gone: bool = False
-    where: dict[str, None] = field(default_factory=dict)  # executors that were told to start some of it
-    spread: dict[str, int] = field(default_factory=dict)  # sandboxes, by the value of its label
+    gone_attempts: ByAttempt = ()
+    where: tuple[str, ...] = ()  # executors that were told to start some of it
+    spread: dict[str, int] | None = None  # sandboxes, by the value of the label it is spread over
 
     def unwanted(self, attempt: int, indices: m.Ranges) -> m.Ranges:
         """Return those of these sandboxes that were released before."""
-        if self.all_gone:
-            return indices
-        gone = ranges.union(self.gone, self.gone_attempts.get(attempt, ()))
-        return ranges.intersect(indices, gone)
+        return ranges.intersect(indices, ranges.union(self.gone, of_attempt(self.gone_attempts, attempt)))
 
     def dump(self) -> "DumpedRecord":
         """Return it as data."""
+        spread = tuple(self.spread.items()) if self.spread else ()
         return DumpedRecord(
-            self.expires_ms, self.tenant, self.run, self.cell, list(self.seen.items()), self.gone,
-            list(self.gone_attempts.items()), self.all_gone, list(self.where), list(self.spread.items()),
+            self.expires_ms, self.tenant, self.run, self.cell, self.seen, self.gone, self.gone_attempts, self.where,
+            spread,
         )  # fmt: skip
+
+
+def of_attempt(known: ByAttempt, attempt: int) -> m.Ranges:
+    """Return what is known of an attempt."""
+    return next((indices for number, indices in known if number == attempt), ())
+
+
+def with_attempt(known: ByAttempt, attempt: int, more: m.Ranges) -> ByAttempt:
+    """Return it with more of an attempt."""
+    others = tuple(each for each in known if each[0] != attempt)
+    return (*others, (attempt, ranges.union(of_attempt(known, attempt), more)))
 
 
 class DumpedRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -46,18 +60,17 @@ class DumpedRecord(msgspec.Struct, frozen=True, array_like=True):
     tenant: str
     run: str
     cell: int
-    seen: list[tuple[int, m.Ranges]]
+    seen: ByAttempt
     gone: m.Ranges
-    gone_attempts: list[tuple[int, m.Ranges]]
-    all_gone: bool
-    where: list[str]
-    spread: list[tuple[str, int]]
+    gone_attempts: ByAttempt
+    where: tuple[str, ...]
+    spread: tuple[tuple[str, int], ...]
 
     def load(self) -> Record:
         """Return the record."""
         return Record(
-            self.expires_ms, self.tenant, self.run, self.cell, dict(self.seen), self.gone, dict(self.gone_attempts),
-            self.all_gone, dict.fromkeys(self.where), dict(self.spread),
+            self.expires_ms, self.tenant, self.run, self.cell, self.seen, self.gone, self.gone_attempts, self.where,
+            dict(self.spread) or None,
         )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ class Roster(ABC):
         for node in executor.nodes.values():
             for (rollout, attempt), held in node.held.items():
                 record = self._rollouts.get(rollout)
-                if record is not None and record.tenant:  # else its time was up, and the scheduler has ended it
+                if record is not None and record.tenant:  # else it is over, and the scheduler knows
                     lost = m.EndReason.NODE_LOST
                     self._end(record, rollout, attempt, held.indices, node.spec.node, lost, why, effects)
 
@@ -138,9 +138,10 @@ class Roster(ABC):
         if node.drained:
             self._dismiss(executor, effects)
         record = self._rollouts.get(message.rollout)
-        for _, value in node.spec.labels if record is not None else ():
-            if record is not None and value in record.spread:
-                record.spread[value] = max(record.spread[value] - freed, 0)
+        spread = record.spread if record is not None else None
+        for _, value in node.spec.labels if spread else ():
+            if spread and value in spread:
+                spread[value] = max(spread[value] - freed, 0)
 
     def _end(
         self, record: Record, rollout: str, attempt: int, indices: m.Ranges, node: str, reason: m.EndReason,

@@ -8,8 +8,9 @@ import pytest
 from shoal.machine import ranges
 from shoal.machine.core import Cause, LawBrokenError, Publish
 from shoal.wire import messages as m, subjects
-from shoal_scheduler.core.borrowing import STEP_MS
+from shoal_scheduler.core.borrowing import STEP_MS, Borrowing, DumpedAsk
 from shoal_scheduler.core.quotas import AGAIN_MS, PATIENCE_MS, part_of
+from shoal_scheduler.core.room import Needs, Want
 from shoal_scheduler.core.scheduler import SchedulerCore
 
 GIB = 2**30
@@ -106,6 +107,20 @@ def test_what_a_cell_has_no_room_for_goes_to_the_next_and_comes_back() -> None:
     assert len(released) == 3  # wherever some of it is
     assert [cells.given(cell) for cell in range(3)] == [0, 0, 0]
     assert not any(core.books.rollouts or core.books.borrowing.asks for core in cells.cores)
+
+
+def test_what_is_given_back_is_so_in_the_same_order_after_a_checkpoint() -> None:
+    early, late = ((tenant, 0, "run", Want(Needs("", ()), GIB, 1, 1), False) for tenant in ("a", "b"))
+    asks = [DumpedAsk(cell, number, key, 1, 2, (), (), ()) for cell, number, key in
+            ((1, 1, early), (1, 2, late), (2, 1, early))]  # fmt: skip
+    borrowing, loaded = Borrowing(0, 3), Borrowing(0, 3)
+    borrowing.load((asks, [], []))
+    borrowing._give_up(borrowing.asks[1, 1])  # that a line asked before another one is forgotten with its ask
+    borrowing.say()
+    loaded.load(borrowing.dump())
+    for each in (borrowing, loaded):
+        each.settle([], 0)
+    assert borrowing.say() == loaded.say()
 
 
 def test_a_cell_without_nodes_has_those_of_others() -> None:

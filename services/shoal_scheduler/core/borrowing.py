@@ -149,9 +149,9 @@ class Borrowing:
             due = self._ask(line, first, waiting, now)
             if due is not None and (again is None or due < again):
                 again = due
-        for key in [key for key in self._by_key if key not in wanted]:
-            for ask in list(self._by_key[key].values()):
-                self._give_up(ask)
+        # In the order in which they were asked: that of `_by_key` is another one after a checkpoint was loaded.
+        for ask in [ask for ask in self.asks.values() if ask.key not in wanted]:
+            self._give_up(ask)
         return again
 
     def _give_up(self, ask: Ask) -> None:

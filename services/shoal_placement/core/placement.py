@@ -5,7 +5,6 @@ on its nodes, in case the same boot comes back: it is then told to destroy it. W
 because room that was spoken of is often just being cleared; then it goes back to the scheduler, whose queue it is.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -179,7 +178,7 @@ class PlacementCore(Roster):
             self._over[message.rollout] = max(self._over[message.rollout], message.deadline_ms)
             return
         record = self._rollouts.setdefault(message.rollout, Record(message.deadline_ms))
-        record.tenant, record.run, record.cell = sys.intern(message.tenant), sys.intern(message.run), message.cell
+        record.tenant, record.run, record.cell = message.tenant, message.run, message.cell
         record.expires_ms = max(record.expires_ms, message.deadline_ms)
         self._wake_by(record.expires_ms)
         news = ranges.without(message.indices, of_attempt(record.seen, message.attempt))

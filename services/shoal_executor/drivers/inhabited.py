@@ -257,9 +257,9 @@ class AgentDriver(ABC, Generic[_Kind]):
         return answer
 
 
-def starts_at_once(parallel: int | None) -> int:
-    """Return how many starts are under way at a time: what was asked for, or by cores."""
-    return parallel or 4 * (os.cpu_count() or 1)
+def starts_at_once(parallel: int | None, *, a_core: int) -> int:
+    """Return how many starts are under way at a time: what was asked for, or so many a core."""
+    return parallel or a_core * (os.cpu_count() or 1)
 
 
 def sizes(limits: Resources) -> tuple[int, int]:

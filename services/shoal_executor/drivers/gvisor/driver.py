@@ -61,7 +61,7 @@ class GvisorDriver(AgentDriver[Box]):
         self._platform = platform
         self._lock: IO[bytes] | None = None
         name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
-        super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel))
+        super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel, a_core=4))
         self._mounted = Mounted(disks)
         self._roots: dict[str, asyncio.Task[Root]] = {}
         self._python = Path()

@@ -280,10 +280,10 @@ def _is(effect: Effect, kind: type) -> bool:
 
 @dataclass(frozen=True)
 class Planted:
-    """Cores with a bug, which must be found `within` so many seeds.
+    """Cores with a bug, which must be found `within` the first so many seeds.
 
-    `since`: the first of them that is tried. It is near one that finds the bug as the simulation stands, where that
-    takes long.
+    `since`: the first of them that a test tries, where that takes long: near one that finds the bug as the simulation
+    stands. `make simulate` tries them all.
     """
 
     cores: Cores

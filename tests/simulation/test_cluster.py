@@ -22,12 +22,12 @@ def test_every_law_holds_under_every_seed() -> None:
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug: str) -> None:
-    assert find(PLANTED[bug]) is not None
+    assert find(PLANTED[bug], PLANTED[bug].since) is not None
 
 
 def test_a_violation_is_made_smaller() -> None:
     bug = PLANTED["placement: frees slots too early"]
-    found = find(bug)
+    found = find(bug, bug.since)
     assert found is not None
     case = case_of(found[0], bug.cores)
     small = shrink(case, problem_of, smaller, most=60)

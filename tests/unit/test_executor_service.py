@@ -286,6 +286,8 @@ async def test_failed_starts_are_reported_and_free_their_slots(bench: Bench) -> 
     ended = await bench.heard(SandboxesEnded, covers(3))
     assert {m.reason for m in ended} == {EndReason.START_FAILED}
     await bench.heard(SlotsReleased, covers(3))
+    service = bench.service
+    assert (service._core.groups, service._names._kept, service._deadlines._timers) == ({}, {}, {})
 
 
 @pytest.mark.parametrize("bench", [Profile(command_ms=3_600_000)], indirect=True)

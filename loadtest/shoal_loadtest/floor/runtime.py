@@ -30,6 +30,8 @@ AT_ONCE: Final = (1, 32)
 """The concurrencies at which the first command is timed: as one sandbox ends, the next begins."""
 BURST: Final = 32
 """How many are asked for at the same moment, and timed: the next burst begins when all have ended."""
+_BURSTS: Final = f"bursts of {BURST}"
+_FIRSTS: Final = {at_once: f"{at_once} at a time" for at_once in AT_ONCE}
 RATE: Final = "sandboxes a second"
 _SHOAL: Final = "Shoal"
 
@@ -73,9 +75,6 @@ class Found:
     def add(self, how: str, first_ms: Sequence[float]) -> None:
         """Take in one turn's first commands."""
         self.firsts.setdefault(how, []).append(percentile(first_ms, 0.5))
-
-
-_HOW: Final = (*(f"{at_once} at a time" for at_once in AT_ONCE), f"bursts of {BURST}")
 
 
 class Runtime:
@@ -147,11 +146,11 @@ class Runtime:
         self, found: Found, unit: Unit, stem: str, many: Callable[[str], Awaitable[Sequence[float]]]
     ) -> None:
         """Time first commands in each way. `many` has one burst through, of a name, and returns its ms."""
-        for how, at_once in zip(_HOW, AT_ONCE, strict=False):
+        for at_once, how in _FIRSTS.items():
             count = self._few if at_once == 1 else self._count
             found.add(how, (await turn(unit, f"{stem}-at-{at_once}", count, at_once)).first_ms)
         bursts = range(max(self._count // BURST, 1))
-        found.add(_HOW[-1], [ms for number in bursts for ms in await many(f"{stem}-burst-{number}")])
+        found.add(_BURSTS, [ms for number in bursts for ms in await many(f"{stem}-burst-{number}")])
 
     async def _whole(self, number: int) -> None:
         found = self._found[_SHOAL]
@@ -182,7 +181,7 @@ class Runtime:
             rows.append(
                 Row(PART, self._kind.case, side, RATE, "1/s", tuple(found.rates), against, note=found.note)
             )  # fmt: skip
-            for how in _HOW:
+            for how in (*_FIRSTS.values(), _BURSTS):
                 values = tuple(found.firsts.get(how, ()))
                 rows.append(Row(PART, self._kind.case, side, f"first command p50, {how}", "ms", values, against))
         return rows

@@ -63,6 +63,7 @@ from shoal_executor.service.journal import (
     Began,
     Exited,
     Expired,
+    Failed,
     Gone,
     Journal,
     Took,
@@ -284,7 +285,10 @@ class ExecutorService:
     def _take_up(self, record: AnyRecord) -> None:
         for todo in self._known.happened(record):
             self._carry_on(todo)
-        if isinstance(record, Up):
+        if isinstance(record, Gone | Failed) and record.group not in self._core.groups:
+            self._deadlines.drop(record.group)
+            self._names.drop(record.group)
+        elif isinstance(record, Up):
             self._pace.started += ranges.count(record.indices)
             group = self._core.groups.get(record.group)
             if group is not None:
@@ -370,9 +374,6 @@ class ExecutorService:
     async def _destroy(self, key: Key, indices: Ranges) -> None:
         await self._driver.destroy(list(self._names.of(key, indices)))
         self._happened(Gone(key, indices))
-        if key not in self._core.groups:
-            self._deadlines.drop(key)
-            self._names.drop(key)
 
     def _exited(self, name: str, reason: EndReason, detail: str) -> None:
         if self._exits is not None:

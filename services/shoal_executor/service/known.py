@@ -230,7 +230,6 @@ class Known:
             sandbox = (answer.rollout, answer.index, answer.attempt)
             if self.core.find(*sandbox) is not None:
                 self._commands[sandbox] = self._commands.get(sandbox, 0) + 1
-                self._use(*sandbox)
         self.outgoing.send(subjects.trajectory(record.cell, record.tenant, record.run), record.answer)
         return ()
 

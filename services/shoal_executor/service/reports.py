@@ -37,7 +37,7 @@ _JOB_READY_PAUSE_S: Final = 0.05
 _WAIT_PART: Final = 0.1
 _LONGEST_WAIT_S: Final = 0.05
 """How long a result waits for others of its group: so much of the time since its first sandbox was ready. Each reported
-by itself, 256 real sandboxes on 2 cores came through at 0.76 of the bare loop's rate, and so at 0.95 of it
+by itself, 256 real sandboxes on 2 cores came through at 0.76 of the bare loop's rate, and so at 0.92 to 0.96
 (`loadtest floor --only runtime`); a twentieth is slower, for bursts of 32 to their middle result, too."""
 _MESSAGE_BYTES: Final = 512 * 1024
 """Results in one message: half of what a broker takes by default."""

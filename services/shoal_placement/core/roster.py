@@ -138,9 +138,9 @@ class Roster(ABC):
         if node.drained:
             self._dismiss(executor, effects)
         record = self._rollouts.get(message.rollout)
-        spread = record.spread if record is not None else None
+        spread = (record.spread if record is not None else None) or {}
         for _, value in node.spec.labels if spread else ():
-            if spread and value in spread:
+            if value in spread:
                 spread[value] = max(spread[value] - freed, 0)
 
     def _end(

@@ -30,7 +30,7 @@ def nodes(url: str | None, as_json: bool) -> int:
         rows = [
             (
                 node.node, node.executor, node.isolation, node.state, node.slots, format_bytes(node.memory), node.live,
-                node.starting, ", ".join(node.unenforced) or "-", moment(node.last_seen_ms),
+                node.starting, _limits(node.unenforced), moment(node.last_seen_ms),
             )
             for node in found
         ]  # fmt: skip
@@ -40,6 +40,11 @@ def nodes(url: str | None, as_json: bool) -> int:
         return 0
 
     return run_interruptibly(work())
+
+
+def _limits(unenforced: tuple[str, ...]) -> str:
+    """Return which limits these are; why is in `--json` and in `shoal status`."""
+    return ", ".join(limit.partition(" (")[0] for limit in unenforced) or "-"
 
 
 @click.group(short_help="Take nodes out of use, and back.")

@@ -39,7 +39,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: st
         shown.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
     for row in rows:
         shown.add_row(*(Text(str(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 200
+    width = None if sys.stdout.isatty() else 10_000  # no wider than its rows: whoever reads a pipe wants all of it
     Console(width=width, soft_wrap=False, highlight=False).print(shown)
 
 

@@ -39,6 +39,8 @@ class Cells:
         self.sequence = 0
         self.versions = dict.fromkeys(TENANTS, 0)
         self.limits = {tenant: m.Limits() for tenant in TENANTS}
+        self.allowed: dict[str, int | None] = dict.fromkeys(TENANTS)
+        """How many of a tenant's may run: its limit, or what ran when that was lowered; None while a limit travels."""
         self.ways: dict[tuple[int, int], deque[Any]] = {}
         """What a cell has said to a cell, in order."""
         self.running: dict[tuple[str, int, int], tuple[int, bool]] = {}
@@ -100,14 +102,18 @@ class Cells:
         for tenant, limits in self.limits.items():
             if not limits.sandboxes:
                 continue
-            mine = sum(self.home[name][1] == tenant for name, _, _ in self.running)
-            assert mine <= limits.sandboxes, f"{tenant} has {mine} sandboxes, and may have {limits.sandboxes}"
+            mine = max(self.mine(tenant), limits.sandboxes)
+            if self.allowed[tenant] is None and not any(self.ways.values()):
+                self.allowed[tenant] = mine
+            if (allowed := self.allowed[tenant]) is not None:
+                assert mine <= allowed, f"{tenant} has {mine} sandboxes, and may have {limits.sandboxes}"
+                self.allowed[tenant] = mine
             parts = [core.books.tenants[tenant].part for core in self.cores]
             lent = [
                 said.amounts
                 for way in self.ways.values()
                 for said in way
-                if isinstance(said, m.QuotaLent) and (said.tenant, said.version) == (tenant, self.versions[tenant])
+                if isinstance(said, m.QuotaLent) and said.tenant == tenant
             ]
             whole = amounts_of(limits)
             assert [sum(column) for column in zip(*parts, *lent, strict=True)] == list(whole), "parts are not the whole"
@@ -169,25 +175,21 @@ class Cells:
             part = self.random.choice(((), ((self.random.randrange(spec.n), 1),)))
             self.hear(cell, m.RolloutReleased(name, part))
 
+    def mine(self, tenant: str) -> int:
+        return sum(self.home[name][1] == tenant for name, _, _ in self.running)
+
     def limit(self) -> None:
-        """Limits are changed while nothing of the tenant runs: what runs is not ended by that."""
-        tenant = self.random.choice(TENANTS)
-        if not any(self.home[name][1] == tenant for name, _, _ in self.running):
-            self.settle()
-        if any(self.home[name][1] == tenant for name, _, _ in self.running):
-            return
-        self.say_limits(tenant, m.Limits(sandboxes=self.random.choice((0, 1, 2, 3, 5))))
+        """Limits are changed while all runs."""
+        self.say_limits(self.random.choice(TENANTS), m.Limits(sandboxes=self.random.choice((0, 1, 2, 3, 5, 8))))
 
     def say_limits(self, tenant: str, limits: m.Limits) -> None:
         self.versions[tenant] += 1
-        self.limits[tenant] = m.Limits()
+        raised = 0 < self.limits[tenant].sandboxes <= limits.sandboxes and self.allowed[tenant] is not None
+        self.limits[tenant] = m.Limits()  # while it is told to one cell after the other
         for cell in range(len(self.cores)):
             self.hear(cell, m.TenantLimited(tenant, limits, self.versions[tenant]))
-        mine = sum(self.home[name][1] == tenant for name, _, _ in self.running)
-        if mine > limits.sandboxes > 0:  # the first cells gave out by the new limit, the last ones by the old
-            self.limits[tenant] = m.Limits()
-        else:
-            self.limits[tenant] = limits
+        self.limits[tenant] = limits
+        self.allowed[tenant] = max(self.mine(tenant), limits.sandboxes) if raised else None
 
     def arrive(self) -> None:
         """Something said by one cell is heard by another; some of it once more, a little later."""

@@ -96,7 +96,26 @@ class HoardsItsPart(SchedulerCore):
         return
 
 
+class BeginsAnew(SchedulerCore):
+    """Of a limit that is changed each cell has its equal part again, whatever it uses."""
+
+    def _limit(self, tenant: str, limits: m.Limits, part: Any, version: int) -> None:
+        super()._limit(tenant, limits, part, version)
+        if tenant in self.books.tenants:
+            self.books.tenants[tenant].part = list(self.books.tenants[tenant].base)
+
+
+class OwesNothing(SchedulerCore):
+    """Where a limit was lowered, a cell that uses more than its part does not ask for it."""
+
+    def __init__(self, cell: int, *, cells: int) -> None:
+        super().__init__(cell, cells=cells)
+        self.exchange.limited = lambda name: None  # type: ignore[method-assign]  # the bug
+
+
 BUGS: dict[str, type[SchedulerCore]] = {
+    "a changed limit begins anew": BeginsAnew,
+    "nothing is owed": OwesNothing,
     "a part is there twice": KeepsWhatItLends,
     "a part is taken twice": TakesAPartTwice,
     "a ticket is used twice": UsesTicketsTwice,

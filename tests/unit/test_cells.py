@@ -212,6 +212,27 @@ def test_a_quota_holds_over_all_cells_and_goes_where_it_is_used() -> None:
     assert sum(cells.part(cell) for cell in range(3)) == 6
 
 
+def test_a_limit_that_is_changed_while_all_runs_is_kept() -> None:
+    cells = Cells(8, 8)
+    cells.limit("t", 1, sandboxes=6, cpu_milli=8_000)
+    names = [cells.submit(cell, 8) for cell in (0, 1)]
+
+    def placed() -> int:
+        for cell in (0, 1, 0, 1):
+            cells(cell, m.Tick(cells.now), AGAIN_MS)
+        return sum(sum(cells.where(name).values()) for name in names)
+
+    assert placed() == 6
+    assert cells.part(0) > 3  # it was lent some
+    cells.limit("t", 2, sandboxes=12, cpu_milli=8_000)
+    assert placed() == 8  # of cpus there are no more than before
+    cells.limit("t", 3, sandboxes=4, cpu_milli=8_000)
+    for ended in range(5):
+        cells.end(0, names[0], ((ended, 1),))
+        assert placed() == 8 + max(ended + 1 - 4, 0)  # what ran goes on, and nobody starts more instead
+    assert sum(cells.part(cell) for cell in (0, 1)) == 4
+
+
 def test_a_quota_below_the_number_of_cells_is_kept() -> None:
     cells = Cells(4, 4, 4)
     cells.limit("t", sandboxes=1)

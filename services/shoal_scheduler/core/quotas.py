@@ -3,7 +3,9 @@
 A limit begins as equal parts. A cell whose part is used up says so to the others (`QuotaWanted`); one that has some
 left gives it away for good (`QuotaLent`), so the sum of all parts is never more than the whole, whatever is lost or
 comes twice. Who claimed first is served first; a claim for more than the equal part counts as `PATIENCE_MS` younger, so
-that a cell gets its own part back soon, and two gangs never wait for each other's halves.
+that a cell gets its own part back soon, and two gangs never wait for each other's halves. What moved stays moved when a
+limit is changed; where that leaves less than what is in flight already, the rest is asked for before all claims, so
+that nobody starts more instead.
 """
 
 from collections.abc import Iterable
@@ -122,7 +124,7 @@ def lend(tenant: Tenant, mine: Claim | None, cell: int, now: int) -> list[tuple[
 def _to_spare(tenant: Tenant, mine: Claim | None, theirs: tuple[int, int], cell: int, now: int) -> list[int]:
     """Return what may be given to another's claim: of what is not used, that which this cell has no older claim to."""
     unused = tenant.unused()
-    rate = tenant.part[STARTS] if tenant.limits.starts_per_s else 0
+    rate = max(tenant.part[STARTS], 0) if tenant.limits.starts_per_s else 0
     if mine is None:
         idle = not tenant.waiting and tenant.may_start(now) >= max(int(tenant.rate), 1)
         return [*unused, rate if idle else max(rate - tenant.base[STARTS], 0)]
@@ -164,14 +166,17 @@ class Exchange:
             if tenant.idle:
                 del self._books.tenants[message.tenant]
 
+    def limited(self, name: str) -> None:
+        """A tenant's limits have changed: what its part lacks for what is in flight already is asked for."""
+        if any(self._books.tenant(name).debt):
+            self._asking[name] = None
+
     def lent(self, message: m.QuotaLent, now: int) -> None:
         """Take over a piece of another cell's part."""
         if message.number <= self._heard_lent.get(message.cell, 0):
             return
         self._heard_lent[message.cell] = message.number
-        tenant = self._books.tenants.get(message.tenant)
-        if tenant is None or tenant.version != message.version:
-            return  # it is a part of what holds no longer
+        tenant = self._books.tenant(message.tenant)
         tenant.asked = (_OUT_OF_DATE, tenant.asked[1])  # each of the others thinks of what it has given itself
         for i, amount in enumerate(message.amounts):
             tenant.part[i] += amount
@@ -206,8 +211,11 @@ class Exchange:
                 self._asking.pop(name, None)
                 continue
             self._hold(tenant, now)
-            lines = self._lines(tenant, now)
-            mine = self._claim(tenant, lines, now) if lines else Claim(NOTHING, now, now, now)
+            lines, debt = self._lines(tenant, now), tenant.debt
+            if any(debt):
+                mine = Claim(debt, 0, 0, 0)
+            else:
+                mine = self._claim(tenant, lines, now) if lines else Claim(NOTHING, now, now, now)
             wanted = mine.wanted
             known, when = tenant.asked
             if wanted == known or (any(known) and any(wanted) and now < when + AGAIN_MS):

@@ -156,6 +156,7 @@ class SchedulerCore(Fates):
         account = self.books.tenant(tenant)
         if version > account.version or not version:
             account.limit(limits, part, version or account.version)
+            self.exchange.limited(tenant)
         if account.idle:
             del self.books.tenants[tenant]
 

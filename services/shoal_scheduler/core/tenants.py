@@ -39,13 +39,15 @@ class Tenant:
 
     `used` and `runs` are what takes room in this cell: slots, memory, cpu, disk. `owned` is what its rollouts of this
     cell have in flight, here or on another cell's nodes: that is what limits are for. `part` is this cell's part of
-    them; it counts where the whole is limited.
+    them; it counts where the whole is limited. It is the equal part, `base`, and what other cells lent for good, less
+    what they were lent: whatever limits come in whatever order, all parts make the whole. Where a limit was lowered, a
+    part may be less than what is in flight, or than nothing (`debt`).
     """
 
     name: str
     limits: m.Limits = field(default_factory=m.Limits)
     part: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    base: tuple[int, int, int, int] = (0, 0, 0, 0)  # the equal part that it began with
+    base: tuple[int, int, int, int] = (0, 0, 0, 0)  # the equal part
     version: int = 0
     used: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     owned: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
@@ -64,14 +66,31 @@ class Tenant:
     @property
     def idle(self) -> bool:
         """Whether nothing would be lost if it were forgotten."""
-        return not self.rollouts and self.limits == m.Limits() and not self.version and not self.hungry
+        return (
+            not self.rollouts
+            and self.limits == m.Limits()
+            and not self.version
+            and not self.hungry
+            and not any(self.part)
+        )
 
     def limit(self, limits: m.Limits, base: tuple[int, int, int, int], version: int) -> None:
-        """Let it have this much from now on, and of that this part in this cell."""
-        self.limits, self.base, self.part, self.version = limits, base, list(base), version
-        self.starts = min(self.starts, max(base[STARTS] / 1000, 1.0))
+        """Let it have this much from now on, and of that this equal part in this cell."""
+        self.part = [part + new - old for part, new, old in zip(self.part, base, self.base, strict=True)]
+        self.limits, self.base, self.version = limits, base, version
+        self.starts = min(self.starts, max(self.rate, 1.0))
         self.asked = ((0, 0, 0, 0), 0)
         self.hungry = {cell: each for cell, each in self.hungry.items() if each.version >= version}
+
+    @property
+    def debt(self) -> tuple[int, int, int, int]:
+        """Return what this cell's part of each limit lacks to be what is in flight already; of the rate, to be none."""
+        owned = (*self.owned[:STARTS], 0)
+        sandboxes, memory, cpu, starts = (
+            max(have - part, 0) if whole else 0
+            for whole, part, have in zip(amounts_of(self.limits), self.part, owned, strict=True)
+        )
+        return sandboxes, memory, cpu, starts
 
     def share(self, total: Amounts) -> float:
         """Return its weighted dominant share."""
@@ -121,7 +140,7 @@ class Tenant:
     @property
     def rate(self) -> float:
         """How many sandboxes it may start a second in this cell, where that is limited."""
-        return self.part[STARTS] / 1000
+        return max(self.part[STARTS], 0) / 1000
 
     def may_start(self, now: int) -> int:
         """Return how many its rate allows now."""
@@ -138,6 +157,6 @@ class Tenant:
 
     def next_start_ms(self) -> int:
         """Return when its rate allows the next one; some time from now where this cell has no part of it."""
-        if not self.part[STARTS]:
+        if self.part[STARTS] <= 0:
             return self.starts_ms + 1000
         return self.starts_ms + int(max(1 - self.starts, 0) * 1000 / self.rate) + 1

@@ -37,7 +37,7 @@ OF_PHASES: Final = {
     "commands_per_s": "commands a second, from the first to the last answer",
     "cpu_us_per_sandbox": "microseconds of cpu of services and broker for each sandbox that was through, or ready",
     "cpu_us_per_command": "microseconds of cpu of services and broker for each command, in phases without arrivals",
-    "services_mib": "MiB; the most memory of all services together, brokers apart",
+    "services_mib": "MiB; the most memory of all services together, what they share counted once (PSS), brokers apart",
     "service_bytes_per_live": "bytes; memory of all services together for each live sandbox, while most are live",
     "service_growth_per_live": "bytes; the same, of what the services have taken since the run began",
     "broker_mib": "MiB; the most memory of all brokers",

@@ -66,7 +66,7 @@ class Run:
             await self._logs.open()
             await self._generators.start(self._target.url, self._name, self._document, self._scale)
             await self._sampling.begin()
-            self._memory_before = self._sampling.processes.rss_of(*SERVICES)
+            self._memory_before = self._sampling.processes.memory_of(*SERVICES)
             sampling = asyncio.create_task(self._sampling.run(), name="sampling")
             sampling.add_done_callback(self._sampled)
             try:

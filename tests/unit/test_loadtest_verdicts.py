@@ -38,8 +38,8 @@ def run(ms: float = 20.0, seconds: float = 2.0) -> RunRecord:
     staying = msgspec.structs.replace(scenario.phases[0], rollout=scenario.phases[2].rollout)
     rows: list[dict[str, float | None]] = [
         {"t": float(t), "phase": 0, "ready": t * 500.0, "through": t * 500.0, "commands": 0, "live": 10 * t,
-         "in_flight": 5, "waiting": 0, "gpu_seconds": t, "cpu_executor": 0.5, "rss_executor": 50 * 2**20,
-         "rss_services": 100 * 2**20, "rss_broker": 20 * 2**20, "ready_p99_ms": ms, "backlog_scheduler": 1}
+         "in_flight": 5, "waiting": 0, "gpu_seconds": t, "cpu_executor": 0.5, "memory_executor": 50 * 2**20,
+         "memory_services": 100 * 2**20, "memory_broker": 20 * 2**20, "ready_p99_ms": ms, "backlog_scheduler": 1}
         for t in range(5)
     ]  # fmt: skip
     found = phase_record(
@@ -159,7 +159,7 @@ def test_memory_for_each_live_sandbox_is_of_phases_that_keep_them() -> None:
     (found,) = run().phases
     assert "service_bytes_per_live" in found.metrics
     scenario = reading.scenario(SMOKE)
-    rows = [{"t": 0.0, "live": 5.0, "rss_services": 100.0, "rss_broker": 1.0}]
+    rows = [{"t": 0.0, "live": 5.0, "memory_services": 100.0, "memory_broker": 1.0}]
     ends = [ended({"asked": 10, "through": 10, "ready": 10}, 10, 1)]
     through = phase_record(scenario.phases[0], ends, rate=0, begin_s=0, end_s=1, cpu_s={}, rows=rows,
                            trainer=Trainer(), memory_before=0)  # fmt: skip

@@ -20,11 +20,11 @@ class Processes:
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
         self.cpu_s: dict[str, float] = {}
-        self.rss: dict[str, int] = {}
+        self.memory: dict[str, int] = {}
 
     def look(self, pids: Mapping[str, int]) -> None:
         """Take note of what these have used."""
-        self.rss = {}
+        self.memory = {}
         for name, pid in pids.items():
             self.cpu_s.setdefault(name, 0.0)
             try:
@@ -37,7 +37,7 @@ class Processes:
                 now = _cpu(known.process)
                 self.cpu_s[name] += now - known.cpu_s
                 known.cpu_s = now
-                self.rss[name] = int(known.process.memory_info().rss)
+                self.memory[name] = pss(known.process)
             except psutil.Error:
                 continue
 
@@ -45,9 +45,17 @@ class Processes:
         """Return the cpu of these roles together, in seconds."""
         return sum(cpu for name, cpu in self.cpu_s.items() if role_of(name) in roles)
 
-    def rss_of(self, *roles: str) -> int:
+    def memory_of(self, *roles: str) -> int:
         """Return the memory of these roles together, in bytes."""
-        return sum(rss for name, rss in self.rss.items() if role_of(name) in roles)
+        return sum(memory for name, memory in self.memory.items() if role_of(name) in roles)
+
+
+def pss(process: psutil.Process) -> int:
+    """Return its memory, in bytes: what several processes share, such as libraries, counts once among them.
+
+    Raises psutil.Error.
+    """
+    return int(process.memory_full_info().pss)
 
 
 def _cpu(process: psutil.Process) -> float:

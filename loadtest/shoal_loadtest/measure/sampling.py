@@ -76,8 +76,8 @@ class Sampling:
             cpu = self.processes.cpu_of(role)
             row[f"cpu_{role}"] = round((cpu - self._cpu_before.get(role, 0.0)) / elapsed, 4)
             self._cpu_before[role] = cpu
-            row[f"rss_{role}"] = self.processes.rss_of(role)
-        row["rss_services"] = self.processes.rss_of(*SERVICES)
+            row[f"memory_{role}"] = self.processes.memory_of(role)
+        row["memory_services"] = self.processes.memory_of(*SERVICES)
         for service, behind in self._logs.backlog.items():
             row[f"backlog_{service}"] = behind
         for name in ("ready", "group_ready", "command"):

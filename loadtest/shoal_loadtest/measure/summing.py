@@ -119,8 +119,8 @@ def latency_metrics(latencies: Mapping[str, Mapping[str, Any]]) -> dict[str, flo
 
 def _memory(rows: Sequence[Mapping[str, float | None]], before: int | None) -> dict[str, float]:
     """Return what memory was used; for each live sandbox only where `before` is known: where they are kept."""
-    services = [float(row.get("rss_services") or 0) for row in rows]
-    brokers = [float(row.get("rss_broker") or 0) for row in rows]
+    services = [float(row.get("memory_services") or 0) for row in rows]
+    brokers = [float(row.get("memory_broker") or 0) for row in rows]
     live = [float(row.get("live") or 0) for row in rows]
     most = max(live, default=0.0)
     found: dict[str, float] = {}
@@ -128,10 +128,10 @@ def _memory(rows: Sequence[Mapping[str, float | None]], before: int | None) -> d
         found |= {"services_mib": max(services) / _MIB, "broker_mib": max(brokers) / _MIB}
     if most:
         found["live_max"] = most
-        full = [(rss, count) for rss, count in zip(services, live, strict=True) if count >= 0.9 * most and rss]
+        full = [(size, count) for size, count in zip(services, live, strict=True) if count >= 0.9 * most and size]
         if full and before is not None:
-            found["service_bytes_per_live"] = sum(rss / count for rss, count in full) / len(full)
-            found["service_growth_per_live"] = sum((rss - before) / count for rss, count in full) / len(full)
+            found["service_bytes_per_live"] = sum(size / count for size, count in full) / len(full)
+            found["service_growth_per_live"] = sum((size - before) / count for size, count in full) / len(full)
     return found
 
 

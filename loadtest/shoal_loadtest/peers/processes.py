@@ -11,6 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import psutil
+
+from shoal_loadtest.measure.processes import pss
+
 MARK: Final = "LOADTEST_PEER"
 """The variable that names whose a process is."""
 _GRACE_S: Final = 5.0
@@ -39,11 +43,9 @@ def pss_mib(pids: Iterable[int]) -> float:
     """Return the memory of processes together, in MiB: what they share is counted once."""
     total = 0
     for pid in pids:
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1])
-    return total / 1024
+        with contextlib.suppress(psutil.Error):
+            total += pss(psutil.Process(pid))
+    return total / 1024**2
 
 
 def end_all(mark: str) -> list[int]:

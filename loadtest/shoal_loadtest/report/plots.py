@@ -87,7 +87,7 @@ def pictures(run: RunRecord, gpus: int, price: float) -> list[Picture]:
         if any(series.get(name, []))
     ]
     found.append(Picture("Sandboxes", _over_time(counts, "sandboxes", marks)))
-    for prefix, title, unit, scale in (("cpu", "Cpu", "cores", 1.0), ("rss", "Memory", "MiB", 1 / 1024**2)):
+    for prefix, title, unit, scale in (("cpu", "Cpu", "cores", 1.0), ("memory", "Memory", "MiB", 1 / 1024**2)):
         layers = [
             Line(role, t, [(value or 0) * scale for value in series[f"{prefix}_{role}"]])
             for role in ROLES

@@ -1,7 +1,6 @@
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 from nats.errors import OutboundBufferLimitError
@@ -28,7 +27,7 @@ class FakeTransport:
         self.sent: list[tuple[str, int, str]] = []  # subject, number, id
         self.fail_next: Exception | None = None
 
-    async def send(self, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None) -> None:
+    def send(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error

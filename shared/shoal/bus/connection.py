@@ -5,14 +5,15 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError, NoRespondersError
 
+from shoal.bus.client import DirectClient
 from shoal.bus.ending import end
 from shoal.bus.protocol import UnreachableError
 
@@ -59,7 +60,7 @@ class Connection:
         self._closing = False
         self._redialing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self.client = Client()
+        self.client = DirectClient()
 
     @property
     def ready(self) -> bool:
@@ -83,7 +84,7 @@ class Connection:
                 servers = []
         if not servers:
             raise UnreachableError(f"{self._url!r} is no broker's address; write one such as nats://127.0.0.1:4222")
-        client = Client()
+        client = DirectClient()
         failures: list[str] = []
         failed = asyncio.Event()
         dialing = True
@@ -274,12 +275,9 @@ class Connection:
             await asyncio.sleep(min(0.05, max(until - time.monotonic(), 0)))
         raise UnreachableError(f"the broker at {self._url} does not answer {subject.split('.', 2)[-1]} ({why})")
 
-    async def send(self, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None) -> None:
-        """Publish. Raises what nats-py raises, and ConnectionResetError."""
-        try:
-            await self.client.publish(subject, payload, reply=reply, headers=headers)
-        except RuntimeError as error:  # uvloop's, for a transport that is closed
-            raise ConnectionResetError(str(error)) from error
+    def send(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        """Publish. Raises NatsError for what cannot be published, and ConnectionResetError."""
+        self.client.put(subject, payload, reply, headers)
 
     async def close(self) -> None:
         """Disconnect for good."""

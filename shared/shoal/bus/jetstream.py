@@ -8,9 +8,8 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from nats.aio.msg import Msg
-
 from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
+from shoal.bus.client import status
 from shoal.bus.connection import Connection, OnError
 from shoal.bus.outbox import Outbox
 from shoal.bus.protocol import BusError, Entry, Kept, NoStreamError, Stored, UnreachableError
@@ -86,13 +85,10 @@ class JetStreamBus:
     # --- the connection's side
 
     async def _subscribe(self) -> None:
-        await self._connection.client.subscribe(
-            f"{self._inbox}.*", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        await self._connection.client.listen(f"{self._inbox}.*", self._on_reply)
 
-    async def _on_reply(self, msg: Msg) -> None:
-        number = int(msg.subject[len(self._inbox) + 1 :])
-        self._outbox.replied(number, msg.headers.get("Status", "") if msg.headers else "", msg.data)
+    def _on_reply(self, subject: bytes, _: bytes, headers: bytes, payload: bytes) -> None:
+        self._outbox.replied(int(subject[len(self._inbox) + 1 :]), status(headers)[0], payload)
 
     def disconnected(self) -> None:
         """Take back what was under way, to send it again."""
@@ -217,7 +213,7 @@ class JetStreamBus:
         except WrongLastError:
             return None
 
-    async def _put(self, bucket: str, key: str, value: bytes, headers: dict[str, Any] | None) -> Stored:
+    async def _put(self, bucket: str, key: str, value: bytes, headers: Mapping[str, str] | None) -> Stored:
         if bucket not in self._buckets:
             await self._ensure_bucket(bucket)
         self._puts += 1

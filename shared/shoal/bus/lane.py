@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from shoal.bus.protocol import Stored
 from shoal.wire.streams import stream_of
@@ -26,7 +27,7 @@ class Entry:
     lane: "Lane"
     subject: str
     payload: bytes
-    headers: dict[str, Any] | None
+    headers: Mapping[str, str] | None
     deadline: float
     size: int
     sent_at: float = 0.0

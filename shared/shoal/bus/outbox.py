@@ -10,10 +10,10 @@ wait for each other.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Protocol
 
-from nats.errors import BadHeaderError, BadSubjectError, Error as NatsError, MaxPayloadError
+from nats.errors import BadHeaderError, BadSubjectError, Error as NatsError
 
 from shoal.bus.ending import end
 from shoal.bus.lane import Entry, Lane, lane_of
@@ -49,7 +49,7 @@ class Transport(Protocol):
         """Bytes of headers and payload together that are taken."""
         ...
 
-    async def send(self, subject: str, payload: bytes, reply: str, headers: dict[str, Any] | None) -> None:
+    def send(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         """Send one message."""
         ...
 
@@ -99,7 +99,7 @@ class Outbox:
         return len(self._open)
 
     def publish(
-        self, subject: str, payload: bytes, id: str, headers: dict[str, Any] | None = None
+        self, subject: str, payload: bytes, id: str, headers: Mapping[str, str] | None = None
     ) -> "asyncio.Future[Stored]":
         """Publish in call order; see `Bus.publish`."""
         future: asyncio.Future[Stored] = self._loop.create_future()
@@ -120,7 +120,7 @@ class Outbox:
         entry = Entry(self._number, future, lane, subject, payload, sent, self._loop.time() + self._deadline_s, size)
         self._open[entry.number] = entry
         self._queue.append(entry)
-        self._wake.set()
+        self._send_all()
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
         return future
@@ -129,10 +129,13 @@ class Outbox:
 
     async def _pumping(self) -> None:
         while True:
-            while self._transport.ready and self._may_send() and (entry := self._next()) is not None:
-                await self._send(entry)
+            self._send_all()
             self._wake.clear()
             await self._wake.wait()
+
+    def _send_all(self) -> None:
+        while self._transport.ready and self._may_send() and (entry := self._next()) is not None:
+            self._send(entry)
 
     def _may_send(self) -> bool:
         return self._flying < self._limit and self._bytes < IN_FLIGHT_BYTES
@@ -148,7 +151,7 @@ class Outbox:
             entry.lane.waiting.append(entry)
         return None
 
-    async def _send(self, entry: Entry) -> None:
+    def _send(self, entry: Entry) -> None:
         lane = entry.lane
         if lane.next is entry:
             lane.next = None
@@ -163,11 +166,9 @@ class Outbox:
         self._flying += 1
         self._bytes += entry.size
         try:
-            await self._transport.send(entry.subject, entry.payload, f"{self._inbox}.{entry.number}", entry.headers)
+            self._transport.send(entry.subject, entry.payload, f"{self._inbox}.{entry.number}", entry.headers)
         except (BadSubjectError, BadHeaderError, ValueError) as error:
             self._settle(entry, BusError(f"{entry.subject!r} cannot be published on: {error}"))
-        except MaxPayloadError:
-            self._settle(entry, _too_large(entry, self._transport.max_payload))
         except (NatsError, OSError) as error:
             # The connection is going; whoever notices has perhaps taken the message back already.
             entry.trouble = str(error) or type(error).__name__

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from shoal.bus.api import Api
+from shoal.bus.client import header, status
 from shoal.bus.connection import Connection
 from shoal.bus.ending import end
 from shoal.bus.protocol import BusError, Delivery, NoStreamError
@@ -31,6 +31,7 @@ _SILENCE_S: Final = 5.0
 _INACTIVE_S: Final = 60.0
 _NO_STREAM_PATIENCE_S: Final = 5.0
 _NS: Final = 1_000_000_000
+_DELIVERY: Final = b"$JS.ACK."
 
 
 class Position(NamedTuple):
@@ -99,16 +100,14 @@ class PullReader:
         self._connection.follow(self)
         try:
             await self._make_consumer()
-            await self._top_up()
+            self._top_up()
         except BaseException:
             await self.close()
             raise
         self._task = asyncio.create_task(self._working(), name=f"reader of {self._stream}")
 
     async def _subscribe(self) -> None:
-        self._subscription = await self._connection.client.subscribe(
-            f"{self._inbox}.*.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        self._subscription = await self._connection.client.listen(f"{self._inbox}.*.*", self._on_message)
 
     # --- the reader's side
 
@@ -147,7 +146,7 @@ class PullReader:
             try:
                 if self._subscription is not None:
                     await self._subscription.unsubscribe()
-                await self._forget_consumer()
+                self._forget_consumer()
             except (NatsError, OSError, RuntimeError):
                 pass  # the connection went meanwhile; the broker forgets the consumer by itself
 
@@ -162,15 +161,14 @@ class PullReader:
             await self._subscribe()
         self._start_over("")
 
-    async def _on_message(self, msg: Msg) -> None:
-        headers = msg.headers or {}
-        if "Status" in headers and not msg.reply.startswith("$JS.ACK."):
-            _, generation, pull = msg.subject.rsplit(".", 2)
+    def _on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        if not reply.startswith(_DELIVERY) and status(headers)[0]:
+            _, generation, pull = subject.rsplit(b".", 2)
             if int(generation) == self._made == self._wanted:
                 self._heard = time.monotonic()
                 self._on_status(int(pull), headers)
             return
-        at = parse_ack_subject(msg.reply)
+        at = parse_ack_subject(reply.decode())
         if at.consumer != self._consumer or self._made != self._wanted:
             return  # from a consumer that was given up
         self._heard = time.monotonic()
@@ -181,9 +179,9 @@ class PullReader:
         self._count_off()
         if at.sequence > self._last:
             self._last = at.sequence
-            self._average += (len(msg.data) + 256 - self._average) / 16
-            id = headers.get("Nats-Msg-Id", "")
-            self._buffer.append(Delivery(msg.subject, msg.data, at.sequence, at.time_ns // 1_000_000, id))
+            self._average += (len(payload) + 256 - self._average) / 16
+            id = header(headers, b"Nats-Msg-Id")
+            self._buffer.append(Delivery(subject.decode(), payload, at.sequence, at.time_ns // 1_000_000, id))
             self._hand_over()
         self._ask_for_more()
 
@@ -196,20 +194,19 @@ class PullReader:
                 del self._pulls[number]
             return
 
-    def _on_status(self, pull: int, headers: dict[str, str]) -> None:
-        status, text = headers["Status"], headers.get("Description", "").strip().lower()
-        if status == "503":
-            text = "nobody serves its consumer"  # there is no description, and nats-py takes the next header for one
-        if status == "100":
-            delivered = headers.get("Nats-Last-Consumer", "")
+    def _on_status(self, pull: int, headers: bytes) -> None:
+        code, text = status(headers)
+        text = text.lower() or ("nobody serves its consumer" if code == "503" else "")
+        if code == "100":
+            delivered = header(headers, b"Nats-Last-Consumer")
             if delivered.isdigit() and int(delivered) > self._consumer_sequence:
                 self._start_over(f"deliveries up to {delivered} are missing after {self._consumer_sequence}")
             return
         self._pulls.pop(pull, None)
-        if status in ("404", "408") or "batch completed" in text:
+        if code in ("404", "408") or "batch completed" in text:
             self._ask_for_more()
         else:
-            self._start_over(f"{status} {text}")
+            self._start_over(f"{code} {text}")
 
     def _start_over(self, why: str) -> None:
         """Give the consumer up; a new one goes on after the last message received."""
@@ -238,7 +235,7 @@ class PullReader:
                 if self._made != self._wanted:
                     await self._make_consumer()
                     pause = 0.05
-                await self._top_up()
+                self._top_up()
             except NoStreamError as error:
                 self._failure = error
                 self._hand_over()
@@ -261,7 +258,7 @@ class PullReader:
 
     async def _make_consumer(self) -> None:
         generation = self._wanted
-        await self._forget_consumer()
+        self._forget_consumer()
         name = f"shoal-{secrets.token_hex(8)}"
         config: dict[str, Any] = {
             "name": name,
@@ -287,13 +284,13 @@ class PullReader:
         self._heard = time.monotonic()
         self._made = generation
 
-    async def _forget_consumer(self) -> None:
+    def _forget_consumer(self) -> None:
         if self._consumer and self._connection.ready:
             subject = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
             self._consumer = ""
-            await self._connection.send(subject, b"", "", None)
+            self._connection.send(subject, b"", "", None)
 
-    async def _top_up(self) -> None:
+    def _top_up(self) -> None:
         """Ask for what there is room for, ahead of need."""
         room = self._room()
         if room <= 0 or not self._connection.ready:
@@ -303,7 +300,7 @@ class PullReader:
         if not self._pulls:
             self._heard = time.monotonic()
         self._pulls[self._pull_number] = room
-        await self._connection.send(
+        self._connection.send(
             f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
             msgspec.json.encode(pull),
             f"{self._inbox}.{self._made}.{self._pull_number}",

@@ -27,6 +27,7 @@ from shoal_placement.core.records import (
     with_attempt,
 )
 from shoal_placement.core.roster import SILENCE_MS, Roster
+from shoal_placement.core.waiting import Waiting
 
 _LATE_MS: Final = 1_000
 """A Tick so much after its time says that the log took nothing for a while, or that nobody led."""
@@ -62,7 +63,7 @@ class PlacementCore(Roster):
         super().__init__(cell)
         self._chosen = policy
         self._policy = POLICIES[policy]
-        self._waiting: list[tuple[m.PlaceRequested, int]] = []  # and since when
+        self._waiting = Waiting()
         self._over: dict[str, int] = {}  # rollouts that were given up as a whole, and until when that is remembered
         self._wake_ms: int | None = None  # not after anything is due; a Tick that comes too soon sets it right
 
@@ -142,7 +143,7 @@ class PlacementCore(Roster):
         executors = [executor.dump() for executor in self._executors.values()]
         rollouts = [(name, record.dump()) for name, record in self._rollouts.items()]
         state = State(
-            executors, self._fleet.joined, list(self._boots.items()), rollouts, self._over, self._waiting,
+            executors, self._fleet.joined, list(self._boots.items()), rollouts, self._over, list(self._waiting),
             list(self._drained), self._told, self._wake_ms, self._chosen,
         )  # fmt: skip
         return msgspec.msgpack.encode(state)
@@ -158,7 +159,7 @@ class PlacementCore(Roster):
         self._boots = {name: list(boots) for name, boots in found.boots}
         self._rollouts = {name: record.load() for name, record in found.rollouts}
         self._over = found.over
-        self._waiting = list(found.waiting)
+        self._waiting = Waiting(found.waiting)
         self._drained = dict.fromkeys(found.drained)
         self._told = found.told
         self._wake_ms = found.wake_ms
@@ -188,7 +189,7 @@ class PlacementCore(Roster):
             request = narrowed(message, wanted)
             if message.attempt >= HEDGE:
                 request = msgspec.structs.replace(request, avoid=(*request.avoid, *self._nodes_of(request)))
-            self._waiting.append((request, now))
+            self._waiting.add(request, now)
             self._place_waiting(now, effects)
 
     def _nodes_of(self, hedge: m.PlaceRequested) -> list[str]:
@@ -222,7 +223,8 @@ class PlacementCore(Roster):
             record.gone = ranges.union(record.gone, news)
         else:
             self._over[message.rollout] = self._rollouts.pop(message.rollout).expires_ms
-        self._waiting = [(left, since) for w, since in self._waiting if (left := remaining(w, message))]
+        for number, request in self._waiting.of(message.rollout):
+            self._waiting.put(number, request, remaining(request, message))
         for executor in self._where(record):
             if executor.alive and executor.holds(message.rollout, message.attempt):  # it passes over what it has not
                 destroy = m.DestroySandboxes(
@@ -237,15 +239,12 @@ class PlacementCore(Roster):
         record = self._rollouts.get(message.rollout)
         if record is None or not record.tenant:
             return
-        kept: list[tuple[m.PlaceRequested, int]] = []
-        for request, since in self._waiting:
-            mine = (request.rollout, request.attempt) == (message.rollout, message.attempt)
-            part = ranges.intersect(request.indices, message.indices) if mine else ()
+        for number, request in self._waiting.of(message.rollout):
+            part = ranges.intersect(request.indices, message.indices) if request.attempt == message.attempt else ()
             if part:
                 self._give_back(narrowed(request, part), "it made room for what goes before it", effects)
-            if left := ranges.without(request.indices, part):
-                kept.append((narrowed(request, left), since))
-        self._waiting = kept
+                left = ranges.without(request.indices, part)
+                self._waiting.put(number, request, narrowed(request, left) if left else None)
         group = (message.rollout, message.attempt)
         for executor in self._where(record):
             held = [node.held[group].indices for node in executor.by_number if group in node.held]
@@ -266,8 +265,7 @@ class PlacementCore(Roster):
         expired = [name for name, record in self._rollouts.items() if now >= record.expires_ms]
         for name in expired:
             del self._rollouts[name]
-        if expired:
-            self._waiting = [(w, since) for w, since in self._waiting if w.rollout in self._rollouts]
+            self._waiting.drop(name)
         silent = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
         records = (record.expires_ms for record in self._rollouts.values())
         self._wake_ms = min([*silent, *records, *self._over.values()], default=None)
@@ -277,29 +275,26 @@ class PlacementCore(Roster):
 
     def _place_waiting(self, now: int, effects: list[Effect]) -> None:
         """Place what fits, first come first served among those that want the same; give back what waited too long."""
-        if not self._waiting:
-            return
         blocked: dict[Demand, int | None] = {}
-        left: list[tuple[m.PlaceRequested, int]] = []
-        for request, since in self._waiting:
-            demand = demand_of(request.spec)
+        heads = self._waiting.heads()
+        while heads:
+            number, demand, request, since = heads.first
             rest = request.indices
             if demand not in blocked:
                 rest, again_ms = self._place(request, now, effects)
                 if rest:
                     blocked[demand] = again_ms
+            if rest and blocked[demand] is None and now >= since + PARKED_MS:
+                self._give_back(narrowed(request, rest), "there was no room for it after all", effects)
+                rest = ()
             if not rest:
+                self._waiting.put(number, request, None)
+                heads.next()
                 continue
-            request_left = narrowed(request, rest)
-            if blocked[demand] is not None:
-                self._wake_by(max(blocked[demand] or 0, now + 1))
-            elif now >= since + PARKED_MS:
-                self._give_back(request_left, "there was no room for it after all", effects)
-                continue
-            else:
-                self._wake_by(since + PARKED_MS)
-            left.append((request_left, since))
-        self._waiting = left
+            self._waiting.put(number, request, narrowed(request, rest))
+            again_ms = blocked[demand]
+            self._wake_by(since + PARKED_MS if again_ms is None else max(again_ms, now + 1))
+            heads.leave()  # those behind it came later, and wait for the same
 
     def _place(self, request: m.PlaceRequested, now: int, effects: list[Effect]) -> tuple[m.Ranges, int | None]:
         """Place what fits of a request; returns the rest, and when a start queue is short enough for more of it."""

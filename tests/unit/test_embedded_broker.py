@@ -206,3 +206,16 @@ async def test_the_port_asked_for_is_the_first_ones_and_ports_in_use_are_replace
     twice = EmbeddedCluster(tmp_path, port=int(kept[2]))  # it was the third one's
     assert twice.urls[0].endswith(f":{kept[2]}")
     assert len(set(twice.urls)) == 3
+
+
+async def test_it_runs_on_half_the_cores_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def variables(pid: int) -> list[bytes]:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.delenv("GOMAXPROCS", raising=False)
+    async with EmbeddedBroker(tmp_path, port=0) as broker:
+        assert b"GOMAXPROCS=3" in variables(broker.pid)
+    monkeypatch.setenv("GOMAXPROCS", "2")
+    async with EmbeddedBroker(tmp_path, port=0) as broker:
+        assert b"GOMAXPROCS=2" in variables(broker.pid)

@@ -1,7 +1,7 @@
 """Snapshots and what they have behind them: exactly what had come to its end when the sandbox stood still."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest_asyncio
@@ -25,6 +25,7 @@ from shoal.wire.messages import (
 )
 from shoal_executor.drivers.protocol import Captured, OutputSink
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+from shoal_executor.service.settling import LATER_S
 from unit.test_executor_service import HEAD, Bench, benched
 
 
@@ -86,6 +87,12 @@ def saved(bench: Bench) -> list[SandboxSaved]:
     return [each for each in bench.trajectory if isinstance(each, SandboxSaved)]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def test_what_ended_before_the_moment_is_in_it_and_told_before_it(bench: Bench) -> None:
     kept = driver(bench)
     kept.gates = {"ended": asyncio.Event(), "on": asyncio.Event()}
@@ -104,7 +111,7 @@ async def test_what_ended_before_the_moment_is_in_it_and_told_before_it(bench: B
     await bench.heard(FileWritten)
     await asyncio.sleep(0.05)
     assert not saved(bench)
-    assert kept.settled == ["first"]
+    await until(lambda: kept.settled == ["first"])
     kept.gates["ended"].set()
     (taken,) = await bench.heard(SnapshotTaken)
     (told,) = saved(bench)
@@ -127,10 +134,11 @@ async def test_a_result_is_not_settled_while_a_sandbox_is_asked_what_it_has_done
     await kept.still.wait()
     kept.gates["ends"].set()
     await bench.heard(CommandFinished)
+    await asyncio.sleep(2 * LATER_S)
     assert kept.settled == []
     kept.go.set()
     await bench.heard(SnapshotTaken)
-    assert kept.settled == ["ends"]
+    await until(lambda: kept.settled == ["ends"])
     assert saved(bench)[0].steps == ((1, 2),)
 
 

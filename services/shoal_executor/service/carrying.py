@@ -49,6 +49,9 @@ _INPUT: Final = 64 * 1024
 """Bytes of a standard input, or of a piece of a file, that the trajectory has whole; of more, it tells the digest."""
 
 
+_LARGE: Final = 64 * 1024
+
+
 class Carrying:
     """See the module."""
 
@@ -92,7 +95,7 @@ class Carrying:
                 answer = refusal(asked, "snapshot_failed" if kept else "bad_request", str(error), None, step)
         self._happened(Answered(asked.cell, asked.tenant, asked.run, answer))
         if isinstance(asked, RunCommand):
-            self._keeping.settle(name, asked.id)
+            self._keeping.settling.settle(name, asked.id, now=_is_large(answer))
             await self._keeping.after_command(key, asked.index)
         if self._known.core.find(asked.rollout, asked.index, asked.attempt) is None:
             self._keeping.forget(name)
@@ -153,6 +156,11 @@ class Carrying:
             part += 1
 
         return await self._driver.run(name, bounded(asked.command, LARGEST), publish, id=asked.id)
+
+
+def _is_large(answer: Answer) -> bool:
+    """Return whether a command's result is worth the trouble of having the sandbox forget it at once."""
+    return isinstance(answer, CommandFinished) and len(answer.result.stdout) + len(answer.result.stderr) > _LARGE
 
 
 def bounded(command: Command, most: int) -> Command:

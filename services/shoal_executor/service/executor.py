@@ -151,6 +151,7 @@ class ExecutorService:
         finally:
             self._deadlines.close()
             await end(*self._tasks)
+            self._keeping.settling.close()
             await self._driver.close()
             self._known.close(forget=left)
 

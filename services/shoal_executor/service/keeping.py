@@ -42,6 +42,7 @@ from shoal_executor.service.journal import AnyRecord, Returned, Slept
 from shoal_executor.service.known import Known
 from shoal_executor.service.names import name_of
 from shoal_executor.service.outgoing import Outgoing
+from shoal_executor.service.settling import Settling
 
 _NO_STORE: Final = "this executor has no blob store to keep snapshots in: start it with --blobs"
 
@@ -83,7 +84,7 @@ class Keeping:
         self._busy: dict[str, int] = {}
         self._filing: dict[str, int] = {}  # of those within, how many read or write a file: they are done in a moment
         self._left = asyncio.Event()
-        self._unsettled: dict[str, list[str]] = {}  # of those being captured: commands whose end is settled after that
+        self.settling = Settling(driver)
         self._used: dict[str, float] = {}
 
     # --- commands and what happens to the sandbox meanwhile
@@ -106,17 +107,11 @@ class Keeping:
             self._left = asyncio.Event()
             self._used[name] = asyncio.get_running_loop().time()
 
-    def settle(self, name: str, id: str) -> None:
-        """A command's answer is kept here: the sandbox may forget it, but not while it is asked what it has done."""
-        if name in self._unsettled:
-            self._unsettled[name].append(id)
-        else:
-            self._driver.settle(name, [id])
-
     def forget(self, name: str) -> None:
         """It is gone."""
         self._returns.pop(name, None)
         self._used.pop(name, None)
+        self.settling.forget(name)
 
     # --- snapshots
 
@@ -148,12 +143,8 @@ class Keeping:
             commands, done = self._known.commands(*sandbox), self._known.answers.done(sandbox)
             under_way = self._known.answers.under_way_in(sandbox)
             numbers = {asked.id: step.number for asked, step in under_way if isinstance(asked, RunCommand)}
-            self._unsettled[name] = []
-            try:
+            with self.settling.held(name):
                 captured = await self._driver.capture(name, place, memory=memory)
-            finally:
-                if ids := self._unsettled.pop(name):
-                    self._driver.settle(name, ids)
         finished = ranges.collect(numbers[id] for id in captured.finished if id in numbers)
         # Whoever hears of the snapshot must know what came of all that is in it.
         await self._known.outgoing.until(lambda: self._answered(sandbox, finished))

@@ -17,6 +17,7 @@ from shoal_executor.drivers.gvisor.driver import GvisorDriver
 from shoal_executor.drivers.protocol import Driver, DriverError, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_loadtest.floor.bare import Missing, Program
+from shoal_loadtest.floor.ends import Ends
 
 MOST: Final = 64
 """Starts at a time, at most."""
@@ -188,12 +189,16 @@ class ProgramLoop:
 
 
 class ShoalLoop:
-    """A whole Shoal that is up: a unit is a rollout of one, a burst a rollout of many; their commands travel along."""
+    """A whole Shoal that is up: a unit is a rollout of one, a burst a rollout of many; their commands travel along.
+
+    Like those of other loops, both are over when their sandboxes have ended.
+    """
 
     name = "Shoal"
 
-    def __init__(self, cluster: shoal.Cluster, start: str | shoal.Snapshot, isolation: str) -> None:
+    def __init__(self, cluster: shoal.Cluster, start: str | shoal.Snapshot, isolation: str, ends: Ends) -> None:
         self._cluster = cluster
+        self._ends = ends
         self._start = start
         self._isolation = isolation
 
@@ -211,7 +216,7 @@ class ShoalLoop:
             if outcome.result is None or not outcome.result.ok:
                 raise Missing(f"a sandbox of Shoal's failed: {outcome.reason} {outcome.detail}")
             took.append(1000 * (time.perf_counter() - began))
-        await rollout.wait()
+        await self._ends.of(rollout.id, count)
         return tuple(took)
 
     async def group(self, count: int) -> None:

@@ -10,6 +10,7 @@ import shoal
 from shoal.cli.exits import Failure
 from shoal_loadtest.floor import whole
 from shoal_loadtest.floor.bare import Bubblewrap, Missing, Runc, Runsc
+from shoal_loadtest.floor.ends import ends
 from shoal_loadtest.floor.fabric import mark, span
 from shoal_loadtest.floor.figures import Row, percentile
 from shoal_loadtest.floor.forks import ForkLoop
@@ -154,9 +155,13 @@ class Runtime:
 
     async def _whole(self, number: int) -> None:
         found = self._found[_SHOAL]
-        async with whole.up(self._kind.driver) as system, shoal.connect(system.url) as cluster:
+        async with (
+            whole.up(self._kind.driver) as system,
+            shoal.connect(system.url) as cluster,
+            ends(system.url) as ended,
+        ):
             start = await self._start(cluster)
-            loop = ShoalLoop(cluster, start, self._kind.driver)
+            loop = ShoalLoop(cluster, start, self._kind.driver, ended)
             await loop.group(2)
             since = await mark(system.url)
             await loop.group(self._count)

@@ -7,10 +7,19 @@ from pathlib import Path
 
 import pytest
 
+import shoal
+from shoal.bus.jetstream import JetStreamBus
+from shoal.machine import ranges
+from shoal.wire.codec import decode
+from shoal.wire.messages import SlotsReleased
+from shoal_loadtest.floor import whole
 from shoal_loadtest.floor.bare import Bubblewrap, Program, Runc, Runsc
 from shoal_loadtest.floor.commands import Commands
+from shoal_loadtest.floor.ends import ends
+from shoal_loadtest.floor.fabric import mark
 from shoal_loadtest.floor.forks import ForkLoop
-from shoal_loadtest.floor.loops import Loop, ProgramLoop, RestoredLoop, turn, zygote
+from shoal_loadtest.floor.loops import Loop, ProgramLoop, RestoredLoop, ShoalLoop, turn, zygote
+from shoal_loadtest.floor.roles import PLACEMENT_LOG
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.skipif(os.geteuid() != 0, reason="the loops are compared as root")]
 
@@ -44,6 +53,28 @@ async def test_programs_that_start_sandboxes(tmp_path: Path, program: str) -> No
     if shutil.which(program) is None:
         pytest.skip(f"needs {program}")
     await through(ProgramLoop(PROGRAMS[program]()), tmp_path, 3)
+
+
+@pytest.mark.broker
+async def test_a_unit_of_shoals_is_over_when_its_sandboxes_have_ended() -> None:
+    async with (
+        whole.up("simulated") as system,
+        shoal.connect(system.url) as cluster,
+        ends(system.url) as ended,
+    ):
+        loop = ShoalLoop(cluster, "host", "simulated", ended)
+        before = await mark(system.url)
+        assert await loop.unit("one") > 0
+        assert len(await loop.burst(40)) == 40
+        bus = await JetStreamBus.connect(system.url)
+        try:
+            last = await bus.last_sequence(PLACEMENT_LOG)
+            reader = await bus.reader(PLACEMENT_LOG, after=before.placement)
+            found = [message for message in await reader.batch() if message.sequence <= last]
+        finally:
+            await bus.close()
+    freed = [m for m in (decode(each.payload) for each in found) if isinstance(m, SlotsReleased)]
+    assert sum(ranges.count(message.indices) for message in freed) == 41
 
 
 @pytest.mark.broker

@@ -1,5 +1,6 @@
 """The broker's floor and a whole Shoal in turn, for each way to run brokers."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -34,7 +35,7 @@ async def measure(
 def rows(case: str, found: dict[str, list[chain.Through]]) -> list[Row]:
     """Return the rows of one case; all are compared with the fastest bare chain."""
     bare = [side for side in found if side not in WHOLE]
-    fastest = max(bare, key=lambda side: max(each.a_second for each in found[side]))
+    fastest = max(bare, key=lambda side: statistics.median(each.a_second for each in found[side]))
     made = []
     for side, turns in found.items():
         against = "" if side == fastest else fastest

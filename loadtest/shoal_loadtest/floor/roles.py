@@ -1,7 +1,8 @@
 """Shoal's services without anything they decide: what each says when it hears something, and nothing else.
 
 The messages are Shoal's own, as many, as large and in the same streams as those of a run on nodes that have room:
-`tests/integration/test_loadtest_floor.py` counts both. What a role remembers is how many reports of a group it has seen.
+`tests/integration/test_loadtest_floor.py` counts both. What a role remembers is how many reports of a group it has
+seen.
 """
 
 from collections.abc import Callable, Iterator

@@ -10,14 +10,12 @@ import structlog
 
 from shoal.blobs.cache import Cache
 from shoal.bus.ending import end
-from shoal.bus.protocol import Bus, Delivery, Reader
+from shoal.bus.protocol import Bus, Delivery
 from shoal.machine import ranges
-from shoal.machine.core import Cause
-from shoal.runtime.dead import dead_letter
 from shoal.runtime.steady import SteadyPublisher
-from shoal.wire import streams, subjects
-from shoal.wire.codec import UndecodableError, decode
+from shoal.wire import subjects
 from shoal.wire.messages import (
+    AnyMessage,
     Command,
     CommandResult,
     DestroySandboxes,
@@ -57,6 +55,7 @@ from shoal_executor.service.beating import beat
 from shoal_executor.service.carrying import Carrying, bounded
 from shoal_executor.service.deadlines import Deadlines
 from shoal_executor.service.gathering import Gathering
+from shoal_executor.service.inbox import Inbox
 from shoal_executor.service.journal import (
     VERSION,
     AnyRecord,
@@ -78,9 +77,6 @@ from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
 from shoal_executor.service.pace import Pace
 
-_IN_A_TURN: Final = 8
-"""Orders taken in one turn of the event loop. Of 1, 8, 32 and all, 8 had most sandboxes a second: with all of them
-every station of the fabric waits for the one that has the batch, with 1 each turn writes a little to the broker."""
 _LAST_WORDS_S: Final = 5.0
 _JOB: Final = "job"
 """The id of the one command that travels with a rollout."""
@@ -96,7 +92,6 @@ class ExecutorService:
         cache: Cache | None = None,
     ) -> None:  # fmt: skip
         """`boot`: what it goes by, unless it continues an earlier process. Snapshots are kept by way of `cache`."""
-        self._bus = bus
         self._driver = driver
         self._offer = offer
         began = Began(offer.executor, offer.cell, boot, machine(), driver.isolation, offer.nodes, VERSION)
@@ -108,6 +103,7 @@ class ExecutorService:
         self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
         self._outputs = Outputs(bus, cache, self._loose)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._outputs, self._happened)
+        self._inbox = Inbox(bus, offer.executor, self._known, self._take)
         self._gathering = Gathering(self._take_up)
         self._names = Names()
         self._pace = Pace()
@@ -156,9 +152,7 @@ class ExecutorService:
             self._known.close(forget=left)
 
     async def _serve(self, joined: ExecutorJoined, stop: asyncio.Event, continued: bool) -> None:
-        inbox = streams.executor(self._offer.executor)
-        await self._bus.ensure([inbox])
-        reader = await self._bus.reader(inbox.name, after=await self._begin_after(inbox.name, continued))
+        await self._inbox.open(continued=continued)
         nodes = subjects.placement_node(self._offer.cell)
         self._loose.go(f"{joined.executor}:{joined.boot}:{secrets.token_hex(4)}")
         self._loose.send(nodes, joined)
@@ -171,7 +165,7 @@ class ExecutorService:
             asyncio.create_task(
                 beat(self._offer.cell, joined, self._core, self._pace, self._cache, self._loose), name="beat"
             ),
-            asyncio.create_task(self._follow(reader, inbox.name), name="inbox"),
+            asyncio.create_task(self._inbox.follow(), name="inbox"),
         }
         ending = {
             asyncio.create_task(stop.wait(), name="stop"),
@@ -183,25 +177,11 @@ class ExecutorService:
                 task.result()  # raises: neither of them ends by itself
         finally:
             await end(*ending, *working)
-            await reader.close()
+            await self._inbox.close()
         if stop.is_set() or self._dismissed.is_set():
             await self._known.outgoing.drain(_LAST_WORDS_S)  # what was done is known before placement gives up the rest
             self._loose.send(nodes, ExecutorLeft(joined.executor, joined.boot))
             await self._loose.drain(_LAST_WORDS_S)
-
-    async def _begin_after(self, inbox: str, continued: bool) -> int:
-        """Return after which message of the inbox to go on.
-
-        What was said to an earlier boot is nothing to a new one: placement gives all of it up when the new one joins.
-        """
-        last = await self._bus.last_sequence(inbox)
-        after = self._known.inbox if continued else None
-        if after is None or after > last:
-            if after is not None:
-                log.error("the inbox is shorter than what was taken of it: is it another one?", inbox=inbox, last=last)
-            self._known.begin_at(last)
-            return last
-        return after
 
     async def _adopt(self) -> None:
         """Go on with the sandboxes of an earlier process: those that live, those that do not, and what was begun."""
@@ -244,19 +224,7 @@ class ExecutorService:
         except DriverError as error:
             log.warning("a snapshot cannot be prefetched", snapshot=snapshot.digest[:12], error=str(error))
 
-    async def _follow(self, reader: Reader, stream: str) -> None:
-        while True:
-            for number, delivery in enumerate(await reader.batch(), 1):
-                await self._take(delivery, stream)
-                if number % _IN_A_TURN == 0:
-                    await asyncio.sleep(0)  # some are carried out, and the next stations begin, while others are taken
-
-    async def _take(self, delivery: Delivery, stream: str) -> None:
-        try:
-            message = decode(delivery.payload)
-        except UndecodableError as error:
-            await self._bury(delivery, stream, f"cannot be decoded: {error}")
-            return
+    async def _take(self, message: AnyMessage, delivery: Delivery) -> None:
         if isinstance(message, StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked):
             self._happened(Took(delivery.sequence, message, delivery.time_ms))
             return
@@ -270,12 +238,7 @@ class ExecutorService:
             case PrefetchSnapshot(snapshot=snapshot):
                 self._spawn(self._prefetch(snapshot))
             case _:
-                await self._bury(delivery, stream, f"{type(message).__name__} is nothing an executor is told")
-
-    async def _bury(self, delivery: Delivery, stream: str, reason: str) -> None:
-        log.error("dead letter", subject=delivery.subject, sequence=delivery.sequence, reason=reason)
-        cause = Cause(stream, delivery.sequence, delivery.time_ms)
-        await dead_letter(self._bus, delivery, cause, f"executor.{self._offer.executor}", reason)
+                await self._inbox.bury(delivery, f"{type(message).__name__} is nothing an executor is told")
 
     # --- carrying out what follows from what happens
 
@@ -361,12 +324,13 @@ class ExecutorService:
         jobs = list(zip(running, given, strict=True))
         async for some in self._driver.run_each(jobs, id=_JOB):
             run_us = (time.monotonic_ns() - began) // 1000
-            self._gathering.done(key, [
+            results = [
                 SandboxResult(running[ran.name], ran.result, max(run_us, ran.result.duration_us))  # begun before us?
                 for ran in some
                 if isinstance(ran.result, CommandResult)
-            ])  # fmt: skip
-            for ran in some:
+            ]
+            self._gathering.done(key, results)
+            for ran in some if len(results) < len(some) else ():
                 if not isinstance(ran.result, CommandResult | NoSuchSandboxError):  # the latter's end says why
                     log.error("a job failed in its driver", sandbox=ran.name, error=repr(ran.result))
                     detail = f"its command could not be run: {ran.result}"

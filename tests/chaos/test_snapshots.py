@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import shoal
+from host import processes
 from shoal.cli.system import LocalSystem
 
 pytestmark = [
@@ -26,13 +27,9 @@ pytestmark = [
 
 def pid_of(module: str, state: Path) -> int:
     """Return the process of a service whose options name this state directory."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes()
-        except OSError:
-            continue
+    for pid, line in processes().items():
         if module.encode() in line.split(b"\0") and bytes(state) in line:
-            return int(path.parent.name)
+            return pid
     raise AssertionError(f"{module} is not running")
 
 

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 import shoal
+from host import with_argument
 from shoal.cli.system import LocalSystem
 from shoal.wire.messages import SandboxSaved
 
@@ -163,10 +164,8 @@ async def test_idle_ones_sleep_by_themselves_with_all_that_runs(cluster: shoal.C
 
 
 def kill_executor(state: Path) -> None:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        words = path.read_bytes().split(b"\0")
-        if b"shoal_executor" in words and bytes(state / "executor-gvisor") in words:
-            os.kill(int(path.parent.name), signal.SIGKILL)
+    for pid in set(with_argument("shoal_executor")) & set(with_argument(str(state / "executor-gvisor"))):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.timeout(240)

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from conformance.drivers import one, sh
+from host import processes, with_argument
 from shoal.wire.messages import Command, EndReason, Resources, Snapshot
 from shoal_executor.drivers.protocol import SandboxFileError, Started, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
@@ -166,11 +167,8 @@ async def test_root_inside_is_nobody_outside(driver: ZygoteDriver) -> None:
     async with asyncio.timeout(20):
         while (await sh(driver, name, "test -e up")).exit_code:
             pass
-    owners = {
-        entry.stat().st_uid
-        for entry in await asyncio.to_thread(lambda: list(Path("/proc").glob("[0-9]*")))
-        if b"12345" in (entry / "cmdline").read_bytes()
-    }
+    sleeping = await asyncio.to_thread(with_argument, "12345")
+    owners = [Path(f"/proc/{pid}").stat().st_uid for pid in sleeping]
     assert owners
     assert min(owners) > 100_000
     assert (await sh(driver, name, "id -u")).stdout == b"0\n"
@@ -182,10 +180,7 @@ async def test_a_sandbox_ends_with_all_it_started(driver: ZygoteDriver) -> None:
     name = await one(driver)
     await sh(driver, name, "setsid sh -c 'sleep 54321 & sleep 54321' >/dev/null 2>&1 &")
     await driver.destroy([name])
-    lines = await asyncio.to_thread(
-        lambda: [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    )
-    assert not [line for line in lines if b"54321" in line]
+    assert not await asyncio.to_thread(with_argument, "54321")
     assert not list(Path("/sys/fs/cgroup").glob(f"*/shoal-*/{name}"))
 
 
@@ -209,25 +204,16 @@ asyncio.run(main())
     assert process.stdout is not None
     assert await asyncio.to_thread(process.stdout.readline) == b"up\n"
 
-    def sleeping() -> bool:
-        found = False
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                found = found or mark.encode() in path.read_bytes().split(b"\0")
-            except OSError:
-                continue
-        return found
-
     try:
         async with asyncio.timeout(20):
-            while not await asyncio.to_thread(sleeping):
+            while not await asyncio.to_thread(with_argument, mark):
                 await asyncio.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         await asyncio.to_thread(process.wait)
     process.stdout.close()
     async with asyncio.timeout(20):
-        while await asyncio.to_thread(sleeping):
+        while await asyncio.to_thread(with_argument, mark):
             await asyncio.sleep(0.01)
     cleaner = ZygoteDriver(tmp_path)
     await cleaner.open(lambda *_: None)
@@ -323,10 +309,8 @@ async def test_an_end_nobody_asked_for_is_told_with_its_reason(tmp_path: Path) -
     await driver.open(lambda *end: told.put_nowait(end))
     name = await one(driver)
     running = asyncio.create_task(sh(driver, name, "sleep 600"))
-    children = await asyncio.to_thread(
-        lambda: {path.name: (path / "cgroup").read_text() for path in Path("/proc").glob("[0-9]*") if path.exists()}
-    )
-    victims = [int(pid) for pid, groups in children.items() if f"/{name}" in groups]
+    groups = await asyncio.to_thread(processes, "cgroup")
+    victims = [pid for pid, of in groups.items() if f"/{name}" in of.decode()]
     assert victims
     os.kill(min(victims), signal.SIGKILL)
     async with asyncio.timeout(20):

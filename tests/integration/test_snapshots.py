@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 import shoal
+from host import with_argument
 from shoal.cli.system import LocalSystem
 from shoal.wire.messages import SandboxSaved
 
@@ -149,10 +150,7 @@ async def kill_node(state: Path) -> None:
 
     pids = [entry.pid for _, entry in entries(state / "executor" / "forks")]
     assert pids
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        words = path.read_bytes().split(b"\0")
-        if b"shoal_executor" in words and bytes(state / "executor") in words:
-            pids.insert(0, int(path.parent.name))
+    pids[:0] = set(with_argument("shoal_executor")) & set(with_argument(str(state / "executor")))
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 import shoal
+from host import with_argument
 from shoal.cli.system import LocalSystem
 from shoal.wire.messages import EndReason
 
@@ -33,25 +34,13 @@ async def cluster(system: LocalSystem) -> AsyncIterator[shoal.Cluster]:
         yield cluster
 
 
-def processes(mark: str) -> list[int]:
-    """Return the host's pids of processes with this argument."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if mark.encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 def _note(pieces: list[object], *piece: object) -> None:
     pieces.append(piece)
 
 
 async def vanish(mark: str) -> None:
     async with asyncio.timeout(30):
-        while await asyncio.to_thread(processes, mark):
+        while await asyncio.to_thread(with_argument, mark):
             await asyncio.sleep(0.02)
 
 

@@ -63,7 +63,7 @@ def test_every_shipped_scenario_is_right_and_scalable(name: str) -> None:
 
 
 def test_the_scenarios_that_are_asked_for_exist() -> None:
-    wanted = {"million", "concurrent", "queries", "steady", "commands", "real", "chaos", "smoke"}
+    wanted = {"million", "concurrent", "queries", "steady", "commands", "real", "chaos", "full", "smoke"}
     assert wanted <= set(reading.shipped())
 
 

@@ -110,7 +110,8 @@ class OwesNothing(SchedulerCore):
 
     def __init__(self, cell: int, *, cells: int) -> None:
         super().__init__(cell, cells=cells)
-        self.exchange.limited = lambda name: None  # type: ignore[method-assign]  # the bug
+        # This is the planted bug, which the laws must find: whoever is told of a lowered limit passes over it.
+        self.exchange.limited = lambda name: None  # type: ignore[method-assign]
 
 
 BUGS: dict[str, type[SchedulerCore]] = {

@@ -36,15 +36,15 @@ async def goes_on(bus: JetStreamBus, log: Log, old: Any) -> None:
     assert old.is_closed
 
 
-async def test_a_client_that_no_longer_reads(bus: JetStreamBus, told: list[str]) -> None:
+@pytest.mark.parametrize("task", ["_reading_task", "_flusher_task"])
+async def test_a_client_that_no_longer_reads_or_writes(bus: JetStreamBus, told: list[str], task: str) -> None:
     log = Log()
     await bus.ensure([log.stream])
     await bus.publish(log.subject(), b"before", "before")
     reader = await bus.reader(log.name)
     assert len(await take(reader, 1)) == 1
     old = bus._connection.client
-    assert old._reading_task is not None
-    old._reading_task.cancel()
+    getattr(old, task).cancel()
     async with asyncio.timeout(30):
         following = asyncio.create_task(take(reader, 1))
         await bus.publish(log.subject(), b"meanwhile", "meanwhile")

@@ -34,19 +34,18 @@ def test_a_header_is_found_by_its_whole_name() -> None:
     assert header(b"", b"Nats-Msg-Id") == ""
 
 
-async def trouble(error: Exception) -> None:
-    TOLD.append(str(error))
-
-
-TOLD: list[str] = []
-
-
 @pytest.mark.broker
 class TestWithABroker:
     @pytest.fixture
-    async def client(self, broker: EmbeddedBroker) -> AsyncIterator[DirectClient]:
+    def told(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    async def client(self, broker: EmbeddedBroker, told: list[str]) -> AsyncIterator[DirectClient]:
+        async def trouble(error: Exception) -> None:
+            told.append(str(error))
+
         client = DirectClient()
-        TOLD.clear()
         await client.connect(broker.url, error_cb=trouble)
         yield client
         await client.close()
@@ -96,7 +95,7 @@ class TestWithABroker:
             await client.publish("again", b"still")
             assert await heard.get() == b"still"
 
-    async def test_a_listener_that_fails_harms_no_other(self, client: DirectClient) -> None:
+    async def test_a_listener_that_fails_harms_no_other(self, client: DirectClient, told: list[str]) -> None:
         heard: asyncio.Queue[bytes] = asyncio.Queue()
 
         def fail(subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
@@ -108,7 +107,7 @@ class TestWithABroker:
         client.put("both", b"2", "", None)
         async with asyncio.timeout(30):
             assert [await heard.get(), await heard.get()] == [b"1", b"2"]
-        assert TOLD == ["it was too much"] * 2
+        assert told == ["it was too much"] * 2
 
     @pytest.mark.parametrize("subject", ["", " ", "a b", "a\r\nPUB b 0", "a\tb", "a "])
     async def test_a_subject_that_would_be_another_command(self, client: DirectClient, subject: str) -> None:
@@ -122,6 +121,13 @@ class TestWithABroker:
 
     async def test_without_a_connection(self, client: DirectClient) -> None:
         await client.close()
+        with pytest.raises(ConnectionResetError):
+            client.put("a", b"", "", None)
+
+    async def test_when_nobody_writes_any_more(self, client: DirectClient) -> None:
+        assert client._flusher_task is not None
+        client._flusher_task.cancel()
+        await asyncio.wait({client._flusher_task})
         with pytest.raises(ConnectionResetError):
             client.put("a", b"", "", None)
 

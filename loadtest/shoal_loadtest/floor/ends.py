@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from shoal.bus.ending import end
 from shoal.bus.jetstream import JetStreamBus
@@ -12,7 +13,10 @@ from shoal.machine import ranges
 from shoal.wire import subjects
 from shoal.wire.codec import decode
 from shoal.wire.messages import SlotsReleased
+from shoal_loadtest.floor.bare import Missing
 from shoal_loadtest.floor.roles import PLACEMENT_LOG
+
+_PATIENCE_S: Final = 120.0
 
 
 class Ends:
@@ -20,27 +24,31 @@ class Ends:
 
     def __init__(self) -> None:
         self._freed: Counter[str] = Counter()
-        self._waiting: dict[str, tuple[int, asyncio.Future[None]]] = {}
+        self._changed: dict[str, asyncio.Event] = {}
 
     async def follow(self, reader: Reader) -> None:
         """Hear, for ever."""
         while True:
             for delivery in await reader.batch():
-                match decode(delivery.payload):
-                    case SlotsReleased(rollout=rollout, indices=indices):
-                        self._freed[rollout] += ranges.count(indices)
-                        count, waiter = self._waiting.get(rollout, (0, None))
-                        if waiter is not None and self._freed[rollout] >= count and not waiter.done():
-                            waiter.set_result(None)
+                message = decode(delivery.payload)
+                if isinstance(message, SlotsReleased):
+                    self._freed[message.rollout] += ranges.count(message.indices)
+                    if message.rollout in self._changed:
+                        self._changed[message.rollout].set()
 
     async def of(self, rollout: str, count: int) -> None:
-        """Wait until so many sandboxes of a rollout have ended."""
-        if self._freed[rollout] < count:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting[rollout] = (count, waiter)
-            await waiter
-            del self._waiting[rollout]
-        del self._freed[rollout]
+        """Wait until so many sandboxes of a rollout have ended. Raises Missing when they do not."""
+        changed = self._changed[rollout] = asyncio.Event()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                while self._freed[rollout] < count:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            ended = self._freed[rollout]
+            raise Missing(f"of {count} sandboxes of Shoal's {ended} had ended {_PATIENCE_S:g} s later") from None
+        finally:
+            del self._changed[rollout], self._freed[rollout]
 
 
 @asynccontextmanager

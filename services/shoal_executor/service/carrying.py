@@ -47,9 +47,8 @@ from shoal_executor.service.outputs import Outputs
 
 _INPUT: Final = 64 * 1024
 """Bytes of a standard input, or of a piece of a file, that the trajectory has whole; of more, it tells the digest."""
-
-
 _LARGE: Final = 64 * 1024
+"""Bytes of output with which a sandbox forgets a result at once: until then they are in its memory."""
 
 
 class Carrying:
@@ -159,7 +158,7 @@ class Carrying:
 
 
 def _is_large(answer: Answer) -> bool:
-    """Return whether a command's result is worth the trouble of having the sandbox forget it at once."""
+    """Return whether a command wrote much."""
     return isinstance(answer, CommandFinished) and len(answer.result.stdout) + len(answer.result.stderr) > _LARGE
 
 

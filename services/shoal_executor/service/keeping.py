@@ -198,6 +198,7 @@ class Keeping:
             self._returning.add(name)
             try:
                 await self._driver.destroy([name])
+                self.settling.forget(name)  # what takes its place never ran those commands
                 spec = StartSpec(name, snapshot, order.resources, (), order.env, order.user)
                 await start_one(self._driver, spec)
                 self._returns[name] = self._returns.get(name, 0) + 1

@@ -36,7 +36,7 @@ class DirectClient(Client):
         try:
             return await self.subscribe(subject)
         except BaseException:
-            del self._listeners[number]
+            self._listeners.pop(number, None)
             raise
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
@@ -61,8 +61,8 @@ class DirectClient(Client):
         Nothing bounds what is under way: whoever publishes must. Raises BadSubjectError, BadHeaderError, and
         ConnectionResetError without a connection.
         """
-        flushes = self._flush_queue
-        if not self.is_connected or flushes is None:
+        flushes, flusher = self._flush_queue, self._flusher_task
+        if not self.is_connected or flushes is None or flusher is None or flusher.done():
             raise ConnectionResetError("there is no connection to the broker")
         if headers:
             head = b"%b\r\n%b\r\n" % (_LINE, b"".join(_line(name, value) for name, value in headers.items()))

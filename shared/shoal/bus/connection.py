@@ -289,6 +289,6 @@ class Connection:
 
 
 def _stands_still(client: Client) -> bool:
-    """Return whether nobody reads from its connection, or nobody makes it a new one."""
-    task = client._reading_task if client.is_connected else client._reconnection_task
-    return task is None or task.done()
+    """Return whether nobody reads from its connection or writes to it, or nobody makes it a new one."""
+    at_work = (client._reading_task, client._flusher_task) if client.is_connected else (client._reconnection_task,)
+    return any(task is None or task.done() for task in at_work)

@@ -299,9 +299,11 @@ class Scheduling(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def hedge(self, data: st.DataObject) -> None:
-        """The scheduler has found, a moment ago, that these take long."""
-        if (found := self.pick(data, ready=False)) is not None and found[1] < HEDGE:
-            name, attempt, part = found
+        """The scheduler has found, a moment ago, that these take longer than those of their rollout that are there."""
+        if (found := self.pick(data, ready=False)) is None:
+            return
+        name, attempt, part = found
+        if attempt < HEDGE and self.rollouts[name].begun:
             self.unread.append(m.SandboxesHedged(name, attempt, attempt + HEDGE, part))
 
     @precondition(lambda self: self.leaving)
@@ -339,6 +341,13 @@ class Scheduling(RuleBasedStateMachine):
         known = self.rollouts[name]
         part = () if whole else ((data.draw(st.integers(0, known.spec.n - 1)), 1),)
         self.fold(m.RolloutReleased(name, part))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def let_go(self, data: st.DataObject) -> None:
+        """A trainer has no use for some of what was given out, ready or not."""
+        if (found := self.pick(data)) is not None:
+            self.fold(m.RolloutReleased(found[0], found[2]))
 
     @rule(tenant=st.sampled_from(TENANTS), weight=st.sampled_from((1.0, 2.0)), sandboxes=st.sampled_from((0, 2, 4)))
     def limit(self, tenant: str, weight: float, sandboxes: int) -> None:
@@ -409,6 +418,7 @@ def drive(seed: int, core: Callable[[int], SchedulerCore] = SchedulerCore) -> No
         "fail": lambda: world.fail(None, source.choice((m.EndReason.START_FAILED, m.EndReason.NODE_LOST))),
         "decline": lambda: world.decline(None),
         "hedge": lambda: world.hedge(None),
+        "let_go": lambda: world.let_go(None),
         "make_room": lambda: world.make_room() if world.leaving else None,
         "read_back": lambda: world.read_back() if world.unread else None,
         "limit": lambda: world.limit(source.choice(TENANTS), source.choice((1.0, 2.0)), source.choice((0, 2, 4))),

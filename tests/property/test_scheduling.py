@@ -97,7 +97,15 @@ class LostIsAResult(SchedulerCore):
         super()._ended(message, now, effects)
 
 
-class WaitsForItself(SchedulerCore):
+class WaitsForTheDead(SchedulerCore):
+    """Those that are to follow the first of their rollout wait though these were released before they were there."""
+
+    def _conclude(self, rollout: Any, reason: str, now: int, effects: list[Effect]) -> None:
+        if not rollout.lost_its_first:
+            super()._conclude(rollout, reason, now, effects)
+
+
+class WaitsForItself(WaitsForTheDead):
     """Those that are to follow the first of their rollout wait for something that has happened."""
 
     def _begin(self, rollout: Any, now: int) -> bool:
@@ -124,6 +132,7 @@ BUGS: dict[str, Callable[[int], SchedulerCore]] = {
     "given up": ForgetsTheHold,
     "typed reasons": LostIsAResult,
     "no deadlock": WaitsForItself,
+    "nobody to follow": WaitsForTheDead,
     "no starvation": ForgetsRetries,
 }
 

@@ -58,6 +58,16 @@ def of(said: list[Any], kind: type) -> Any:
     return found
 
 
+def test_a_gang_that_is_released_before_it_began_leaves_nobody_waiting() -> None:
+    cell = Cell(8)
+    assert placed(cell.submit(5, min_ready=2)) == [("r0", 0, ((0, 2),))]
+    assert placed(cell(m.RolloutReleased("r0", ((0, 1),)))) == []  # the other one may still begin it
+    (gang,) = [e for e in cell(m.RolloutReleased("r0", ((1, 1),))) if isinstance(e, m.PlaceRequested)]
+    assert (gang.indices, gang.together) == (((2, 2),), True)
+    (left,) = [e for e in cell(m.RolloutReleased("r0", ((2, 2),))) if isinstance(e, m.PlaceRequested)]
+    assert (left.indices, left.together) == (((4, 1),), False)
+
+
 def test_those_with_less_go_first_by_their_weight() -> None:
     cell = Cell()
     cell(m.TenantSet("big", m.Limits(weight=3.0)))

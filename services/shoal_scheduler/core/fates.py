@@ -230,6 +230,9 @@ class Fates:
             told = m.RolloutConcluded(name, rollout.ledger.counts(), reason)
             effects.append(rollout.outcome(self._cell, told))
             self._drop(name, now, effects)
+        elif rollout.guest is None and rollout.lost_its_first:
+            rollout.gathering = True
+            self.books.enqueue(rollout, now)
 
     def _drop(self, name: str, now: int, effects: list[Effect]) -> None:
         rollout = self.books.rollouts[name]

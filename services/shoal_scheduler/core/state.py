@@ -112,6 +112,12 @@ class Rollout:
         return min(self.request.spec.min_ready, ranges.count(self.again[0].indices if self.again else self.fresh))
 
     @property
+    def lost_its_first(self) -> bool:
+        """Whether all that was to begin together ended before it did: the others would wait for ever to follow it."""
+        waits_for = self.begun or self.gathering or self.in_flight or self.again
+        return bool(self.fresh) and not waits_for
+
+    @property
     def may_send_fresh(self) -> bool:
         """Whether some may be dispatched that never were."""
         return bool(self.fresh) and (self.gathering or self.begun)

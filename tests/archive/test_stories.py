@@ -100,7 +100,7 @@ async def test_answers_are_of_what_was_asked(agents: History) -> None:
     pairs: dict[type[Any], type[Any]] = {
         m.FileWritten: m.WriteFile, m.CommandFinished: m.RunCommand, m.FileRead: m.ReadFile,
         m.SnapshotTaken: m.TakeSnapshot, m.RolledBack: m.RollBack, m.Hibernated: m.Hibernate,
-        m.SandboxSlept: m.Hibernate, m.SandboxesEnded: m.DestroySandboxes, m.SandboxesReady: m.StartSandboxes,
+        m.SandboxSlept: m.Hibernate, m.SandboxesReady: m.StartSandboxes,
         m.StartSandboxes: m.PlaceRequested, m.DestroySandboxes: m.ReleaseRequested,
         m.ReleaseRequested: m.RolloutReleased, m.RolloutConcluded: m.RolloutReleased,
     }  # fmt: skip

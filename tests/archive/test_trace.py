@@ -9,8 +9,11 @@ import pytest
 
 import shoal.archive
 from archive.test_stories import RECORDED, rollouts, story_of
+from shoal.archive.happenings import Happening, linked
 from shoal.archive.nodes import tell_node
+from shoal.archive.stories import Story
 from shoal.archive.trace import trace_of
+from shoal.wire import messages as m
 
 Event = dict[str, Any]
 REQUIRED = {
@@ -131,3 +134,26 @@ async def test_what_a_trace_shows() -> None:
 
 def test_the_recorded_archives_are_small() -> None:
     assert all(path.stat().st_size < 10_000 for path in Path(RECORDED).glob("*.shoal"))
+
+
+def test_a_released_sandbox_lives_until_its_slot_is_free() -> None:
+    """Nobody says that it ended: whoever let it go knows, and the executor says when it is gone."""
+    them: m.Ranges = ((0, 2),)
+    start = m.StartSandboxes("b", "n1", "r", "t", "u", 0, 0, them, m.Snapshot("host", "host"), m.Resources(),
+                             (), (), (), "", 10**13)  # fmt: skip
+    said: list[tuple[int, str, str, m.AnyMessage]] = [
+        (10, "SHOAL_EXECUTOR_e1", "p:1", start),
+        (20, "SHOAL_ROLLOUT_0", "e1:b:1", m.SandboxesReady("r", 0, them, "n1", "e1", "zygote")),
+        (30, "SHOAL_EXECUTOR_e1", "p:2", m.DestroySandboxes("b", "r", ((1, 1),), m.EndReason.RELEASED)),
+        (35, "SHOAL_PLACEMENT_0", "e1:b:2", m.SlotsReleased("e1", "b", "n1", "r", 0, ((1, 1),))),
+        (50, "SHOAL_PLACEMENT_0", "e1:b:3", m.SlotsReleased("e1", "b", "another", "r", 0, ((0, 1),))),  # not of these
+        (60, "SHOAL_ROLLOUT_0", "e1:b:4", m.SandboxesEnded("r", 0, ((0, 1),), "n1", m.EndReason.DIED)),
+        (70, "SHOAL_PLACEMENT_0", "e1:b:5", m.SlotsReleased("e1", "b", "n1", "r", 0, ((0, 1),))),
+    ]
+    told = linked(Happening(stream, at, at, id, message, None) for at, stream, id, message in said)
+    causes = {each.time_ms: each.cause.sequence for each in told if each.cause is not None}
+    assert (causes[35], causes[70]) == (30, 60)
+    slices = [each for each in trace_of(Story("rollout", "r", told)) if each.get("cat") == "sandbox"]
+    lives = {each["args"]["sandbox"]: each["ts"] + each["dur"] for each in slices if each["name"] == "live"}
+    assert lives == {"r-0": 50_000, "r-1": 25_000}
+    check(trace_of(Story("rollout", "r", told)))

@@ -78,6 +78,9 @@ class Roster(RuleBasedStateMachine):
 
     @rule(rollout=rollouts, part=st.one_of(st.just(()), indices), reason=st.sampled_from(m.EndReason))
     def destroy(self, rollout: str, part: m.Ranges, reason: m.EndReason) -> None:
+        group = self.core.groups.get(self.key(rollout))
+        known = ranges.unmask(group.starting | group.live) if group is not None else ()
+        self.told.update((rollout, each) for each in ranges.indices(ranges.intersect(known, part or known)))
         self.do(lambda core: core.destroy(m.DestroySandboxes("b", rollout, part, reason)))
 
     @rule(rollout=rollouts, part=indices)

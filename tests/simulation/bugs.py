@@ -318,5 +318,5 @@ PLANTED: dict[str, Planted] = {
     "shell: a takeover skips what was held": Planted(replace(REAL, replica=SkipsWhatWasHeld), 400),
     "shell: a standby skips a message": Planted(replace(REAL, replica=SkipsAMessage), 400),
     "executor: starts twice": Planted(replace(REAL, executor=StartsTwice), 1000, since=160),
-    "executor: frees slots before it tells": Planted(replace(REAL, executor=FreesBeforeItTells), 1000, since=640),
+    "executor: frees slots before it tells": Planted(replace(REAL, executor=FreesBeforeItTells), 3000, since=1100),
 }

@@ -58,10 +58,7 @@ def test_interactive_life() -> None:
     assert core.starting == 3
     assert core.started(KEY, ((1, 1),)) == [c.ReportReady(KEY, start, ((1, 1),), False)]
     assert core.command(ask(1)) == [c.CarryOut(KEY, ask(1))]
-    assert core.destroy(destroy(((1, 1),))) == [
-        c.ReportEnded(KEY, start, ((1, 1),), EndReason.RELEASED, ""),
-        c.Destroy(KEY, ((1, 1),)),
-    ]
+    assert core.destroy(destroy(((1, 1),))) == [c.Destroy(KEY, ((1, 1),))]  # whoever ordered it knows that it ends
     assert core.command(ask(1)) == [c.Refuse(ask(1), EndReason.RELEASED)]
     assert core.destroyed(KEY, ((1, 1),)) == [c.ReportReleased(KEY, start, ((1, 1),), True)]
     core.check()
@@ -100,7 +97,7 @@ def test_many_at_once_are_as_each_alone() -> None:
         c.ReportEnded(KEY, start, ((7, 2),), EndReason.START_FAILED, "no space"),
         c.ReportReleased(KEY, start, ((7, 2),), True),
     ]
-    assert core.destroy(destroy(((30, 1),))) == [c.ReportEnded(KEY, start, ((30, 1),), EndReason.RELEASED, "")]
+    assert core.destroy(destroy(((30, 1),))) == []
     up = ((0, 7), (9, 21), (31, 9))
     assert core.started(KEY, ((0, 40),)) == [
         c.ReportReady(KEY, start, up, True),
@@ -191,9 +188,7 @@ def test_ended_while_starting_is_destroyed_once_it_has_started_and_never_reporte
     core = c.ExecutorCore(BOOT)
     start = order(((0, 1),))
     core.start(start)
-    assert core.destroy(destroy(reason=EndReason.CANCELLED)) == [
-        c.ReportEnded(KEY, start, ((0, 1),), EndReason.CANCELLED, "")
-    ]
+    assert core.destroy(destroy(reason=EndReason.CANCELLED)) == []
     assert core.started(KEY, ((0, 1),)) == [c.Destroy(KEY, ((0, 1),))]
     assert core.destroyed(KEY, ((0, 1),)) == [c.ReportReleased(KEY, start, ((0, 1),))]
 

@@ -109,7 +109,7 @@ def played(work: Work) -> tuple[Counter[str], dict[str, list[m.AnyMessage]]]:
             Lifecycle.HELD,
             {"RolloutSubmitted": 1, "PlaceRequested": 1, "RolloutDispatched": 1, "StartSandboxes": 8,
              "SandboxesReady": 8, "RolloutReleased": 1, "ReleaseRequested": 1, "RolloutConcluded": 1,
-             "DestroySandboxes": 1, "SandboxesEnded": 8, "SlotsReleased": 8},
+             "DestroySandboxes": 1, "SlotsReleased": 8},
         ),
         (
             Lifecycle.JOB,

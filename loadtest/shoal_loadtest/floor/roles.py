@@ -123,9 +123,8 @@ def executor(work: Work) -> Handler:
                 finished = m.SandboxesFinished(rollout, 0, node, EXECUTOR, "simulated", results)
                 yield Said(ROLLOUT_SANDBOX, finished)
                 yield Said(PLACEMENT_RELEASE, m.SlotsReleased(EXECUTOR, BOOT, node, rollout, 0, indices))
-            case m.DestroySandboxes(rollout=rollout, reason=reason):
+            case m.DestroySandboxes(rollout=rollout):
                 for node, indices in held.pop(rollout, ()):
-                    yield Said(ROLLOUT_SANDBOX, m.SandboxesEnded(rollout, 0, indices, node, reason))
                     yield Said(PLACEMENT_RELEASE, m.SlotsReleased(EXECUTOR, BOOT, node, rollout, 0, indices))
 
     return hear

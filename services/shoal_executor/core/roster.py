@@ -81,14 +81,17 @@ class ExecutorCore:
         return [Start(key, order, ranges.unmask(wanted))]
 
     def destroy(self, order: DestroySandboxes) -> list[Effect]:
-        """Accept an order to end sandboxes; those not here, or ending already, are passed over."""
+        """Accept an order to end sandboxes; those not here, or ending already, are passed over.
+
+        Their end is no news: whoever orders it does because the log says so. That they are gone will be.
+        """
         if order.boot != self.boot:
             return []
         effects: list[Effect] = []
         for key in tuple(self._by_rollout.get(order.rollout, ())):
             if order.attempt in (-1, key[1]):
                 asked = ranges.mask(order.indices) if order.indices else self.groups[key].here
-                effects += self._end(key, asked, order.reason, "")
+                effects += self._order_end(key, asked, order.reason)
         return effects
 
     def preempt(self, order: PreemptSandboxes) -> list[Effect]:
@@ -219,14 +222,21 @@ class ExecutorCore:
     # ---
 
     def _end(self, key: Key, asked: int, reason: EndReason, detail: str) -> list[Effect]:
+        """End what nobody knows the end of yet."""
         group = self.groups[key]
-        live, starting = asked & group.live, asked & group.starting
-        if not live | starting:
+        ends = asked & (group.live | group.starting)
+        if not ends:
             return []
-        self._to_ending(key, group, live | starting, reason)
-        effects: list[Effect] = [ReportEnded(key, group.order, ranges.unmask(live | starting), reason, detail)]
-        # What is still starting cannot be ended yet: `started` does it.
-        return [*effects, Destroy(key, ranges.unmask(live))] if live else effects
+        told = ReportEnded(key, group.order, ranges.unmask(ends), reason, detail)
+        return [told, *self._order_end(key, ends, reason)]
+
+    def _order_end(self, key: Key, asked: int, reason: EndReason) -> list[Effect]:
+        """Destroy what is live; what is still starting cannot be ended yet: `started` does it."""
+        group = self.groups[key]
+        live = asked & group.live
+        if ends := live | asked & group.starting:
+            self._to_ending(key, group, ends, reason)
+        return [Destroy(key, ranges.unmask(live))] if live else []
 
     def _to_ending(self, key: Key, group: Group, bits: int, reason: EndReason | None) -> None:
         self.live -= (bits & group.live).bit_count()

@@ -29,7 +29,7 @@ from shoal.wire.messages import (
 )
 from shoal_executor.core import Key
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Changes with what is said for what happens: who says something else must not go on in the middle of a sentence."""
 _HEAD: Final = struct.Struct(">II")
 _LOCK_S: Final = 10.0

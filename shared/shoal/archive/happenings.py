@@ -184,7 +184,8 @@ class _Orders:
                 index = int(number) if number.isdecimal() else -1
                 return _last(self._keeping.get((name, index), []), each, ((index, 1),))
             case SlotsReleased(rollout=rollout, attempt=attempt, indices=indices):
-                return _last(self._reports.get((executor, rollout, attempt), []), each, indices)
+                told = _last(self._reports.get((executor, rollout, attempt), []), each, indices)
+                return told or _last(self._ends.get((executor, rollout), []), each, indices)
         if isinstance(message, ANSWERS):
             command = self._commands.get(message.id)
             return command.ref if command is not None else None

@@ -26,6 +26,7 @@ from shoal.wire.messages import (
     SandboxesReady,
     SandboxesWanted,
     SandboxSlept,
+    SlotsReleased,
     StartSandboxes,
 )
 
@@ -170,11 +171,13 @@ def _states(story: Story) -> dict[tuple[str, int], list[_State]]:
     found: dict[tuple[str, int], list[_State]] = {}
     only = story.index
 
-    def note(rollout: str, indices: Ranges, state: _State, *, known: bool = False) -> None:
+    def note(rollout: str, indices: Ranges, state: _State, *, known: bool = False, gone: bool = False) -> None:
         for index in ranges.indices(indices):
             states = found.get((rollout, index))
-            if (only is None or index == only) and (states is not None or not known):
+            if (only is None or index == only) and (states is not None or not (known or gone)):
                 states = found.setdefault((rollout, index), [])
+                if gone and (states[-1].node, states[-1].attempt) != (state.node, state.attempt):
+                    continue  # it was told before what became of it there
                 if not states or states[-1].what or state.what in _ANEW:
                     states.append(replace(state, since_ms=max(state.since_ms, _last_ms(states))))
 
@@ -198,6 +201,8 @@ def _states(story: Story) -> dict[tuple[str, int], list[_State]]:
                 note(m.rollout, m.indices, _State(at, _WAITING if _again(m) else ""), known=True)
             case SandboxSlept() as m:
                 note(m.rollout, ((m.index, 1),), _State(at, "asleep", "", m.attempt))
+            case SlotsReleased() as m:
+                note(m.rollout, m.indices, _State(at, "", m.node, m.attempt), gone=True)
             case SandboxesWanted() as m:
                 note(m.rollout, m.indices, _State(at, "waking"), known=True)
             case SandboxesClosed() as m:

@@ -7,34 +7,62 @@ from typing import Final
 
 from shoal_executor.core import Key
 
-GRACE_S: Final = 2.0
+GRACE_S: Final = 2
 """The scheduler ends a rollout whose time is up; the executor does it only so much later."""
 
 
 class Deadlines:
-    """A timer for each group; `over` is called with those whose time is up."""
+    """One timer for all groups, by whole seconds; `over` is called with those whose time is up."""
 
     def __init__(self, over: Callable[[Key], None]) -> None:
         self._over = over
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._due: dict[Key, int] = {}
+        self._groups: dict[int, dict[Key, None]] = {}  # by the second in which they are due
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._due)
 
     def set(self, key: Key, deadline_ms: int) -> None:
         """Wait for a group's deadline, in ms since the epoch, unless that is done already."""
-        if key not in self._timers:
-            remaining = deadline_ms / 1000 - time.time() + GRACE_S
-            self._timers[key] = asyncio.get_running_loop().call_later(max(remaining, 0.0), self._expire, key)
+        if key in self._due:
+            return
+        second = self._due[key] = -(-deadline_ms // 1000) + GRACE_S
+        groups = self._groups.get(second)
+        if groups is None:
+            groups = self._groups[second] = {}
+            if self._timer is None or second < self._next:
+                self._arm(second)
+        groups[key] = None
 
     def drop(self, key: Key) -> None:
         """A group is gone."""
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
+        second = self._due.pop(key, None)
+        if second is not None:
+            groups = self._groups[second]
+            del groups[key]
+            if not groups:
+                del self._groups[second]
 
     def close(self) -> None:
         """Wait for nothing any more."""
-        for timer in self._timers.values():
-            timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def _expire(self, key: Key) -> None:
-        self._timers.pop(key, None)
-        self._over(key)
+    def _arm(self, second: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = second
+        self._timer = asyncio.get_running_loop().call_later(max(second - time.time(), 0.0), self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = time.time()
+        for second in sorted(each for each in self._groups if each <= now):
+            for key in list(self._groups.get(second, ())):
+                if key in self._due:  # else one of those before took it along
+                    self.drop(key)
+                    self._over(key)
+        if self._groups:
+            self._arm(min(self._groups))

@@ -10,8 +10,10 @@ from shoal.wire import streams
 from shoal.wire.codec import decode
 from shoal.wire.messages import (
     CommandFinished,
+    EndReason,
     PlaceRequested,
     Ranges,
+    RolloutConcluded,
     SandboxesEnded,
     SandboxesFinished,
     SlotsReleased,
@@ -28,6 +30,7 @@ class Account:
         self.started: Counter[int] = Counter()
         self.finished: Counter[int] = Counter()
         self.ended: Counter[int] = Counter()
+        self.counts: list[dict[EndReason, int]] = []
         self.cleared: Counter[int] = Counter()
         self.answers: Counter[str] = Counter()
 
@@ -52,6 +55,8 @@ class Account:
                 self.finished.update(result.index for result in results)
             case SandboxesEnded(indices=indices):
                 _add(self.ended, indices)
+            case RolloutConcluded(counts=counts):
+                self.counts.append(dict(counts))
             case SlotsReleased(indices=indices):
                 _add(self.cleared, indices)
             case CommandFinished(id=id):
@@ -69,6 +74,7 @@ class Account:
         """Assert that each of n sandboxes was started once, answered so many commands once, and was released."""
         once = Counter(range(n))
         assert self.placed == self.started == self.cleared == once
+        assert self.counts == [{EndReason.RELEASED: n}]
         assert not self.ended
         assert not self.finished
         assert (len(self.answers), set(self.answers.values())) == (n * commands, {1})

@@ -123,7 +123,10 @@ class Scheduling(RuleBasedStateMachine):
                 assert victim.spec.on_preempted is not m.OnPreempted.NEVER, "it was not to be preempted"
                 assert message.how is victim.spec.on_preempted
                 self.leaving.append(message)
-            case m.SandboxesHedged() | m.SandboxesClosed() | m.SandboxesWanted():
+            case m.SandboxesHedged(rollout=name):
+                assert self.rollouts[name].begun, "a start is called slow before any of its rollout is known"
+                self.unread.append(message)
+            case m.SandboxesClosed() | m.SandboxesWanted():
                 self.unread.append(message)
             case m.RolloutRejected(rollout=name, code=code):
                 known = self.rollouts.pop(name)

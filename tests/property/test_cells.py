@@ -108,10 +108,10 @@ class BeginsAnew(SchedulerCore):
 class OwesNothing(SchedulerCore):
     """Where a limit was lowered, a cell that uses more than its part does not ask for it."""
 
-    def __init__(self, cell: int, *, cells: int) -> None:
-        super().__init__(cell, cells=cells)
-        # This is the planted bug, which the laws must find: whoever is told of a lowered limit passes over it.
-        self.exchange.limited = lambda name: None  # type: ignore[method-assign]
+    def _limit(self, tenant: str, limits: m.Limits, part: Any, version: int) -> None:
+        asking = dict(self.exchange._asking)
+        super()._limit(tenant, limits, part, version)
+        self.exchange._asking = asking
 
 
 BUGS: dict[str, type[SchedulerCore]] = {

@@ -53,3 +53,23 @@ async def test_one_that_ends_another_is_not_told_of_it() -> None:
         while len(waiting):
             await asyncio.sleep(0.01)
     assert told == [key(0)]
+
+
+async def test_one_that_cannot_be_ended_keeps_no_other_from_it() -> None:
+    told: list[Key] = []
+
+    def over(group: Key) -> None:
+        told.append(group)
+        if group == key(0):
+            raise OSError("no space is left for the journal")
+
+    troubles: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context["exception"]))
+    waiting = Deadlines(over)
+    for number in (0, 1, 2):
+        waiting.set(key(number), 0)
+    async with asyncio.timeout(30):
+        while len(waiting):
+            await asyncio.sleep(0.01)
+    assert told == [key(0), key(1), key(2)]
+    assert len(troubles) == 1

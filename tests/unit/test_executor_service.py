@@ -277,6 +277,7 @@ async def test_what_cannot_be_understood_is_kept_as_a_dead_letter(bench: Bench) 
     assert [letter.sequence for letter in letters] == [1, 2]
     await bench.order(n=1)  # and the executor goes on
     await bench.heard(SandboxesReady)
+    assert SandboxesEnded not in {type(message) for message in bench.said}
 
 
 @pytest.mark.parametrize("bench", [Profile(start_failure_rate=1.0)], indirect=True)

@@ -91,7 +91,7 @@ class ExecutorCore:
         for key in tuple(self._by_rollout.get(order.rollout, ())):
             if order.attempt in (-1, key[1]):
                 asked = ranges.mask(order.indices) if order.indices else self.groups[key].here
-                effects += self._order_end(key, asked, order.reason)
+                effects += self._end(key, asked, order.reason)
         return effects
 
     def preempt(self, order: PreemptSandboxes) -> list[Effect]:
@@ -113,14 +113,14 @@ class ExecutorCore:
             elif order.how is OnPreempted.HIBERNATE and not group.runs_jobs:
                 effects += [LetSleep(key, index) for index in ranges.indices(ranges.unmask(asleep))]
             why = "it made room for what goes before it"
-            effects += self._end(key, ending, EndReason.PREEMPTED, why)
+            effects += self._end_and_tell(key, ending, EndReason.PREEMPTED, why)
         return effects
 
     def expire(self, key: Key) -> list[Effect]:
         """End what is left of a group whose rollout's time is up."""
         if key not in self.groups:
             return []
-        return self._end(key, self.groups[key].here, EndReason.TIMED_OUT, "the rollout's time was up")
+        return self._end_and_tell(key, self.groups[key].here, EndReason.TIMED_OUT, "the rollout's time was up")
 
     # --- what trainers say
 
@@ -193,7 +193,7 @@ class ExecutorCore:
         group = self.groups.get(key)
         if group is None or not group.live >> index & 1:
             return []
-        return self._end(key, 1 << index, reason, detail)
+        return self._end_and_tell(key, 1 << index, reason, detail)
 
     def slept(self, key: Key, index: int, snapshot: Snapshot, *, preempted: bool = False) -> list[Effect]:
         """All of a sandbox is kept, and it stands still: it sleeps, and what is left of it here is cleared away."""
@@ -221,16 +221,16 @@ class ExecutorCore:
 
     # ---
 
-    def _end(self, key: Key, asked: int, reason: EndReason, detail: str) -> list[Effect]:
-        """End what nobody knows the end of yet."""
+    def _end_and_tell(self, key: Key, asked: int, reason: EndReason, detail: str) -> list[Effect]:
+        """End what nobody else knows the end of."""
         group = self.groups[key]
         ends = asked & (group.live | group.starting)
         if not ends:
             return []
         told = ReportEnded(key, group.order, ranges.unmask(ends), reason, detail)
-        return [told, *self._order_end(key, ends, reason)]
+        return [told, *self._end(key, ends, reason)]
 
-    def _order_end(self, key: Key, asked: int, reason: EndReason) -> list[Effect]:
+    def _end(self, key: Key, asked: int, reason: EndReason) -> list[Effect]:
         """Destroy what is live; what is still starting cannot be ended yet: `started` does it."""
         group = self.groups[key]
         live = asked & group.live

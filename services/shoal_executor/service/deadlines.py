@@ -8,7 +8,7 @@ from typing import Final
 from shoal_executor.core import Key
 
 GRACE_S: Final = 2
-"""The scheduler ends a rollout whose time is up; the executor does it only so much later."""
+"""The scheduler ends a rollout whose time is up; the executor does it only so much later, and up to a second."""
 
 
 class Deadlines:
@@ -59,10 +59,12 @@ class Deadlines:
     def _expire(self) -> None:
         self._timer = None
         now = time.time()
-        for second in sorted(each for each in self._groups if each <= now):
-            for key in list(self._groups.get(second, ())):
-                if key in self._due:  # else one of those before took it along
-                    self.drop(key)
-                    self._over(key)
-        if self._groups:
-            self._arm(min(self._groups))
+        try:
+            for second in sorted(each for each in self._groups if each <= now):
+                for key in list(self._groups.get(second, ())):
+                    if key in self._due:  # else one of those before took it along
+                        self.drop(key)
+                        self._over(key)
+        finally:  # where one fails the others are told all the same, at once
+            if self._groups:
+                self._arm(min(self._groups))

@@ -223,6 +223,7 @@ class Fates:
         self._conclude(rollout, reason.value if closed else "finished", now, effects)
 
     def _conclude(self, rollout: Rollout, reason: str, now: int, effects: list[Effect]) -> None:
+        """After some have ended: say so if all have, and let others begin if those that were to be first are gone."""
         if rollout.ledger.concluded and rollout.guest is not None:
             self._drop(rollout.request.rollout, now, effects)
         elif rollout.ledger.concluded:

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
-from shoal.bus.protocol import Stored
-from shoal.runtime.steady import SteadyPublisher
+from shoal.runtime.steady import Outcome, SteadyPublisher
 from shoal.wire.codec import encode
 from shoal.wire.messages import AnyMessage
 
@@ -98,19 +98,15 @@ class Outgoing:
 
     def _publish(self, number: int) -> None:
         subject, payload = self._unstored[number]
-        id = f"{self._prefix}:{number}"
+        self._publisher.send(subject, payload, f"{self._prefix}:{number}", partial(self._settled, number))
 
-        def settled(future: "asyncio.Future[Stored]") -> None:
-            error = None if future.cancelled() else future.exception()
-            if error is not None:
-                self.refused += 1
-                log.error("a message cannot be published", subject=subject, size=len(payload), error=str(error))
-            self._done(number)
-
-        self._publisher.publish(subject, payload, id).add_done_callback(settled)
-
-    def _done(self, number: int) -> None:
-        del self._unstored[number]
+    def _settled(self, number: int, outcome: Outcome) -> None:
+        if outcome is None:
+            return
+        subject, payload = self._unstored.pop(number)
+        if isinstance(outcome, BaseException):
+            self.refused += 1
+            log.error("a message cannot be published", subject=subject, size=len(payload), error=str(outcome))
         if not self._unstored:
             self._idle.set()
         waiters, self._waiters = self._waiters, []

@@ -1,22 +1,27 @@
 """nats-py's client, with shorter ways for the two things that Shoal does a million times: publishing and hearing.
 
 nats-py checks and composes a publication's headers one by one, and of each message that comes it makes an object and a
-dictionary, puts it into a queue and wakes a task. Here a publication is one formatted line, and what comes goes from
-the parser straight to whoever listens, as bytes. All else is nats-py's: connecting, TLS, reconnecting, subscriptions,
-requests. See ADR 0021.
+dictionary, puts it into a queue and wakes a task. Here a publication is one formatted line, and what comes goes
+straight to whoever listens, as bytes (`shoal.bus.transport`). All else is nats-py's: connecting, TLS, reconnecting,
+subscriptions, requests. See ADR 0021 and 0023.
 """
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final
 
-from nats.aio.client import Client
+from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Srv
 from nats.aio.subscription import Subscription
 from nats.errors import BadHeaderError, BadSubjectError
 
+from shoal.bus.transport import DirectTransport
+
 _LINE: Final = b"NATS/1.0"
 _END: Final = b"\r\n"
+_TCP: Final = ("nats", "tls")
 
 Hear = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with a message's subject, where to reply, its headers and its payload."""
@@ -28,6 +33,8 @@ class DirectClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self._listeners: dict[int, Hear] = {}
+        self._complaints: set[asyncio.Task[None]] = set()
+        self._writing = False
 
     async def listen(self, subject: str, hear: Hear) -> Subscription:
         """Subscribe; `hear` is called in the turn of the event loop in which a message comes. Raises as `subscribe`."""
@@ -43,17 +50,36 @@ class DirectClient(Client):
         self._listeners.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
+    async def _connect_to_server(self, s: Srv) -> None:
+        if s.uri.scheme not in _TCP:
+            await super()._connect_to_server(s)
+            return
+        s.last_attempt = time.monotonic()
+        if not self._transport:
+            self._transport = DirectTransport(self._heard)
+        await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        # What nats-py's parser has: all of another transport, and here what nobody listens for.
+        if not self._heard(sid, subject, reply, headers or b"", data):
+            await super()._process_msg(sid, subject, reply, data, headers)
+
+    def _heard(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> bool:
         hear = self._listeners.get(sid)
         if hear is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
+            return False
         self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
+        self.stats["in_bytes"] += len(payload)
         try:
-            hear(subject, reply, headers or b"", data)
+            hear(subject, reply, headers, payload)
         except Exception as error:  # whoever listens is at fault, and must not end the connection for the others
-            await self._error_cb(error)
+            complaint = asyncio.create_task(self._complain(error))
+            self._complaints.add(complaint)
+            complaint.add_done_callback(self._complaints.discard)
+        return True
+
+    async def _complain(self, error: Exception) -> None:
+        await self._error_cb(error)
 
     def put(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         """Publish, in this turn of the event loop with all others of it. `reply` must be a subject.
@@ -61,8 +87,8 @@ class DirectClient(Client):
         Nothing bounds what is under way: whoever publishes must. Raises BadSubjectError, BadHeaderError, and
         ConnectionResetError without a connection.
         """
-        flushes, flusher = self._flush_queue, self._flusher_task
-        if not self.is_connected or flushes is None or flusher is None or flusher.done():
+        flusher = self._flusher_task
+        if not self.is_connected or flusher is None or flusher.done():
             raise ConnectionResetError("there is no connection to the broker")
         if headers:
             head = b"%b\r\n%b\r\n" % (_LINE, b"".join(_line(name, value) for name, value in headers.items()))
@@ -76,8 +102,18 @@ class DirectClient(Client):
         self.stats["out_bytes"] += len(payload)
         self._pending.append(command)
         self._pending_data_size += len(command)
-        if flushes.empty():
-            flushes.put_nowait(asyncio.get_running_loop().create_future())
+        if not self._writing:
+            self._writing = True
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def _write(self) -> None:
+        """Write what was put in this turn of the event loop, and what nats-py would have written."""
+        self._writing = False
+        if not self.is_connected or not self._transport:
+            return  # whoever put it hears of that, and does so again
+        commands, self._pending, self._pending_data_size = self._pending, [], 0
+        with contextlib.suppress(OSError, RuntimeError):  # it is closed: nats-py's reader finds that out
+            self._transport.writelines(commands)
 
 
 @lru_cache(4096)

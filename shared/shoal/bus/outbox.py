@@ -33,6 +33,7 @@ IN_FLIGHT_BYTES: Final = 32 * 1024**2
 _SWEEP_S: Final = 0.25
 _RETRY_S: Final = 0.1
 _LONELY_RESEND_S: Final = 1.0
+_ID: Final = "Nats-Msg-Id"
 _HEADER_BYTES: Final = 32  # the headers' first line, the id's name, ends of lines
 
 
@@ -106,12 +107,10 @@ class Outbox:
         if self._closed:
             future.set_exception(UnreachableError("the connection to the broker was closed; connect again"))
             return future
-        sent = {"Nats-Msg-Id": id, **(headers or {})} if id else headers
-        size = (
-            len(payload)
-            + (_HEADER_BYTES if sent else 0)
-            + sum(len(k) + len(v.encode()) for k, v in (sent or {}).items())
-        )
+        sent = ({_ID: id, **headers} if headers else {_ID: id}) if id else headers
+        size = len(payload)
+        if sent:
+            size += _HEADER_BYTES + sum([len(name) + len(value.encode()) for name, value in sent.items()])
         self._number += 1
         name = lane_of(subject)
         lane = self._lanes.get(name)
@@ -215,7 +214,8 @@ class Outbox:
             elif outcome is not None:
                 entry.future.set_exception(outcome)
         self._go_on(entry.lane)
-        self._wake.set()
+        if self._queue or self._alone:
+            self._wake.set()
 
     def _take_back(self, entry: Entry) -> None:
         if entry.lane.under_way.pop(entry.number, None) is not None:

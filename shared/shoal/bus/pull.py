@@ -77,7 +77,9 @@ class PullReader:
         self._made = 0
         self._consumer = ""
         self._consumer_sequence = 0
-        self._pulls: dict[int, int] = {}
+        self._pulls: dict[int, int] = {}  # how many messages of each are to come
+        self._asked = 0  # of all of them
+        self._low = _AHEAD // 2
         self._pull_number = 0
         self._heard = 0.0
         self._average = 256.0
@@ -192,6 +194,7 @@ class PullReader:
                 self._pulls[number] = left - 1
             else:
                 del self._pulls[number]
+            self._asked -= 1
             return
 
     def _on_status(self, pull: int, headers: bytes) -> None:
@@ -202,7 +205,7 @@ class PullReader:
             if delivered.isdigit() and int(delivered) > self._consumer_sequence:
                 self._start_over(f"deliveries up to {delivered} are missing after {self._consumer_sequence}")
             return
-        self._pulls.pop(pull, None)
+        self._asked -= self._pulls.pop(pull, 0)
         if code in ("404", "408") or "batch completed" in text:
             self._ask_for_more()
         else:
@@ -222,9 +225,11 @@ class PullReader:
 
     def _room(self) -> int:
         """Return how many messages to ask for now: none before half of what may be ahead is used up."""
+        if self._asked > self._low:
+            return 0
         ahead = max(16, min(_AHEAD, int(_AHEAD_BYTES / self._average)))
-        asked = sum(self._pulls.values())
-        return ahead - asked - len(self._buffer) if asked <= ahead // 2 else 0
+        self._low = ahead // 2
+        return ahead - self._asked - len(self._buffer) if self._asked <= self._low else 0
 
     async def _working(self) -> None:
         """Make consumers and pull from them, until closed."""
@@ -281,6 +286,7 @@ class PullReader:
         await self._api.ask(f"CONSUMER.CREATE.{self._stream}.{name}", body, no_stream_patience_s=_NO_STREAM_PATIENCE_S)
         self._consumer, self._consumer_sequence = name, 0
         self._pulls.clear()
+        self._asked = 0
         self._heard = time.monotonic()
         self._made = generation
 
@@ -300,6 +306,7 @@ class PullReader:
         if not self._pulls:
             self._heard = time.monotonic()
         self._pulls[self._pull_number] = room
+        self._asked += room
         self._connection.send(
             f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
             msgspec.json.encode(pull),

@@ -3,7 +3,8 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from shoal.bus.protocol import Bus, Delivery, Stored, TooLargeError
 from shoal.machine.core import Cause
 from shoal.runtime.dead import dead_letter
-from shoal.runtime.steady import SteadyPublisher
+from shoal.runtime.steady import Outcome, SteadyPublisher
 
 BATCHES_AHEAD: Final = 8
 """How many batches may wait for their effects to be stored before no more is folded."""
@@ -32,10 +33,12 @@ class Folded(msgspec.Struct, frozen=True):
     effects: tuple[Outgoing, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Batch:
+    """`left`: how many of its effects are not known to be stored."""
+
     folded: Sequence[Folded]
-    futures: "list[asyncio.Future[Stored]]" = field(default_factory=list)
+    left: int
 
 
 class Outlet:
@@ -46,7 +49,7 @@ class Outlet:
         self._publisher = SteadyPublisher(bus, name)
         self._name = name
         self._batches: deque[_Batch] = deque()
-        self._some = asyncio.Event()
+        self._refused: asyncio.Queue[tuple[_Batch, Outgoing, Cause, BaseException]] = asyncio.Queue()
         self._room = asyncio.Event()
         self.progress = asyncio.Event()
         self.done = 0
@@ -70,14 +73,28 @@ class Outlet:
 
     def let_out(self, folded: Sequence[Folded]) -> None:
         """Publish what follows from these messages, in order."""
-        batch = _Batch(folded)
+        batch = _Batch(folded, sum(len(each.effects) for each in folded))
+        self._batches.append(batch)
         for each in folded:
             for effect in each.effects:
-                future = self._publisher.publish(effect.subject, effect.payload, effect.id)
-                future.add_done_callback(_retrieve)
-                batch.futures.append(future)
-        self._batches.append(batch)
-        self._some.set()
+                settled = partial(self._settled, batch, effect, each.cause)
+                self._publisher.send(effect.subject, effect.payload, effect.id, settled)
+        self._go_on()
+
+    def _settled(self, batch: _Batch, effect: Outgoing, cause: Cause, outcome: Outcome) -> None:
+        if isinstance(outcome, Stored):
+            self.published += 1
+            batch.left -= 1
+            self._go_on()
+        elif outcome is not None:
+            self._refused.put_nowait((batch, effect, cause, outcome))
+
+    def _go_on(self) -> None:
+        """Note how far everything is stored, in order."""
+        while self._batches and not self._batches[0].left:
+            self.done = self._batches.popleft().folded[-1].cause.sequence
+            self.progress.set()
+            self._room.set()
 
     def take_back(self) -> list[Folded]:
         """Return what is not known to be stored: another process sees to it now."""
@@ -87,32 +104,13 @@ class Outlet:
         return left
 
     async def run(self) -> None:
-        """See every effect stored, for ever."""
+        """See that a letter tells of each effect that no stream can take, for ever. Raises what is no such refusal."""
         while True:
-            while not self._batches:
-                self._some.clear()
-                await self._some.wait()
-            batch = self._batches[0]
-            effects = [(effect, each.cause) for each in batch.folded for effect in each.effects]
-            for future, (effect, cause) in zip(batch.futures, effects, strict=True):
-                await self._see_stored(future, effect, cause)
-            if self._batches and self._batches[0] is batch:  # else it was taken back meanwhile
-                self._batches.popleft()
-                self.done = batch.folded[-1].cause.sequence
-                self.progress.set()
-                self._room.set()
-
-    async def _see_stored(self, future: "asyncio.Future[Stored]", effect: Outgoing, cause: Cause) -> None:
-        try:
-            await future
-            self.published += 1
-        except TooLargeError as error:
+            batch, effect, cause, error = await self._refused.get()
+            if not isinstance(error, TooLargeError):
+                raise error
             whole = Delivery(effect.subject, effect.payload, cause.sequence, cause.time_ms, effect.id)
             self.dead += 1
             await dead_letter(self._bus, whole, cause, f"{self._name}:{effect.id}", str(error))
-
-
-def _retrieve(future: "asyncio.Future[Stored]") -> None:
-    """Note that a failure is dealt with when its turn comes; a crash before that is no news."""
-    if not future.cancelled():
-        future.exception()
+            batch.left -= 1
+            self._go_on()

@@ -90,7 +90,6 @@ class Shell:
         self._stream = stream
         self._tick_subject = tick_subject
         self._performer = Performer(bus, name, perform)
-        self._now_ms = now_ms
         self._turns = turns or Turns()
         self._checkpoint_every = checkpoint_every
         self._settings = settings
@@ -99,7 +98,7 @@ class Shell:
         self._checkpoints = Checkpoints(bus, name)
         self._outlet = Outlet(bus, name)
         self._held: deque[Folded] = deque()
-        self._retime = asyncio.Event()
+        self._ticker = Ticker(bus, core, stream, tick_subject, now_ms) if tick_subject is not None else None
         self._moved = asyncio.Event()
         self._written = asyncio.Event()
         self._leading = asyncio.Event()
@@ -149,10 +148,8 @@ class Shell:
             tasks.append(asyncio.create_task(self._outlet.run(), name=f"{self._name} sees effects stored"))
             tasks.append(asyncio.create_task(self._lead(), name=f"{self._name} leads"))
             tasks.append(asyncio.create_task(self._checkpoint(), name=f"{self._name} checkpoints"))
-            if self._tick_subject is not None:
-                ticker = Ticker(self._bus, self._core, self._stream, self._tick_subject, self._now_ms)
-                ticking = ticker.run(self._leading, self._retime)
-                tasks.append(asyncio.create_task(ticking, name=f"{self._name} ticks"))
+            if self._ticker is not None:
+                tasks.append(asyncio.create_task(self._ticker.run(self._leading), name=f"{self._name} ticks"))
             await self._until(stop, tasks)
             await self._finish(tasks)
         finally:
@@ -229,7 +226,8 @@ class Shell:
                 self._fold(delivery)
             if self.leading:
                 self._let_out()
-            self._retime.set()
+            if self._ticker is not None:
+                self._ticker.look()
 
     async def _room(self) -> None:
         """Wait until more may be folded: what follows from it is kept until it is stored."""
@@ -319,7 +317,6 @@ class Shell:
         self._let_out()
         self._leading.set()
         self._turns.leads(self._name, True)
-        self._retime.set()
         log.info("leading", partition=self._name, epoch=record.epoch, position=self.position, repeated=repeated)
 
     async def _stop_leading(self) -> None:
@@ -329,7 +326,6 @@ class Shell:
         await self._performer.stop()
         self._held.extendleft(reversed(self._outlet.take_back()))
         self._stored_to(self._lease.record.position)
-        self._retime.set()
 
     async def _hold(self) -> None:
         """Renew the lease and write the position down. Raises LeaseLostError; returns when it was handed on."""

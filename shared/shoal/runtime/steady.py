@@ -7,6 +7,7 @@ that moment can have been stored before it.
 
 import asyncio
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -20,6 +21,9 @@ FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
 _SAY_EVERY_S: Final = 30.0
 
+Outcome = Stored | BaseException | None
+"""Where a message is stored, or why it never will be: TooLargeError. None where whoever ran the bus gave it up."""
+
 log = structlog.get_logger()
 
 
@@ -31,7 +35,7 @@ class _Kept:
     subject: str
     payload: bytes
     id: str
-    future: "asyncio.Future[Stored]"
+    settled: Callable[[Outcome], None]
 
     def __lt__(self, other: "_Kept") -> bool:
         return self.number < other.number
@@ -64,17 +68,33 @@ class SteadyPublisher:
 
         It is cancelled with the bus's own.
         """
+        future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: Outcome) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Stored):
+                future.set_result(outcome)
+            elif outcome is not None:
+                future.set_exception(outcome)
+            else:
+                future.cancel()
+
+        self.send(subject, payload, id, settle)
+        return future
+
+    def send(self, subject: str, payload: bytes, id: str, settled: Callable[[Outcome], None]) -> None:
+        """Publish after what was published before it; `settled` is called once, in a later turn of the event loop."""
         stream = lane_of(subject)
         lane = self._lanes.get(stream)
         if lane is None:
             lane = self._lanes[stream] = _Lane(stream)
         self._number += 1
-        kept = _Kept(self._number, subject, payload, id, asyncio.get_running_loop().create_future())
+        kept = _Kept(self._number, subject, payload, id, settled)
         if lane.held:
             lane.back.append(kept)
         else:
             self._send(lane, kept)
-        return kept.future
 
     def _send(self, lane: _Lane, kept: _Kept) -> None:
         self._bus.publish(kept.subject, kept.payload, kept.id).add_done_callback(partial(self._answered, lane, kept))
@@ -85,13 +105,7 @@ class SteadyPublisher:
             insort(lane.back, kept)
             self._hold(lane, kept, error)
             return
-        if not kept.future.done():
-            if stored.cancelled():
-                kept.future.cancel()
-            elif error is not None:
-                kept.future.set_exception(error)
-            else:
-                kept.future.set_result(stored.result())
+        kept.settled(None if stored.cancelled() else error or stored.result())
         if lane.tried is kept:
             self._let_go(lane)
 

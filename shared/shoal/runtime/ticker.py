@@ -21,9 +21,22 @@ class Ticker:
         self._subject = subject
         self._now_ms = now_ms
         self._nonce = uuid4().hex
+        self._retime = asyncio.Event()
+        self._waits_for: int | None = None  # when the core is due that is waited for, if it is to be at all
+        self._told: int | None = None  # for when the last Tick was, while the core has not folded it
 
-    async def run(self, leading: asyncio.Event, retime: asyncio.Event) -> None:
-        """Publish a Tick when the core is due, while `leading`; `retime` says that the core may want another time.
+    def look(self) -> None:
+        """The core may want another time: look whether it is one that what is waited for would miss."""
+        wake = self._core.wake_at_ms()
+        if self._told is not None:
+            concerned = wake != self._told
+        else:  # one that is due later than is waited for is seen when that is over
+            concerned = wake is not None and (self._waits_for is None or wake < self._waits_for)
+        if concerned:
+            self._retime.set()
+
+    async def run(self, leading: asyncio.Event) -> None:
+        """Publish a Tick when the core is due, while `leading`.
 
         The broker's clock may be behind ours, and then the core is still due after it: the next Tick has another id.
         """
@@ -31,25 +44,30 @@ class Ticker:
         repeats = 0
         while True:
             await leading.wait()
-            retime.clear()
+            self._retime.clear()
             wake = self._core.wake_at_ms()
             if wake != due:
                 due, repeats = wake, 0
             now = self._now_ms()
             if due is None or due > now:
-                await wait(retime, None if due is None else (due - now) / 1000)
+                self._waits_for = due
+                await wait(self._retime, None if due is None else (due - now) / 1000)
                 continue
             id = f"tick:{self._stream}:{due}" + (f":{self._nonce}:{repeats}" if repeats else "")
             await store(self._bus, self._subject, encode(Tick(due)), id)
-            await self._sleep_while_due(due, min(0.05 * 2**repeats, 1.0), retime)
+            await self._sleep_while_due(due, min(0.05 * 2**repeats, 1.0))
             repeats = min(repeats + 1, 1_000_000)
 
-    async def _sleep_while_due(self, due: int, seconds: float, retime: asyncio.Event) -> None:
+    async def _sleep_while_due(self, due: int, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        while self._core.wake_at_ms() == due and (left := until - loop.time()) > 0:
-            retime.clear()
-            await wait(retime, left)
+        self._told = due
+        try:
+            while self._core.wake_at_ms() == due and (left := until - loop.time()) > 0:
+                self._retime.clear()
+                await wait(self._retime, left)
+        finally:
+            self._told = None
 
 
 async def wait(event: asyncio.Event, seconds: float | None) -> None:

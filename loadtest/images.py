@@ -65,7 +65,7 @@ async def started(driver: ZygoteDriver, name: str, snapshot: Snapshot) -> float:
     """Start a sandbox; returns ms."""
     began = time.perf_counter()
     await driver.prepare(snapshot)
-    await start_one(driver, StartSpec(name, snapshot))
+    await start_one(driver, name, StartSpec(snapshot))
     return (time.perf_counter() - began) * 1000
 
 

@@ -30,7 +30,7 @@ _PAUSE_S = 0.4
 async def one(driver: Driver, name: str) -> tuple[float, float]:
     """Return ms until the sandbox is there, and until its first command has ended; it is ended then."""
     began = time.perf_counter()
-    await start_one(driver, StartSpec(name, _HOST))
+    await start_one(driver, name, StartSpec(_HOST))
     there = (time.perf_counter() - began) * 1000
     await driver.run(name, Command(("true",)))
     done = (time.perf_counter() - began) * 1000

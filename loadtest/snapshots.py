@@ -59,7 +59,7 @@ class Blobs:
 async def to_first_answer(driver: Driver, name: str, snapshot: Snapshot) -> float:
     """Start a sandbox and have it use a module; returns ms until it has answered."""
     began = time.perf_counter()
-    await start_one(driver, StartSpec(name, snapshot))
+    await start_one(driver, name, StartSpec(snapshot))
     code = f"{'' if snapshot.warm else IMPORTS + chr(10)}json.dumps({{'answer': 42}})"
     result = await driver.run(name, Command(python=code))
     if result.stdout != b"'{\"answer\": 42}'\n":
@@ -107,10 +107,9 @@ async def by_the_driver(rounds: int, live: int) -> dict[str, float]:
             figures["capture_ms"] = statistics.median(captured)
             await driver.destroy([name for kind in names.values() for name in kind])
             many = [f"many-{number}" for number in range(live)]
-            async for some in driver.start([StartSpec(name, WARM) for name in many]):
-                for outcome in some:
-                    if not isinstance(outcome, Started):
-                        raise SystemExit(f"a start failed: {outcome.detail}")
+            async for outcome in driver.start(many, StartSpec(WARM)):
+                if not isinstance(outcome, Started):
+                    raise SystemExit(f"a start failed: {outcome.detail}")
             crowded = [await to_first_answer(driver, f"crowded-{number}", WARM) for number in range(rounds)]
             figures[f"warm_ms_with_{live}_live"] = statistics.median(crowded)
             pids = processes(many)

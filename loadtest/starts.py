@@ -26,7 +26,7 @@ HOST = Snapshot("host", "host")
 async def start(driver: ZygoteDriver, names: list[str]) -> float:
     """Start sandboxes at once; returns ms until the last is up."""
     began = time.perf_counter()
-    outcomes = [each async for some in driver.start([StartSpec(name, HOST) for name in names]) for each in some]
+    outcomes = [outcome async for outcome in driver.start(names, StartSpec(HOST))]
     for outcome in outcomes:
         if not isinstance(outcome, Started):
             raise SystemExit(f"a start failed: {outcome.detail}")

@@ -31,15 +31,20 @@ def fresh(stem: str = "r") -> str:
     return f"{stem}{secrets.token_hex(5)}-0"
 
 
-async def start(driver: Driver, specs: Sequence[StartSpec]) -> list[Started | StartFailed]:
-    return [outcome async for some in driver.start(specs) for outcome in some]
+async def start(driver: Driver, names: Sequence[str], spec: StartSpec) -> list[Started | StartFailed]:
+    """Return what came of each."""
+    outcomes: list[Started | StartFailed] = []
+    async for outcome in driver.start(names, spec):
+        outcomes += [Started((name,)) for name in outcome.names] if isinstance(outcome, Started) else [outcome]
+    return outcomes
 
 
-async def one(driver: Driver, **options: object) -> str:
+async def one(driver: Driver, snapshot: Snapshot = HOST, **options: object) -> str:
     """Start one sandbox; returns its name."""
-    spec = StartSpec(fresh(), HOST, **options)  # type: ignore[arg-type]  # the tests name real fields
-    assert await start(driver, [spec]) == [Started(spec.name)]
-    return spec.name
+    name = fresh()
+    spec = StartSpec(snapshot, **options)  # type: ignore[arg-type]  # the tests name real fields
+    assert await start(driver, [name], spec) == [Started((name,))]
+    return name
 
 
 async def sh(driver: Driver, name: str, line: str, **options: object) -> CommandResult:
@@ -91,8 +96,8 @@ class DriverConformance:
     async def test_starts_lists_and_ends_many(self, driver: Driver) -> None:
         await driver.prepare(HOST)
         names = [fresh() for _ in range(12)]
-        outcomes = await start(driver, [StartSpec(name, HOST) for name in names])
-        assert {outcome.name for outcome in outcomes if isinstance(outcome, Started)} == set(names)
+        outcomes = await start(driver, names, StartSpec(HOST))
+        assert set(outcomes) == {Started((name,)) for name in names}
         assert set(names) <= set(await driver.list())
         await driver.destroy(names[:6])
         assert set(await driver.list()) & set(names) == set(names[6:])
@@ -353,8 +358,7 @@ class DriverConformance:
 
     async def test_a_bad_snapshot_is_refused(self, driver: Driver) -> None:
         self.needs_real()
-        spec = StartSpec(fresh(), Snapshot("dir-x", "dir", "/no/such/directory"))
-        (outcome,) = await start(driver, [spec])
+        (outcome,) = await start(driver, [fresh()], StartSpec(Snapshot("dir-x", "dir", "/no/such/directory")))
         assert isinstance(outcome, StartFailed)
         assert "/no/such/directory" in outcome.detail
 
@@ -416,7 +420,7 @@ class DriverConformance:
         first = await self.captured(driver, name, tmp_path / "first", blobs)
         await sh(driver, name, "echo later > kept; rm -r a")
         names = [fresh(), fresh()]
-        assert len(await start(driver, [StartSpec(each, first) for each in names])) == 2
+        assert len(await start(driver, names, StartSpec(first))) == 2
         for each in names:
             look = (
                 "cat kept a/b/c; find kept -printf '%U %G\\n'; test -e /etc/hosts; echo $?; find /var/log -mindepth 1"
@@ -424,12 +428,12 @@ class DriverConformance:
             assert (await sh(driver, each, look)).stdout == b"1\n2\n7 8\n1\n"
         await sh(driver, names[0], "echo 3 >> kept; rm -r a; echo new > /etc/hosts")
         second = await self.captured(driver, names[0], tmp_path / "second", blobs, first)
-        (last,) = await start(driver, [StartSpec(fresh(), second)])
+        last = await one(driver, second)
         look = "cat kept /etc/hosts; echo *; cat /root/a/b/c"
-        assert (await sh(driver, last.name, look)).stdout == b"1\n3\nnew\nkept\n"
+        assert (await sh(driver, last, look)).stdout == b"1\n3\nnew\nkept\n"
         assert (await sh(driver, names[1], "cat kept a/b/c")).stdout == b"1\n2\n"
         assert (await sh(driver, name, "cat kept")).stdout == b"later\n"
-        await driver.destroy([name, *names, last.name])
+        await driver.destroy([name, *names, last])
 
     async def test_what_runs_stands_still_while_it_is_captured_and_goes_on(
         self, driver: Driver, tmp_path: Path, blobs: Blobs
@@ -507,9 +511,9 @@ class DriverConformance:
         assert (await sh(driver, name, "echo 2 >> kept; cat kept")).stdout == b"1\n2\n"
         held = await self.captured(driver, name, tmp_path / "second", blobs, hold=True)
         await driver.destroy([name])
-        (again,) = await start(driver, [StartSpec(fresh(), held)])
-        assert (await sh(driver, again.name, "cat kept")).stdout == b"1\n2\n"
-        await driver.destroy([again.name])
+        again = await one(driver, held)
+        assert (await sh(driver, again, "cat kept")).stdout == b"1\n2\n"
+        await driver.destroy([again])
 
     async def test_what_is_in_memory_is_kept_and_goes_on_in_every_copy(
         self, driver: Driver, tmp_path: Path, blobs: Blobs
@@ -522,8 +526,8 @@ class DriverConformance:
         await sh(driver, name, "echo held > /dev/shm/held; echo 1 > kept")
         first = await self.captured(driver, name, tmp_path / "first", blobs, memory=True)
         names = [fresh(), fresh()]
-        specs = [StartSpec(each, first, env=(("WHO", each),)) for each in names]
-        assert len(await start(driver, specs)) == 2
+        for each in names:
+            assert await start(driver, [each], StartSpec(first, env=(("WHO", each),))) == [Started((each,))]
         for each in (name, *names):
             assert (
                 await driver.run(each, Command(line="echo 2 >&9; echo $x $PWD; cat open", session=True))
@@ -541,10 +545,10 @@ class DriverConformance:
         await sh(driver, names[0], "echo 2 >> kept")
         second = await self.captured(driver, names[0], tmp_path / "second", blobs, first, memory=True)
         await driver.destroy([name, *names])
-        (last,) = await start(driver, [StartSpec(fresh(), second)])
-        assert (await sh(driver, last.name, "cat kept")).stdout == b"1\n2\n"
-        assert (await driver.run(last.name, Command(line="echo $x", session=True))).stdout == b"5\n"
-        await driver.destroy([last.name])
+        last = await one(driver, second)
+        assert (await sh(driver, last, "cat kept")).stdout == b"1\n2\n"
+        assert (await driver.run(last, Command(line="echo $x", session=True))).stdout == b"5\n"
+        await driver.destroy([last])
 
     async def test_commands_under_way_go_on_where_memory_is_kept(
         self, driver: Driver, tmp_path: Path, blobs: Blobs
@@ -561,12 +565,12 @@ class DriverConformance:
         await sh(driver, name, "touch /root/go")
         assert (await waiting).stdout == b"on\n"
         assert (await sh(driver, name, "cat ran")).stdout == b"once\n"
-        (copy,) = await start(driver, [StartSpec(fresh(), first)])
-        again = asyncio.create_task(driver.run(copy.name, command, id="w"))  # it runs there: nothing is run twice
-        await sh(driver, copy.name, "sleep 0.2; touch /root/go")
+        copy = await one(driver, first)
+        again = asyncio.create_task(driver.run(copy, command, id="w"))  # it runs there: nothing is run twice
+        await sh(driver, copy, "sleep 0.2; touch /root/go")
         assert (await again).stdout == b"on\n"
-        assert (await sh(driver, copy.name, "cat ran")).stdout == b"once\n"
-        await driver.destroy([name, copy.name])
+        assert (await sh(driver, copy, "cat ran")).stdout == b"once\n"
+        await driver.destroy([name, copy])
 
     async def test_one_that_is_held_with_its_memory_goes_on_or_is_started_again(
         self, driver: Driver, tmp_path: Path, blobs: Blobs
@@ -580,9 +584,9 @@ class DriverConformance:
         assert (await driver.run(name, Command(python="n = n + 1; n"))).stdout == b"2\n"
         held = await self.captured(driver, name, tmp_path / "second", blobs, memory=True, hold=True)
         await driver.destroy([name])
-        (again,) = await start(driver, [StartSpec(fresh(), held)])
-        assert (await driver.run(again.name, Command(python="n"))).stdout == b"2\n"
-        await driver.destroy([again.name])
+        again = await one(driver, held)
+        assert (await driver.run(again, Command(python="n"))).stdout == b"2\n"
+        await driver.destroy([again])
 
     async def test_what_cannot_be_captured_is_said_and_nothing_is_left(self, driver: Driver, tmp_path: Path) -> None:
         kept = tmp_path / "kept"

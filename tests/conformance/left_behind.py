@@ -20,11 +20,9 @@ async def main(kind: str, state: Path, names: list[str]) -> None:
     patience_s = float(os.environ.get("PATIENCE_S", "60"))
     driver = GvisorDriver(state) if kind == "gvisor" else ZygoteDriver(state, patience_s=patience_s)
     await driver.open(lambda *_: None)
-    specs = [StartSpec(name, HOST, Resources(memory=64 * 1024**2)) for name in names]
-    async for some in driver.start(specs):
-        for outcome in some:
-            if isinstance(outcome, StartFailed):
-                raise SystemExit(outcome.detail)
+    async for outcome in driver.start(names, StartSpec(HOST, Resources(memory=64 * 1024**2))):
+        if isinstance(outcome, StartFailed):
+            raise SystemExit(outcome.detail)
     first = names[0]
     await driver.write_file(first, "note", b"kept")
     await driver.run(first, Command(line="sleep 1000 >/dev/null 2>&1 &"))

@@ -24,12 +24,13 @@ async def main(place: Path) -> None:
     driver = Pool(inner, place / "pool", Budget(4, 1 << 30))
     await driver.open(lambda *_: None)
     for number in range(2):
-        specs = [StartSpec(f"first{number}-{each}", HOST, SMALL) for each in range(4)]
-        names = [outcome.name async for some in driver.start(specs) for outcome in some]
+        names = [f"first{number}-{each}" for each in range(4)]
+        async for _ in driver.start(names, StartSpec(HOST, SMALL)):
+            pass
         await driver.destroy(names)
     while driver.ready < 4:
         await asyncio.sleep(0.01)
-    async for _ in driver.start([StartSpec(name, HOST, SMALL) for name in ("given-0", "gone-0")]):
+    async for _ in driver.start(("given-0", "gone-0"), StartSpec(HOST, SMALL)):
         pass
     await driver.write_file("given-0", "note", b"kept")
     await inner.destroy([driver._given["gone-0"]])

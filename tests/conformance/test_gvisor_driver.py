@@ -118,12 +118,11 @@ async def test_the_agent_needs_nothing_of_the_image(driver: GvisorDriver, tmp_pa
     root = tmp_path / "root"
     (root / "bin").mkdir(parents=True)
     (root / "data").write_text("of the template")
-    spec = StartSpec(fresh(), Snapshot("dir-small", "dir", str(root)))
-    assert await start(driver, [spec]) == [Started(spec.name)]
-    assert (await driver.read_file(spec.name, "/data")).data == b"of the template"
-    await driver.write_file(spec.name, "/data", b"changed")
-    assert (await driver.run(spec.name, Command(line="true"))).exit_code == 127
-    await driver.destroy([spec.name])
+    small = await one(driver, Snapshot("dir-small", "dir", str(root)))
+    assert (await driver.read_file(small, "/data")).data == b"of the template"
+    await driver.write_file(small, "/data", b"changed")
+    assert (await driver.run(small, Command(line="true"))).exit_code == 127
+    await driver.destroy([small])
     assert (root / "data").read_text() == "of the template"
     assert sorted(path.name for path in root.iterdir()) == ["bin", "data"]
 
@@ -135,7 +134,7 @@ async def test_a_link_in_an_image_leads_nowhere(driver: GvisorDriver, tmp_path: 
     outside = tmp_path / "outside"
     outside.mkdir()
     (root / name).symlink_to(outside)
-    (failed,) = await start(driver, [StartSpec(fresh(), Snapshot("dir-link", "dir", str(root)))])
+    (failed,) = await start(driver, [fresh()], StartSpec(Snapshot("dir-link", "dir", str(root))))
     assert isinstance(failed, StartFailed)
     assert f"/{name} is no directory" in failed.detail
     assert list(outside.iterdir()) == []
@@ -150,11 +149,10 @@ async def test_a_disk_is_a_root(driver: GvisorDriver, blobs: Blobs, tmp_path: Pa
     subprocess.run(["mkfs.erofs", "-d0", tmp_path / "disk", root], check=True, capture_output=True)
     snapshot = Snapshot("of-a-disk", "disk", disks=(blobs.add(tmp_path / "disk"),))
     await driver.prepare(snapshot)
-    spec = StartSpec(fresh(), snapshot, files=(InputFile("/etc/in", b"given"),))
-    assert await start(driver, [spec]) == [Started(spec.name)]
-    assert (await driver.read_file(spec.name, "/etc/note")).data == b"of the disk"
-    assert (await driver.read_file(spec.name, "/etc/in")).data == b"given"
-    await driver.destroy([spec.name])
+    name = await one(driver, snapshot, files=(InputFile("/etc/in", b"given"),))
+    assert (await driver.read_file(name, "/etc/note")).data == b"of the disk"
+    assert (await driver.read_file(name, "/etc/in")).data == b"given"
+    await driver.destroy([name])
 
 
 async def test_files_that_are_open_and_deleted_are_named_and_the_sandbox_goes_on(
@@ -214,20 +212,19 @@ async def test_a_memory_that_fits_no_more_is_refused_by_name(
         other = tmp_path / f"other-{said[-4:]}"
         memory.pack(image, msgspec.structs.replace(about, **change), other)
         odd = msgspec.structs.replace(whole, memory=blobs.add(other))
-        (failed,) = await start(driver, [StartSpec(fresh(), odd)])
+        (failed,) = await start(driver, [fresh()], StartSpec(odd))
         assert isinstance(failed, StartFailed)
         assert said in failed.detail
     for number, cut in enumerate((b"", data[:100], data[: len(data) // 2], b"x" * 4096)):
         damaged = tmp_path / f"damaged{number}"
         damaged.write_bytes(cut)
         odd = msgspec.structs.replace(whole, memory=blobs.add(damaged))
-        (failed,) = await start(driver, [StartSpec(fresh(), odd)])
+        (failed,) = await start(driver, [fresh()], StartSpec(odd))
         assert isinstance(failed, StartFailed)
         assert "damaged" in failed.detail or "runsc restore failed" in failed.detail
         assert not [line for line in mounts_below(tmp_path) if "/i erofs" in line]
-    (started,) = await start(driver, [StartSpec(fresh(), whole)])
-    assert isinstance(started, Started)
-    await driver.destroy([name, started.name])
+    started = await one(driver, whole)
+    await driver.destroy([name, started])
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.05, 0.15, 0.3])
@@ -264,16 +261,16 @@ async def test_captures_take_turns_and_an_end_comes_first(driver: GvisorDriver, 
     )
     assert [(await each).stdout for each in asked] == [b"0\n", b"1\n", b"2\n"]
     assert (await driver.run(name, Command(python="n"))).stdout == b"1\n"
-    (copy,) = await start(driver, [StartSpec(fresh(), kept[2])])
-    assert (await driver.run(copy.name, Command(python="n"))).stdout == b"1\n"
-    await driver.destroy([copy.name])
+    copy = await one(driver, kept[2])
+    assert (await driver.run(copy, Command(python="n"))).stdout == b"1\n"
+    await driver.destroy([copy])
     for number, moment in enumerate((0.0, 0.05, 0.15, 0.3)):
-        (copy,) = await start(driver, [StartSpec(fresh(), HOST)])
+        copy = await one(driver)
         place = tmp_path / f"ended{number}"
         place.mkdir()
-        capturing = asyncio.create_task(driver.capture(copy.name, place, memory=True))
+        capturing = asyncio.create_task(driver.capture(copy, place, memory=True))
         await asyncio.sleep(moment)
-        await driver.destroy([copy.name])
+        await driver.destroy([copy])
         try:
             await capturing
         except DriverError:
@@ -285,11 +282,12 @@ async def test_captures_take_turns_and_an_end_comes_first(driver: GvisorDriver, 
 async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver, tmp_path: Path) -> None:
     for moment in (0.0, 0.02, 0.1, 0.3):
         seen: list[str] = []
-        async with contextlib.aclosing(driver.start([StartSpec(fresh(), HOST) for _ in range(2)])) as starting:  # type: ignore[type-var]  # the protocol says iterator; this driver's is a generator
+        async with contextlib.aclosing(driver.start([fresh() for _ in range(2)], StartSpec(HOST))) as starting:  # type: ignore[type-var]  # the protocol says iterator; this driver's is a generator
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(moment):
-                    async for some in starting:
-                        seen += [outcome.name for outcome in some]
+                    async for outcome in starting:
+                        assert isinstance(outcome, Started)
+                        seen += outcome.names
         assert sorted(await driver.list()) == sorted(seen)
         await driver.destroy(seen)
     assert mounts_below(tmp_path) == []
@@ -313,7 +311,7 @@ async def test_a_start_that_is_given_up_while_its_disk_is_mounted_leaves_no_moun
 
     monkeypatch.setattr(kernel, "mount", slow_mount)
     monkeypatch.setattr(kernel, "unmount", slow_unmount)
-    starting = asyncio.create_task(start(driver, [StartSpec(fresh(), HOST)]))
+    starting = asyncio.create_task(start(driver, [fresh()], StartSpec(HOST)))
     assert await asyncio.to_thread(begun.wait, 10)
     starting.cancel()
     with contextlib.suppress(asyncio.CancelledError):

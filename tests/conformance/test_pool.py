@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from conformance.drivers import HOST, Blobs, DriverConformance, fresh, sh, start
+from conformance.drivers import HOST, Blobs, DriverConformance, fresh, one, sh, start
 from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers import pool as module
 from shoal_executor.drivers.heat import Budget
@@ -41,7 +41,7 @@ class TestPooledZygote(DriverConformance):
         await driver.open(lambda *_: None)
         for _ in range(2):  # what most tests start is hot by now
             names = [fresh() for _ in range(4)]
-            await start(driver, [StartSpec(name, HOST) for name in names])
+            await start(driver, names, StartSpec(HOST))
             await driver.destroy(names)
         await until(driver, 4)
         yield driver
@@ -68,7 +68,7 @@ async def until(driver: Pool, ready: int) -> None:
 async def warm(driver: Pool, ready: int = 4, **options: object) -> None:
     for _ in range(2):
         names = [fresh() for _ in range(ready)]
-        await start(driver, [StartSpec(name, HOST, SMALL, **options) for name in names])  # type: ignore[arg-type]
+        await start(driver, names, StartSpec(HOST, SMALL, **options))  # type: ignore[arg-type]
         await driver.destroy(names)
     await until(driver, ready)
 
@@ -91,17 +91,17 @@ async def test_what_is_ready_is_given_away_once_and_only_to_those_it_fits(driver
     waiting = set(await inner.list())
     assert await driver.list() == []
     names = [fresh() for _ in range(10)]
-    specs = [StartSpec(name, HOST, SMALL, (InputFile("in", name.encode()),)) for name in names]
-    outcomes = await asyncio.gather(*(start(driver, [spec]) for spec in specs))
-    assert {type(outcome) for (outcome,) in outcomes} == {Started}
+    specs = {name: StartSpec(HOST, SMALL, (InputFile("in", name.encode()),)) for name in names}
+    outcomes = await asyncio.gather(*(start(driver, [name], spec) for name, spec in specs.items()))
+    assert outcomes == [[Started((name,))] for name in names]
     assert sorted(await driver.list()) == sorted(names)
     assert [(await driver.read_file(name, "in")).data for name in names] == [name.encode() for name in names]
     for name in names:
         assert (await sh(driver, name, "test -e mine || touch mine; ls")).stdout == b"in\nmine\n"
     assert waiting <= set(await inner.list())  # they were given away, not replaced
-    (other,) = await start(driver, [StartSpec(fresh(), HOST, SMALL, env=(("WHO", "me"),))])
-    assert (await sh(driver, other.name, "echo $WHO")).stdout == b"me\n"
-    await driver.destroy([*names, other.name])
+    other = await one(driver, resources=SMALL, env=(("WHO", "me"),))
+    assert (await sh(driver, other, "echo $WHO")).stdout == b"me\n"
+    await driver.destroy([*names, other])
     assert await driver.list() == []
 
 
@@ -111,8 +111,8 @@ async def test_one_that_died_while_it_waited_is_not_given_away(driver: Pool, inn
         pid = await inner._live[name].zygote.where(name)
         os.kill(pid, signal.SIGKILL)
     names = [fresh(), fresh()]
-    outcomes = await start(driver, [StartSpec(name, HOST, SMALL) for name in names])
-    assert sorted(outcome.name for outcome in outcomes if isinstance(outcome, Started)) == sorted(names)
+    outcomes = await start(driver, names, StartSpec(HOST, SMALL))
+    assert set(outcomes) == {Started((name,)) for name in names}
     for name in names:
         assert (await sh(driver, name, "echo on")).stdout == b"on\n"
 
@@ -124,7 +124,7 @@ async def test_its_ends_and_errors_have_the_name_it_was_given(inner: ZygoteDrive
     try:
         await warm(driver, 2)
         name = fresh()
-        await start(driver, [StartSpec(name, HOST, SMALL)])
+        await start(driver, [name], StartSpec(HOST, SMALL))
         pid = await inner._live[driver._given[name]].zygote.where(driver._given[name])
         running = asyncio.create_task(sh(driver, name, "sleep 60"))
         await sh(driver, name, "true")
@@ -132,7 +132,7 @@ async def test_its_ends_and_errors_have_the_name_it_was_given(inner: ZygoteDrive
         with pytest.raises(NoSuchSandboxError, match=name):
             await running
         assert ends == [(name, EndReason.DIED)]
-        (refused,) = await start(driver, [StartSpec(fresh(), HOST, SMALL, (InputFile("/usr/no", b""),))])
+        (refused,) = await start(driver, [fresh()], StartSpec(HOST, SMALL, (InputFile("/usr/no", b""),)))
         assert isinstance(refused, StartFailed)
         assert "input file" in refused.detail
         assert refused.name not in await driver.list()
@@ -147,7 +147,7 @@ async def test_what_is_hot_no_more_is_ended(driver: Pool, inner: ZygoteDriver, m
     await until(driver, 0)
     assert await inner.list() == []
     for _ in range(2):
-        (bad,) = await start(driver, [StartSpec(fresh(), Snapshot("dir-x", "dir", "/no/such/directory"), SMALL)])
+        (bad,) = await start(driver, [fresh()], StartSpec(Snapshot("dir-x", "dir", "/no/such/directory"), SMALL))
         assert isinstance(bad, StartFailed)
     await asyncio.sleep(0.1)
     assert driver.ready == 0

@@ -23,9 +23,9 @@ class TestSimulatedDriver(DriverConformance):
 async def test_what_happens_depends_on_seed_and_name_only() -> None:
     async def lived(seed: int) -> list[str]:
         driver = SimulatedDriver(Profile(seed, start_ms=0.2, start_failure_rate=0.5, command_failure_rate=0.5))
-        outcomes = await start(driver, [StartSpec(f"r-{i}", HOST) for i in range(40)])
+        outcomes = await start(driver, [f"r-{i}" for i in range(40)], StartSpec(HOST))
         story = [f"{outcome}" for outcome in outcomes]
-        live = [outcome.name for outcome in outcomes if isinstance(outcome, Started)]
+        live = [outcome.names[0] for outcome in outcomes if isinstance(outcome, Started)]
         story += [f"{(await driver.run(name, Command(('x',)))).exit_code}" for name in live]
         assert any(isinstance(outcome, StartFailed) for outcome in outcomes)
         return sorted(story)
@@ -36,7 +36,7 @@ async def test_what_happens_depends_on_seed_and_name_only() -> None:
 async def test_results_say_that_they_are_simulated() -> None:
     driver = SimulatedDriver()
     name = fresh()
-    await start(driver, [StartSpec(name, HOST)])
+    await start(driver, [name], StartSpec(HOST))
     assert (await driver.run(name, Command(("x",)))).stdout.startswith(b"simulated")
     assert driver.isolation == "simulated"
 
@@ -53,7 +53,7 @@ async def test_what_an_earlier_process_simulated_is_lost() -> None:
 async def test_two_who_wait_for_one_command() -> None:
     driver = SimulatedDriver(Profile(command_ms=20, command_spread=0.0))
     name = fresh()
-    await start(driver, [StartSpec(name, HOST)])
+    await start(driver, [name], StartSpec(HOST))
     first, second = (asyncio.create_task(driver.run(name, Command(("x",)), id="k")) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()

@@ -56,7 +56,7 @@ async def test_a_directory_is_a_template_and_stays_as_it_was(driver: ZygoteDrive
     before = sorted((path.relative_to(root), path.stat().st_mtime_ns) for path in root.rglob("*"))
     snapshot = Snapshot("dir-small", "dir", str(root))
     names = [fresh(), fresh()]
-    assert len(await start(driver, [StartSpec(name, snapshot) for name in names])) == 2
+    assert len(await start(driver, names, StartSpec(snapshot))) == 2
     assert (await driver.read_file(names[0], "/data")).data == b"of the template"
     await driver.write_file(names[0], "/data", b"changed")
     await driver.write_file(names[0], "/new", b"new")
@@ -115,7 +115,7 @@ async def test_a_truncated_archive_leaves_nothing(driver: ZygoteDriver, tmp_path
     assert images == {"host"}
     await driver.prepare(Snapshot("tar-whole", "tar", str(whole)))
     name = fresh()
-    assert await start(driver, [StartSpec(name, Snapshot("tar-whole", "tar", str(whole)))]) == [Started(name)]
+    assert await start(driver, [name], StartSpec(Snapshot("tar-whole", "tar", str(whole)))) == [Started((name,))]
     assert (await driver.read_file(name, "/file")).size == 100_000
 
 
@@ -133,7 +133,7 @@ async def test_a_template_cannot_lead_mounts_astray(driver: ZygoteDriver, tmp_pa
     root.mkdir(mode=0o755)
     (root / place).symlink_to("/box/m/elsewhere")
     (root / "elsewhere").mkdir()
-    (outcome,) = await start(driver, [StartSpec(fresh(), Snapshot("dir-led", "dir", str(root)))])
+    (outcome,) = await start(driver, [fresh()], StartSpec(Snapshot("dir-led", "dir", str(root))))
     assert isinstance(outcome, StartFailed)
     assert f"/{place} is a symbolic link" in outcome.detail
 
@@ -161,16 +161,17 @@ async def test_a_compressed_archive_is_a_template(driver: ZygoteDriver, tmp_path
         tar.add(tmp_path / "file", "file")
     snapshot = Snapshot(f"tar-{packing}", "tar", str(archive))
     name = fresh()
-    assert await start(driver, [StartSpec(name, snapshot)]) == [Started(name)]
+    assert await start(driver, [name], StartSpec(snapshot)) == [Started((name,))]
     assert (await driver.read_file(name, "/file")).data == b"packed"
 
 
 async def test_starts_nobody_waits_for_leave_nothing(driver: ZygoteDriver) -> None:
     host = Snapshot("host", "host")
-    starts = driver.start([StartSpec(fresh(), host) for _ in range(24)])
+    starts = driver.start([fresh() for _ in range(24)], StartSpec(host))
     seen = await anext(starts)
+    assert isinstance(seen, Started)
     await starts.aclose()  # type: ignore[attr-defined]  # it is a generator
-    assert sorted(await driver.list()) == sorted(each.name for each in seen)
+    assert sorted(await driver.list()) == sorted(seen.names)
 
 
 async def test_templates_made_at_once_share_no_uids(driver: ZygoteDriver, tmp_path: Path) -> None:
@@ -205,8 +206,8 @@ async def main():
     driver = ZygoteDriver(pathlib.Path({str(state)!r}))
     report = await driver.open(lambda *_: None)
     assert {{limit.split()[0] for limit in report.unenforced}} == {{"memory", "pids", "cpu"}}, report
-    outcomes = [o async for some in driver.start([StartSpec("a-0", Snapshot("host", "host"))]) for o in some]
-    assert outcomes == [Started("a-0")], outcomes
+    outcomes = [outcome async for outcome in driver.start(["a-0"], StartSpec(Snapshot("host", "host")))]
+    assert outcomes == [Started(("a-0",))], outcomes
     result = await driver.run("a-0", Command(line="id -u; echo x > /etc/new && cat /etc/new; cat /etc/shadow"))
     assert result.stdout == b"0\\nx\\n", result
     await driver.close()
@@ -236,11 +237,11 @@ async def test_fork_servers_of_forgotten_templates_are_ended(tmp_path: Path) -> 
         snapshot = Snapshot(f"dir-{number}", "dir", str(root))
         await driver.prepare(snapshot)
         if number == 0:
-            assert await start(driver, [StartSpec(used, snapshot)]) == [Started(used)]
+            assert await start(driver, [used], StartSpec(snapshot)) == [Started((used,))]
     assert set(driver._templates._servers) == {"dir-0", "dir-2", "dir-3"}  # the first has a sandbox
     assert (await driver.run(used, Command(("nothing",)))).exit_code == 127
     again = fresh()
-    assert await start(driver, [StartSpec(again, Snapshot("dir-1", "dir", str(roots[1])))]) == [Started(again)]
+    assert await start(driver, [again], StartSpec(Snapshot("dir-1", "dir", str(roots[1])))) == [Started((again,))]
     await driver.close()
 
 
@@ -259,7 +260,7 @@ async def test_a_disk_is_a_template_and_every_sandbox_has_it_to_itself(
         (root / f"of-{number}").unlink()
     snapshot = Snapshot("disk-small", "disk", disks=tuple(disks))
     names = [fresh(), fresh()]
-    assert len(await start(driver, [StartSpec(name, snapshot) for name in names])) == 2
+    assert len(await start(driver, names, StartSpec(snapshot))) == 2
     found = [(await driver.read_file(names[0], path)).data for path in ("/of-0", "/of-1", "/both")]
     assert found == [b"lower", b"upper", b"upper"]
     await driver.write_file(names[0], "/both", b"changed")
@@ -276,7 +277,7 @@ async def test_a_damaged_disk_is_refused(driver: ZygoteDriver, tmp_path: Path, b
     blob = blobs.add(file)
     if damage == "absent":
         del blobs.paths[blob.digest]
-    (outcome,) = await start(driver, [StartSpec(fresh(), Snapshot("bad", "disk", disks=(blob,)))])
+    (outcome,) = await start(driver, [fresh()], StartSpec(Snapshot("bad", "disk", disks=(blob,))))
     assert isinstance(outcome, StartFailed)
     assert blob.digest[:12] in outcome.detail
     assert await driver.list() == []
@@ -288,7 +289,8 @@ async def test_a_warm_template_runs_its_code_once_and_every_sandbox_goes_on_from
     code = "import json, os, random\nseed = random.random()\ncount = 41\nopen('/tmp/only-there', 'w').close()"
     snapshot = Snapshot("warm", "host", warm=code)
     names = [fresh() for _ in range(8)]
-    assert len(await start(driver, [StartSpec(name, snapshot, env=(("WHO", name),)) for name in names])) == 8
+    for name in names:
+        assert await start(driver, [name], StartSpec(snapshot, env=(("WHO", name),))) == [Started((name,))]
     look = "count += 1\n(seed, count, os.environ['WHO'], os.path.exists('/tmp/only-there'), os.getpid() < 10)"
     said = [(await driver.run(name, Command(python=look))).stdout.decode() for name in names]
     values = [ast.literal_eval(text) for text in said]
@@ -298,19 +300,19 @@ async def test_a_warm_template_runs_its_code_once_and_every_sandbox_goes_on_from
     # It is a process of its sandbox like any other: seen there, limited there, ended with it.
     assert b"served" not in (await sh(driver, names[0], "cat /proc/2/cmdline | tr '\\0' ' '")).stderr
     limits = Resources(memory=64 * 1024**2)
-    (outcome,) = await start(driver, [StartSpec(fresh(), snapshot, limits)])
-    hog = await driver.run(outcome.name, Command(python="hog = bytearray(200 * 1024 ** 2)"))
+    outcome = await one(driver, snapshot, resources=limits)
+    hog = await driver.run(outcome, Command(python="hog = bytearray(200 * 1024 ** 2)"))
     assert hog.exit_code != 0
-    assert (await sh(driver, outcome.name, "echo alive")).stdout == b"alive\n"
+    assert (await sh(driver, outcome, "echo alive")).stdout == b"alive\n"
     attempts = (
         "import ctypes\nc = ctypes.CDLL(None)\nc.setns(os.open('/proc/self/ns/user', 0), 0), c.unshare(0x10000000)"
     )
     assert (await driver.run(names[1], Command(python=attempts))).stdout == b"(-1, -1)\n"
     needs_snapshots()
     second = await TestZygoteDriver().captured(driver, names[1], tmp_path / "kept", blobs, snapshot)
-    (forked,) = await start(driver, [StartSpec(fresh(), second)])
-    assert (await driver.run(forked.name, Command(python="count"))).stdout == b"41\n"  # the template's, not names[1]'s
-    await driver.destroy([*names, outcome.name, forked.name])
+    forked = await one(driver, second)
+    assert (await driver.run(forked, Command(python="count"))).stdout == b"41\n"  # the template's, not names[1]'s
+    await driver.destroy([*names, outcome, forked])
 
 
 async def test_many_copies_at_once_though_one_that_waited_to_be_one_was_killed(driver: ZygoteDriver) -> None:
@@ -322,13 +324,13 @@ async def test_many_copies_at_once_though_one_that_waited_to_be_one_was_killed(d
     members = [int(line) for line in (group.directories[0] / "cgroup.procs").read_text().split()]
     os.kill(max(members), signal.SIGKILL)
     names = [fresh() for _ in range(24)]
-    assert len(await start(driver, [StartSpec(name, snapshot) for name in names])) == 24
+    assert len(await start(driver, names, StartSpec(snapshot))) == 24
     said = await asyncio.gather(*(driver.run(name, Command(python="n += 1; n")) for name in names))
     assert {result.stdout for result in said} == {b"42\n"}
     await driver.destroy(names)
 
 
 async def test_code_that_fails_to_warm_fails_the_start_with_its_traceback(driver: ZygoteDriver) -> None:
-    (outcome,) = await start(driver, [StartSpec(fresh(), Snapshot("cold", "host", warm="import no_such_module"))])
+    (outcome,) = await start(driver, [fresh()], StartSpec(Snapshot("cold", "host", warm="import no_such_module")))
     assert isinstance(outcome, StartFailed)
     assert "No module named 'no_such_module'" in outcome.detail

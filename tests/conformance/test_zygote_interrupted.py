@@ -34,11 +34,11 @@ state, *names = sys.argv[1:]
 async def started(files=()):
     driver = ZygoteDriver(Path(state))
     await driver.open(lambda *_: None)
-    specs = [StartSpec(name, Snapshot("host", "host"), Resources(memory=64 * 1024**2), files) for name in names]
-    async for some in driver.start(specs):
-        for outcome in some:
-            assert not isinstance(outcome, StartFailed), outcome
-            say(outcome.name)
+    spec = StartSpec(Snapshot("host", "host"), Resources(memory=64 * 1024**2), files)
+    async for outcome in driver.start(names, spec):
+        assert not isinstance(outcome, StartFailed), outcome
+        for name in outcome.names:
+            say(name)
     return driver
 def say(line):
     print(line, flush=True)
@@ -144,7 +144,7 @@ async def test_an_end_the_killed_driver_never_read_is_told_to_the_next(tmp_path:
         assert await driver.list() == []
         assert not groups(name)
         # Another of that name is another sandbox.
-        assert await start(driver, [StartSpec(name, HOST)]) == [Started(name)]
+        assert await start(driver, [name], StartSpec(HOST)) == [Started((name,))]
         assert len(exits) == 1
 
 
@@ -326,7 +326,7 @@ async def test_a_kill_among_starts(tmp_path: Path, seen: int) -> None:
             assert (await sh(driver, name, "echo fine")).stdout == b"fine\n"
         assert not [name for name in names if name not in up and groups(name)]
         again = [name for name in names if name not in up][:2]
-        assert set(await start(driver, [StartSpec(name, HOST) for name in again])) == set(map(Started, again))
+        assert set(await start(driver, again, StartSpec(HOST))) == {Started((name,)) for name in again}
     assert not [name for name in names if groups(name)]
 
 
@@ -351,7 +351,7 @@ asyncio.run(started((InputFile("first", b"1", 0o644), InputFile("second", b"2", 
         assert "before its start was complete" in exits[name][1]
         assert await driver.list() == []
         assert not groups(name)
-        assert await start(driver, [StartSpec(name, HOST)]) == [Started(name)]
+        assert await start(driver, [name], StartSpec(HOST)) == [Started((name,))]
 
 
 async def test_two_who_wait_for_one_command(tmp_path: Path) -> None:

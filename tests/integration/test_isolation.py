@@ -108,7 +108,7 @@ async def test_the_template_is_not_written(driver: ZygoteDriver, tmp_path: Path)
     tmp_path.chmod(0o755)
     snapshot = Snapshot(f"dir-{tmp_path.name}", "dir", str(tmp_path))
     name = f"{tmp_path.name.replace('_', '')[:20]}-0"
-    assert [list(some) async for some in driver.start([StartSpec(name, snapshot)])] == [[Started(name)]]
+    assert [outcome async for outcome in driver.start([name], StartSpec(snapshot))] == [Started((name,))]
     await driver.write_file(name, "/etc/kept", b"changed")
     await driver.write_file(name, "/etc/new", b"new")
     await driver.destroy([name])
@@ -194,7 +194,7 @@ from shoal_executor.drivers.zygote.driver import ZygoteDriver
 async def main():
     driver = ZygoteDriver(pathlib.Path({str(tmp_path)!r}), patience_s=1.0)
     await driver.open(lambda *_: None)
-    async for _ in driver.start([StartSpec("victim-0", Snapshot("host", "host"))]): pass
+    async for _ in driver.start(["victim-0"], StartSpec(Snapshot("host", "host"))): pass
     await driver.run("victim-0", Command(line="sleep {mark} >/dev/null 2>&1 &"))
     print("up", flush=True)
     await asyncio.sleep(600)

@@ -92,13 +92,11 @@ class Machine(SimulatedDriver):
         super().__init__(profile)
         self._system = system
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
-        async for some in super().start(specs):
-            for outcome in some:
-                if isinstance(outcome, Started):
-                    self._system.started[outcome.name] += 1
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+        async for outcome in super().start(names, spec):
+            self._system.started.update(outcome.names if isinstance(outcome, Started) else ())
             self._system.most = max(self._system.most, len(await self.list()))
-            yield some
+            yield outcome
 
 
 class System:

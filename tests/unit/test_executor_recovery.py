@@ -82,13 +82,13 @@ class Lasting(SimulatedDriver):
             del self.node.live[name]
         return DriverReport()
 
-    async def start(self, specs):  # type: ignore[no-untyped-def]  # as the protocol's
-        async for some in super().start(specs):
-            for outcome in some:
+    async def start(self, names, spec):  # type: ignore[no-untyped-def]  # as the protocol's
+        for name in names:
+            async for outcome in super().start((name,), spec):
                 await self.node.starts.wait()
-                self.node.started[outcome.name] += 1
-                self.node.live[outcome.name] = {}
-                yield [outcome]
+                self.node.started[name] += 1
+                self.node.live[name] = {}
+                yield outcome
 
     async def run(
         self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""

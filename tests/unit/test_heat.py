@@ -2,7 +2,7 @@
 
 from hypothesis import given, strategies as st
 
-from shoal.wire.messages import Resources, Snapshot
+from shoal.wire.messages import InputFile, Resources, Snapshot
 from shoal_executor.drivers.heat import HALF_LIFE_S, Budget, Heat, Kind, kind_of
 from shoal_executor.drivers.protocol import StartSpec
 
@@ -10,7 +10,7 @@ MIB = 1024**2
 
 
 def kind(snapshot: str = "a", memory: int = 64 * MIB, **options: object) -> Kind:
-    return kind_of(StartSpec("n", Snapshot(snapshot, "host"), Resources(memory=memory), **options))  # type: ignore[arg-type]
+    return kind_of(StartSpec(Snapshot(snapshot, "host"), Resources(memory=memory), **options))  # type: ignore[arg-type]
 
 
 def ask(heat: Heat, what: Kind, sandboxes: int, *at: float) -> None:
@@ -52,10 +52,10 @@ def test_the_budget_is_shared_by_heat_and_its_memory_is_kept() -> None:
     assert narrow.wanted(0.0) == {kind("a"): 3}
 
 
-def test_what_differs_in_anything_but_name_and_files_is_another_kind() -> None:
+def test_what_differs_in_anything_but_files_is_another_kind() -> None:
     kinds = {kind(), kind("b"), kind(memory=MIB), kind(env=(("A", "b"),)), kind(user="nobody")}
     assert len(kinds) == 5
-    spec = StartSpec("another", Snapshot("a", "host"), Resources(memory=64 * MIB))
+    spec = StartSpec(Snapshot("a", "host"), Resources(memory=64 * MIB), (InputFile("in", b"x"),))
     assert kind_of(spec) == kind()
 
 

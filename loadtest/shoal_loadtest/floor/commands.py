@@ -43,7 +43,7 @@ class Commands:
         driver = ZygoteDriver(place)
         try:
             await driver.open(lambda *_: None)
-            await start_one(driver, StartSpec("live", Snapshot("host", "host")))
+            await start_one(driver, "live", StartSpec(Snapshot("host", "host")))
             program, session = Command(argv=("true",)), Command(line="true", session=True)
 
             async def run(command: Command) -> None:

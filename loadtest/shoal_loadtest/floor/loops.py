@@ -103,7 +103,7 @@ class DriverLoop:
         assert self._driver is not None
         began = time.perf_counter()
         try:
-            await start_one(self._driver, StartSpec(name, self._snapshot))
+            await start_one(self._driver, name, StartSpec(self._snapshot))
         except DriverError as error:
             raise Missing(f"a start failed: {error}") from error
         await self._driver.run(name, TRUE)
@@ -153,7 +153,7 @@ class RestoredLoop(DriverLoop):
         assert self._driver is not None
         if not self._driver.keeps_memory:
             raise Missing("isolation gvisor keeps no memory here: apt install erofs-utils")
-        await start_one(self._driver, StartSpec("kept", _HOST))
+        await start_one(self._driver, "kept", StartSpec(_HOST))
         kept = place / "kept"
         kept.mkdir()
         captured = await self._driver.capture("kept", kept, memory=True)

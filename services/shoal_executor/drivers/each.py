@@ -11,9 +11,9 @@ Run = Callable[[str, Command], Awaitable[CommandResult]]
 _T = TypeVar("_T")
 
 
-async def start_one(driver: Driver, spec: StartSpec) -> None:
+async def start_one(driver: Driver, name: str, spec: StartSpec) -> None:
     """Have one sandbox started. Raises DriverError when it could not be."""
-    outcomes = [outcome async for some in driver.start([spec]) for outcome in some]
+    outcomes = [outcome async for outcome in driver.start((name,), spec)]
     for outcome in outcomes:
         if isinstance(outcome, StartFailed):
             raise DriverError(outcome.detail)

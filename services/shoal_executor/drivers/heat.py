@@ -14,7 +14,7 @@ HOT: Final = 1.2
 
 
 class Kind(NamedTuple):
-    """What must be equal for one sandbox to do for another: all of a `StartSpec` but its name and its files."""
+    """What must be equal for one sandbox to do for another: all of a `StartSpec` but its files."""
 
     snapshot: str
     resources: Resources

@@ -14,7 +14,7 @@ from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Re
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group, Groups
-from shoal_executor.drivers.each import side_by_side, some_of
+from shoal_executor.drivers.each import side_by_side
 from shoal_executor.drivers.protocol import (
     DriverError,
     ExitSink,
@@ -98,39 +98,36 @@ class AgentDriver(ABC, Generic[_Kind]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     @abstractmethod
-    async def _start(self, spec: StartSpec) -> None:
+    async def _start(self, name: str, spec: StartSpec) -> None:
         """Start one, and have it in `_live`. Raises DriverError, OSError, TimeoutError, having left nothing."""
 
     @abstractmethod
     async def _end(self, sandbox: _Kind) -> None:
         """End one of `_ending`, take it out of there, and leave nothing of it."""
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
         """Start all of them, so many at a time; yields each as it is up."""
         outcomes: asyncio.Queue[Started | StartFailed] = asyncio.Queue()
 
-        async def one(spec: StartSpec) -> None:
+        async def one(name: str) -> None:
             try:
                 async with self._parallel:
-                    await self._start(spec)
+                    await self._start(name, spec)
             except (DriverError, OSError, TimeoutError) as error:
-                outcomes.put_nowait(StartFailed(spec.name, str(error) or type(error).__name__))
+                outcomes.put_nowait(StartFailed(name, str(error) or type(error).__name__))
             else:
-                outcomes.put_nowait(Started(spec.name))
+                outcomes.put_nowait(Started((name,)))
 
-        tasks = [asyncio.create_task(one(spec)) for spec in specs]
-        left = len(tasks)
+        tasks = [asyncio.create_task(one(name)) for name in names]
         try:
-            while left:
-                some = await some_of(outcomes)
-                left -= len(some)
-                yield some
+            for _ in tasks:
+                yield await outcomes.get()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
-            await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
+            await self.destroy([name for outcome in unseen if isinstance(outcome, Started) for name in outcome.names])
 
     def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
         """Run them side by side."""

@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Snapshot
-from shoal_executor.drivers.each import side_by_side, some_of, start_one
+from shoal_executor.drivers.each import side_by_side, start_one
 from shoal_executor.drivers.heat import Budget, Heat, Kind, kind_of
 from shoal_executor.drivers.protocol import (
     Captured,
@@ -133,78 +133,72 @@ class Pool:
 
     # --- starts
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
         """Give away what is ready, and have the driver start the rest."""
-        loop = asyncio.get_running_loop()
-        for kind, spec in {kind_of(spec): spec for spec in specs}.items():
-            self._heat.asked(kind, spec.snapshot, sum(kind_of(each) == kind for each in specs), loop.time())
+        kind = kind_of(spec)
+        self._heat.asked(kind, spec.snapshot, len(names), asyncio.get_running_loop().time())
         self._starting += 1
         outcomes: asyncio.Queue[Started | StartFailed] = asyncio.Queue()
-        taken = {spec.name: inner for spec in specs if (inner := self._take(kind_of(spec))) is not None}
-        work = [
-            asyncio.create_task(self._hand_out(spec, taken[spec.name], outcomes))
-            for spec in specs
-            if spec.name in taken
-        ]
-        rest = [spec for spec in specs if spec.name not in taken]
-        if rest:
-            work.append(asyncio.create_task(self._start(rest, outcomes)))
-        left = len(specs)
+        ready = self._ready.get(kind, [])
+        taken = [(name, ready.pop()) for name in names[: len(ready)]]
+        work = [asyncio.create_task(self._hand_out(name, inner, spec, outcomes)) for name, inner in taken]
+        if rest := names[len(taken) :]:
+            work.append(asyncio.create_task(self._start(rest, spec, outcomes)))
+        left = len(names)
         try:
             while left:
-                some = await some_of(outcomes)
-                left -= len(some)
-                yield some
+                outcome = await outcomes.get()
+                left -= len(outcome.names) if isinstance(outcome, Started) else 1
+                yield outcome
         finally:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
             unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
-            await self.destroy([outcome.name for outcome in unseen if isinstance(outcome, Started)])
+            await self.destroy([name for outcome in unseen if isinstance(outcome, Started) for name in outcome.names])
             self._starting -= 1
             self._stirred.set()
 
-    def _take(self, kind: Kind) -> str | None:
-        names = self._ready.get(kind)
-        return names.pop() if names else None
-
-    async def _hand_out(self, spec: StartSpec, inner: str, outcomes: "asyncio.Queue[Started | StartFailed]") -> None:
+    async def _hand_out(
+        self, name: str, inner: str, spec: StartSpec, outcomes: "asyncio.Queue[Started | StartFailed]"
+    ) -> None:
         """Give one away that answers; else have another started."""
         try:
-            os.symlink(inner, self._notes / spec.name)
-            self._give(spec.name, inner)
+            os.symlink(inner, self._notes / name)
+            self._give(name, inner)
             with contextlib.suppress(SandboxFileError):  # an answer, too
                 await self._driver.read_file(inner, "/proc/version", limit=1)
             for file in spec.files:
                 await self._driver.write_file(inner, file.path, file.data, mode=file.mode)
         except SandboxFileError as error:
-            await self._take_back(spec.name, inner)
-            outcomes.put_nowait(StartFailed(spec.name, f"input file {error}"))
+            await self._take_back(name, inner)
+            outcomes.put_nowait(StartFailed(name, f"input file {error}"))
         except (DriverError, OSError) as error:
             log.warning("a sandbox of the pool could not be given away", error=str(error))
-            await self._take_back(spec.name, inner)
-            await self._start([spec], outcomes)
+            await self._take_back(name, inner)
+            await self._start((name,), spec, outcomes)
         except BaseException:
-            await self._take_back(spec.name, inner)
+            await self._take_back(name, inner)
             raise
         else:
-            outcomes.put_nowait(Started(spec.name))
+            outcomes.put_nowait(Started((name,)))
 
     async def _take_back(self, name: str, inner: str) -> None:
         self._forget(name)
         with contextlib.suppress(DriverError):
             await self._driver.destroy([inner])
 
-    async def _start(self, specs: Sequence[StartSpec], outcomes: "asyncio.Queue[Started | StartFailed]") -> None:
-        starting = self._driver.start(specs)
+    async def _start(
+        self, names: Sequence[str], spec: StartSpec, outcomes: "asyncio.Queue[Started | StartFailed]"
+    ) -> None:
+        starting = self._driver.start(names, spec)
         try:
-            async for some in starting:
-                for outcome in some:
-                    outcomes.put_nowait(outcome)
+            async for outcome in starting:
+                outcomes.put_nowait(outcome)
         except Exception as error:
             log.exception("the driver broke its protocol while starting")
-            for spec in specs:
-                outcomes.put_nowait(StartFailed(spec.name, f"the driver failed: {error!r}"))
+            for name in names:
+                outcomes.put_nowait(StartFailed(name, f"the driver failed: {error!r}"))
         finally:
             await starting.aclose()  # type: ignore[attr-defined] # it is a generator in every driver
 
@@ -232,16 +226,15 @@ class Pool:
                         break
 
     async def _start_ahead(self, kind: Kind) -> bool:
-        spec = StartSpec(
-            f"pool-{secrets.token_hex(8)}", self._heat.snapshot(kind), kind.resources, (), kind.env, kind.user
-        )  # fmt: skip
+        name = f"pool-{secrets.token_hex(8)}"
+        spec = StartSpec(self._heat.snapshot(kind), kind.resources, (), kind.env, kind.user)
         try:
-            await start_one(self._driver, spec)
+            await start_one(self._driver, name, spec)
         except DriverError as error:
             log.warning("no sandbox can be started ahead", snapshot=kind.snapshot[:12], error=str(error))
             self._heat.failed(kind)
             return False
-        self._ready[kind].append(spec.name)
+        self._ready[kind].append(name)
         return True
 
     # --- under the name outside

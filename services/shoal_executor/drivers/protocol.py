@@ -51,9 +51,8 @@ class DriverReport:
 
 
 class StartSpec(msgspec.Struct, frozen=True):
-    """One sandbox to start. `name` is unique among all this driver ever started. `env` is every command's default."""
+    """What sandboxes start with. `env` is every command's default."""
 
-    name: str
     snapshot: Snapshot
     resources: Resources = Resources()
     files: tuple[InputFile, ...] = ()
@@ -62,9 +61,9 @@ class StartSpec(msgspec.Struct, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """A sandbox takes commands."""
+    """Sandboxes take commands."""
 
-    name: str
+    names: tuple[str, ...]
 
 
 class StartFailed(msgspec.Struct, frozen=True):
@@ -153,8 +152,11 @@ class Driver(Protocol):
         """
         ...
 
-    def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
-        """Start many; yields outcomes as they come, several at once, one for each. Bounds its own parallelism."""
+    def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+        """Start a sandbox of each name, which are unique among all that this driver ever started.
+
+        Yields outcomes as they come, each name in one of them. Bounds its own parallelism.
+        """
         ...
 
     async def run(

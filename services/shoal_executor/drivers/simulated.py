@@ -60,7 +60,6 @@ class _Sandbox:
     """One that was used for more; there are hundreds of thousands that never are."""
 
     disk: int
-    ended: asyncio.Event | None = None
     commands: int = 0
     files: dict[str, bytearray] = field(default_factory=dict)
     results: "dict[str, asyncio.Future[CommandResult] | CommandResult | None]" = field(default_factory=dict)
@@ -75,6 +74,7 @@ class SimulatedDriver:
     def __init__(self, profile: Profile | None = None) -> None:
         self._profile = profile or Profile()
         self._live: dict[str, _Sandbox | _Fresh] = {}
+        self._ends: dict[str, asyncio.Event] = {}  # of those whose end a command waits for
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         """Nothing to test, and nothing is enforced; what an earlier process simulated ended with it."""
@@ -86,35 +86,35 @@ class SimulatedDriver:
     async def prepare(self, snapshot: Snapshot) -> None:
         """Every snapshot is at hand."""
 
-    async def start(self, specs: Sequence[StartSpec]) -> AsyncIterator[Sequence[Started | StartFailed]]:
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
         """Yield each outcome after its drawn latency; those without latency at once."""
         profile = self._profile
         if not profile.start_ms and not profile.start_failure_rate:
-            for spec in specs:
-                self._begin(spec)
-            yield [Started(spec.name) for spec in specs]
+            self._begin(names, spec)
+            yield Started(tuple(names))
             return
-        queue: list[tuple[float, Started | StartFailed, StartSpec]] = []
-        for spec in specs:
-            outcome: Started | StartFailed = Started(spec.name)
-            if profile.start_failure_rate and self._draw(spec.name, "fails") < profile.start_failure_rate:
-                outcome = StartFailed(spec.name, "simulated start failure")
-            queue.append((self._latency(spec.name, "start", profile.start_ms, profile.start_spread), outcome, spec))
+        queue: list[tuple[float, str, bool]] = []
+        for name in names:
+            fails = bool(profile.start_failure_rate) and self._draw(name, "fails") < profile.start_failure_rate
+            queue.append((self._latency(name, "start", profile.start_ms, profile.start_spread), name, fails))
         queue.sort(key=lambda entry: entry[0])
         loop = asyncio.get_running_loop()
         began = loop.time()
-        for latency, outcome, spec in queue:
+        for latency, name, fails in queue:
             remaining = began + latency - loop.time()
             if remaining > 0:
                 await asyncio.sleep(remaining)
-            if isinstance(outcome, Started):
-                self._begin(spec)
-            yield (outcome,)
+            if fails:
+                yield StartFailed(name, "simulated start failure")
+            else:
+                self._begin((name,), spec)
+                yield Started((name,))
 
-    def _begin(self, spec: StartSpec) -> None:
-        self._live[spec.name] = (spec.resources.disk, "", None)
-        if spec.files:
-            self._get(spec.name).files = {_absolute(each.path): bytearray(each.data) for each in spec.files}
+    def _begin(self, names: Sequence[str], spec: StartSpec) -> None:
+        fresh: _Fresh = (spec.resources.disk, "", None)
+        self._live.update(dict.fromkeys(names, fresh))
+        for name in names if spec.files else ():
+            self._get(name).files = {_absolute(each.path): bytearray(each.data) for each in spec.files}
 
     async def run(
         self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
@@ -189,11 +189,10 @@ class SimulatedDriver:
         latency = self._latency(key, "command", profile.command_ms, profile.command_spread)
         timed_out = bool(command.timeout_ms) and latency * 1000 > command.timeout_ms
         if latency:
-            if sandbox.ended is None:
-                sandbox.ended = asyncio.Event()
+            ended = self._ends.setdefault(name, asyncio.Event())
             try:
                 async with asyncio.timeout(min(latency, command.timeout_ms / 1000) if timed_out else latency):
-                    await sandbox.ended.wait()
+                    await ended.wait()
             except TimeoutError:
                 pass
         self._get(name)
@@ -234,9 +233,10 @@ class SimulatedDriver:
     async def destroy(self, names: Sequence[str]) -> None:
         """Forget these sandboxes; commands in them end with NoSuchSandboxError."""
         for name in names:
-            sandbox = self._live.pop(name, None)
-            if isinstance(sandbox, _Sandbox) and sandbox.ended is not None:
-                sandbox.ended.set()
+            self._live.pop(name, None)
+        for name in names if self._ends else ():
+            if (ended := self._ends.pop(name, None)) is not None:
+                ended.set()
 
     async def list(self) -> list[str]:
         """Names of the live sandboxes."""

@@ -24,8 +24,7 @@ async def try_walls(driver: Driver, *, own_kernel: bool = False) -> None:
     `own_kernel`: it has one, and what it does with its /proc and its namespaces is no business of the host's.
     """
     name = f"walls-{secrets.token_hex(6)}"
-    spec = StartSpec(name, HOST, Resources(memory=64 * 1024**2, pids=16))
-    await start_one(driver, spec)
+    await start_one(driver, name, StartSpec(HOST, Resources(memory=64 * 1024**2, pids=16)))
     try:
         version = (await _sh(driver, name, "cat /proc/version")).stdout
         if own_kernel and f" {os.uname().release} ".encode() in version:

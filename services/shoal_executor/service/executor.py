@@ -47,7 +47,6 @@ from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
     NoSuchSandboxError,
-    Started,
     StartFailed,
     StartSpec,
 )
@@ -279,16 +278,17 @@ class ExecutorService:
         left = dict(names)
         try:
             await self._driver.prepare(order.snapshot)
-            specs = [
-                StartSpec(name, order.snapshot, order.resources, order.files, order.env, order.user) for name in names
-            ]
+            all_of_them = tuple(names)
+            spec = StartSpec(order.snapshot, order.resources, order.files, order.env, order.user)
             with self._pace.busy():
-                async for some in self._driver.start(specs):
-                    failed = [each for each in some if isinstance(each, StartFailed)]
-                    for each in failed:
-                        self._gathering.failed(key, left.pop(each.name), each.detail)
-                    up = some if not failed else [each for each in some if isinstance(each, Started)]
-                    self._gathering.up(key, [left.pop(each.name) for each in up])
+                async for outcome in self._driver.start(all_of_them, spec):
+                    if isinstance(outcome, StartFailed):
+                        self._gathering.failed(key, left.pop(outcome.name), outcome.detail)
+                    elif outcome.names == all_of_them and len(left) == len(names):
+                        left.clear()
+                        self._gathering.up(key, indices)
+                    else:
+                        self._gathering.up(key, ranges.collect([left.pop(name) for name in outcome.names]))
             problem = "the driver gave no outcome"
         except DriverError as error:
             problem = str(error)

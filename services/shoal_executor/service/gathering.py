@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from shoal.machine import ranges
-from shoal.wire.messages import SandboxResult
+from shoal.wire.messages import Ranges, SandboxResult
 from shoal_executor.core import Key
 from shoal_executor.service.journal import AnyRecord, Failed, JobsDone, Up
 
@@ -19,16 +19,15 @@ class Gathering:
 
     def __init__(self, happened: Callable[[AnyRecord], None]) -> None:
         self._happened = happened
-        self._up: dict[Key, list[int]] = {}
+        self._up: dict[Key, Ranges] = {}
         self._failed: dict[tuple[Key, str], list[int]] = {}
         self._done: dict[Key, list[SandboxResult]] = {}
         self._due = False
 
-    def up(self, key: Key, indices: Sequence[int]) -> None:
+    def up(self, key: Key, indices: Ranges) -> None:
         """These sandboxes take commands."""
-        if indices:
-            self._up.setdefault(key, []).extend(indices)
-            self._later()
+        self._up[key] = ranges.union(self._up.get(key, ()), indices)
+        self._later()
 
     def failed(self, key: Key, index: int, detail: str) -> None:
         """A sandbox could not be started."""
@@ -56,8 +55,8 @@ class Gathering:
         done, self._done = self._done, {}
         now_ms = int(time.time() * 1000)
         for key, indices in up.items():
-            self._happened(Up(key, ranges.collect(indices), now_ms))
-        for (key, detail), indices in failed.items():
-            self._happened(Failed(key, ranges.collect(indices), detail))
+            self._happened(Up(key, indices, now_ms))
+        for (key, detail), those in failed.items():
+            self._happened(Failed(key, ranges.collect(those), detail))
         for key, results in done.items():
             self._happened(JobsDone(key, tuple(results)))

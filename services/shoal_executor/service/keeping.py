@@ -199,8 +199,9 @@ class Keeping:
             try:
                 await self._driver.destroy([name])
                 self.settling.forget(name)  # what takes its place never ran those commands
-                spec = StartSpec(name, snapshot, order.resources, (), order.env, order.user)
-                await start_one(self._driver, spec)
+                await start_one(
+                    self._driver, name, StartSpec(snapshot, order.resources, (), order.env, order.user)
+                )  # fmt: skip
                 self._returns[name] = self._returns.get(name, 0) + 1
             except DriverError as error:
                 self._exited(name, EndReason.NODE_LOST, f"it could not be rolled back: {error}")

@@ -186,22 +186,22 @@ class GvisorDriver(AgentDriver[Box]):
     def _about(self, shm: int) -> About:
         return About(self._program.release, self._program.platform, self._python.name, shm)
 
-    async def _start(self, spec: StartSpec) -> None:
+    async def _start(self, name: str, spec: StartSpec) -> None:
         root = await self._root_of(spec.snapshot)
         memory = spec.snapshot.memory
         lent = await self._mounted.lend_all(spec.snapshot.blobs, None)
         disk, shm = sizes(spec.resources)
-        place = self._place / "boxes" / hashlib.blake2b(spec.name.encode(), digest_size=9).hexdigest()
+        place = self._place / "boxes" / hashlib.blake2b(name.encode(), digest_size=9).hexdigest()
         try:
-            group = self._groups.make(spec.name, _beside_kernel(spec.resources))
+            group = self._groups.make(name, _beside_kernel(spec.resources))
         except BaseException:
             _close(lent)
             raise
         box = Box(
-            spec.name, Link(), group, place=place, runsc=self._program, over=self._box_over, shm=shm,
+            name, Link(), group, place=place, runsc=self._program, over=self._box_over, shm=shm,
             cpu_milli=spec.resources.cpu_milli,
         )  # fmt: skip
-        self._starting[spec.name] = box
+        self._starting[name] = box
         try:
             try:
                 points = make_points(self._place, usr=bool(root.usr))
@@ -227,9 +227,9 @@ class GvisorDriver(AgentDriver[Box]):
                 await put(box.link, file)
         except BaseException:
             await self._clear_away(box)
-            self._starting.pop(spec.name, None)
+            self._starting.pop(name, None)
             raise
-        self._live[spec.name] = self._starting.pop(spec.name)
+        self._live[name] = self._starting.pop(name)
         if box.ended.is_set():
             self._gone(box)
 

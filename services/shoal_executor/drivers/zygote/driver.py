@@ -189,14 +189,14 @@ class ZygoteDriver(AgentDriver[Sandbox]):
         finally:
             del self._ending[sandbox.name]
 
-    async def _start(self, spec: StartSpec) -> None:
+    async def _start(self, name: str, spec: StartSpec) -> None:
         zygote = await self._templates.server_of(spec.snapshot)
         layers = await zygote.borrow(self._mounted, spec.snapshot.layers)
         ours, theirs = socket.socketpair()
         link = Link()
-        group = self._groups.make(spec.name, spec.resources)
-        sandbox = Sandbox(spec.name, link, group, zygote=zygote)
-        self._starting[spec.name] = sandbox
+        group = self._groups.make(name, spec.resources)
+        sandbox = Sandbox(name, link, group, zygote=zygote)
+        self._starting[name] = sandbox
         entrances: list[int] = []
         ordered = False
         try:
@@ -205,7 +205,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
             disk, shm = sizes(spec.resources)
             env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
             order = frames.Order(
-                spec.name, disk=disk, shm=shm, user=spec.user, env=env, inputs=len(spec.files), layers=len(layers)
+                name, disk=disk, shm=shm, user=spec.user, env=env, inputs=len(spec.files), layers=len(layers)
             )
             zygote.fork(order, [theirs.fileno(), *layers, *entrances])
             ordered = True
@@ -225,13 +225,13 @@ class ZygoteDriver(AgentDriver[Sandbox]):
                 if ordered:  # then its end is told, or that it could not be forked
                     await sandbox.killed()
             finally:
-                self._starting.pop(spec.name, None)
+                self._starting.pop(name, None)
                 await self._groups.remove(group)
             raise
         finally:
             for fd in (*entrances, *layers):
                 os.close(fd)
-        self._live[spec.name] = self._starting.pop(spec.name)
+        self._live[name] = self._starting.pop(name)
         if sandbox.ended.is_set():
             self._gone(sandbox)
 

@@ -31,7 +31,7 @@ _BATCH: Final = 512
 _HELD: Final = 200_000
 """Messages a standby keeps the effects of; a leader that is further behind is waited for."""
 _FAREWELL_S: Final = 5.0
-_POSITION_S: Final = 0.05
+_POSITION_S: Final = 0.1
 """How often a leader's position is written while it moves."""
 CHECKPOINT_EVERY: Final = 50_000
 _CHECKPOINT_S: Final = 60.0

@@ -199,9 +199,8 @@ class Keeping:
             try:
                 await self._driver.destroy([name])
                 self.settling.forget(name)  # what takes its place never ran those commands
-                await start_one(
-                    self._driver, name, StartSpec(snapshot, order.resources, (), order.env, order.user)
-                )  # fmt: skip
+                spec = StartSpec(snapshot, order.resources, (), order.env, order.user)
+                await start_one(self._driver, name, spec)
                 self._returns[name] = self._returns.get(name, 0) + 1
             except DriverError as error:
                 self._exited(name, EndReason.NODE_LOST, f"it could not be rolled back: {error}")

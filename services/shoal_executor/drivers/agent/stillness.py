@@ -25,8 +25,11 @@ def stop() -> list[int]:
             go_on([pid for pid in states if pid not in before])
             raise OSError(0, "a process of the sandbox does not stop")
         time.sleep(0.0005)
-        for pid in moving:  # gVisor lets one escape that was being forked
+        # gVisor lets one escape that was being forked. And one that waited for what it had vforked does not hear of the
+        # signal afterwards, nor of another while that one is pending: SIGCONT takes it back.
+        for pid in moving:
             with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
                 os.kill(pid, signal.SIGSTOP)
         states = _states()
     return [pid for pid in states if pid not in before]

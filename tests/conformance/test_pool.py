@@ -68,7 +68,7 @@ async def until(driver: Pool, ready: int) -> None:
 async def warm(driver: Pool, ready: int = 4, **options: object) -> None:
     for _ in range(2):
         names = [fresh() for _ in range(ready)]
-        await start(driver, names, StartSpec(HOST, SMALL, **options))  # type: ignore[arg-type]
+        await start(driver, names, StartSpec(HOST, SMALL, **options))  # type: ignore[arg-type]  # tests name real fields
         await driver.destroy(names)
     await until(driver, ready)
 

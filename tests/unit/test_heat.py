@@ -10,7 +10,7 @@ MIB = 1024**2
 
 
 def kind(snapshot: str = "a", memory: int = 64 * MIB, **options: object) -> Kind:
-    return kind_of(StartSpec(Snapshot(snapshot, "host"), Resources(memory=memory), **options))  # type: ignore[arg-type]
+    return kind_of(StartSpec(Snapshot(snapshot, "host"), Resources(memory=memory), **options))  # type: ignore[arg-type]  # real fields
 
 
 def ask(heat: Heat, what: Kind, sandboxes: int, *at: float) -> None:

@@ -27,14 +27,16 @@ class DirectTransport(TcpTransport):
     """See the module."""
 
     def __init__(self, heard: Heard) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # nats-py's says no types
         self._heard = heard
+
+    def _begin(self, buffer_size: int) -> "tuple[asyncio.AbstractEventLoop, asyncio.StreamReader, Frames]":
+        reader = asyncio.StreamReader(limit=buffer_size)
+        return asyncio.get_running_loop(), reader, Frames(reader, self._heard)
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         """Connect. Raises OSError, TimeoutError."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=buffer_size, loop=loop)
-        frames = Frames(reader, self._heard)
+        loop, reader, frames = self._begin(buffer_size)
         async with asyncio.timeout(connect_timeout):
             transport, _ = await loop.create_connection(lambda: frames, uri.hostname or "", uri.port or 0)
         writer = asyncio.StreamWriter(transport, frames, reader, loop)
@@ -46,9 +48,7 @@ class DirectTransport(TcpTransport):
     ) -> None:
         """Go on encrypted. Raises OSError, TimeoutError."""
         assert self._io_writer is not None, "connect first"
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=buffer_size, loop=loop)
-        frames = Frames(reader, self._heard)
+        loop, reader, frames = self._begin(buffer_size)
         host = uri if isinstance(uri, str) else uri.hostname
         async with asyncio.timeout(connect_timeout):
             transport = await loop.start_tls(self._io_writer.transport, frames, ssl_context, server_hostname=host)

@@ -55,7 +55,7 @@ def takes_more_for_stored(patch: pytest.MonkeyPatch) -> None:
 
 
 PLANTED: dict[str, tuple[Plant, int]] = {
-    "acknowledges too early": (acknowledges_too_early, 300),  # one seed in thirty finds it
+    "acknowledges too early": (acknowledges_too_early, 40),
     "a takeover skips what was held": (takes_over_without_what_was_held, 10),
     "a standby skips a message": (skips_a_message, 10),
     "more is taken for stored": (takes_more_for_stored, 10),

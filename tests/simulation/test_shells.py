@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ import pytest
 
 import shoal
 from shoal.bus.memory import MemoryBroker
-from shoal.bus.protocol import BusError
+from shoal.bus.protocol import BusError, Delivery
 from shoal.machine.core import Cause, Core, Inspect, Publish, Task
 from shoal.runtime.cluster import ensure_cluster
 from shoal.runtime.lease import Owner
@@ -30,7 +31,8 @@ from shoal_snapshot.core.snapshot import SnapshotCore
 from shoal_snapshot.inspecting import Inspector
 
 SEEDS = 24
-BEGAN_MS = 4_000_000_000_000  # later than any clock of the real world, by which executors know deadlines
+BEGAN_S = 1_700_000_000
+"""What every clock shows at the beginning, in seconds since the epoch."""
 
 SLOTS = 24
 LONGEST_S = 900
@@ -64,7 +66,7 @@ class Process:
 
     def start(self) -> None:
         self._lives += 1
-        self.bus = FaultyBus(self._system.broker, self._system.random, self._system.trouble)
+        self.bus = FaultyBus(self._system.broker, self._system.random, self._system.trouble, self._died)
         self.task = asyncio.create_task(self._run(self.bus, self._lives))
 
     async def _run(self, bus: FaultyBus, life: int) -> None:
@@ -83,6 +85,17 @@ class Process:
         await asyncio.gather(self.task, return_exceptions=True)
         if not self.task.cancelled() and (error := self.task.exception()) is not None:
             raise error
+
+    async def live_again(self) -> None:
+        """Be killed, and started a while later."""
+        await self.kill()
+        await asyncio.sleep(self._system.random.uniform(0, 2))
+        assert self.task is not None
+        if self.task.done():
+            self.start()
+
+    def _died(self) -> None:
+        self._system.reborn.append(asyncio.create_task(self.live_again()))
 
 
 class Machine(SimulatedDriver):
@@ -105,18 +118,15 @@ class System:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.trouble = Trouble.draw(self.random)
-        loop = asyncio.get_running_loop()
-        self.broker = MemoryBroker(lambda: BEGAN_MS + int(loop.time() * 1000))
+        self.broker = MemoryBroker()
         self.replicas = self.random.choice((1, 2, 3))
         self.checkpoint_every = self.random.choice((1, 20, 1_000_000))
         self.processes: dict[str, Process] = {}
         self.shells: dict[tuple[str, int], Shell] = {}
         self.machines: dict[str, Machine] = {}
+        self.reborn: list[asyncio.Task[None]] = []
         self.started: Counter[str] = Counter()
         self.most = 0
-
-    def _now_ms(self) -> int:
-        return BEGAN_MS + int(asyncio.get_running_loop().time() * 1000)
 
     async def start(self) -> None:
         await ensure_cluster(self.broker.connect())
@@ -132,7 +142,7 @@ class System:
         stream, tick, make = PARTITIONS[partition]
         shell = Shell(
             bus, make(), name=partition, stream=stream, tick_subject=tick, perform=look_at,
-            now_ms=self._now_ms, owner=Owner(f"{partition}-{number}-{life}"), checkpoint_every=self.checkpoint_every,
+            owner=Owner(f"{partition}-{number}-{life}"), checkpoint_every=self.checkpoint_every,
         )  # fmt: skip
         self.shells[partition, number] = shell
         await shell.run()
@@ -148,9 +158,7 @@ class System:
             await asyncio.sleep(self.random.uniform(0.5, 6))
             process = self.processes[self.random.choice(sorted(self.processes))]
             if self.random.random() < 0.6:
-                await process.kill()
-                await asyncio.sleep(self.random.uniform(0, 2))
-                process.start()
+                await process.live_again()
             else:
                 assert process.bus is not None
                 process.bus.freeze()
@@ -159,11 +167,13 @@ class System:
 
     async def settle(self) -> None:
         """Let nothing go wrong any more, and what is on its way arrive."""
+        self.trouble = Trouble()
+        await asyncio.gather(*self.reborn)
         for process in self.processes.values():
             assert process.bus is not None
             assert process.task is not None
             process.bus.thaw()
-            process.bus.trouble = Trouble()
+            process.bus.trouble = self.trouble
             if process.task.done():
                 process.start()
         await asyncio.sleep(SETTLING_S)
@@ -216,7 +226,7 @@ async def rollout(system: System, cluster: shoal.Cluster, number: int) -> tuple[
     return asked.id, n, outcomes
 
 
-async def whole_life(seed: int) -> None:
+async def whole_life(seed: int) -> System:
     system = System(seed)
     await system.start()
     client = FaultyBus(system.broker, system.random, Trouble(delay_s=system.trouble.delay_s))
@@ -242,20 +252,42 @@ async def whole_life(seed: int) -> None:
     await system.settle()
     await system.check()
     await system.stop()
+    return system
 
 
-def simulate(seed: int) -> None:
-    """Run a seed; ids that would be random are counted, for what a simulated sandbox does follows from its name."""
+def simulate(seed: int) -> System:
+    """Run a seed, each time the same: ids that would be random are counted, and every clock is the loop's."""
     numbers = itertools.count()
+
+    def count() -> uuid.UUID:
+        return uuid.UUID(int=next(numbers))
+
+    def nanoseconds(began_s: int = 0) -> int:
+        return began_s * 10**9 + int(asyncio.get_running_loop().time() * 1e9)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shoal.client.cluster.new_id", lambda: f"r{next(numbers):015d}")
+        patch.setattr("shoal.runtime.performer.uuid4", count)
+        patch.setattr("shoal.runtime.ticker.uuid4", count)
         patch.setattr("secrets.token_hex", lambda n=8: f"{next(numbers):0{2 * n}x}")
-        virtual.run(whole_life(seed))
+        patch.setattr("time.monotonic", lambda: nanoseconds() / 1e9)
+        patch.setattr("time.monotonic_ns", nanoseconds)
+        patch.setattr("time.time", lambda: nanoseconds(BEGAN_S) / 1e9)
+        patch.setattr("time.time_ns", lambda: nanoseconds(BEGAN_S))
+        return virtual.run(whole_life(seed))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_every_rollout_comes_through(seed: int) -> None:
     simulate(seed)
+
+
+def test_a_seed_repeats_itself() -> None:
+    def logs() -> list[list[Delivery]]:
+        broker = simulate(SEEDS).broker
+        return [list(broker.messages(name)) for name in broker.names()]
+
+    assert logs() == logs()
 
 
 def test_time_passes_only_where_somebody_waits() -> None:

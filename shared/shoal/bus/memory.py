@@ -41,7 +41,7 @@ class _Log:
         self.first = 1
         self.bytes = 0
         self.ids: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self.waiting: set[asyncio.Future[None]] = set()
+        self.waiting: dict[asyncio.Future[None], None] = {}  # in order: a simulation repeats itself
 
     @property
     def last(self) -> int:
@@ -172,11 +172,11 @@ class MemoryReader:
             if found:
                 return found
             self._waiter = asyncio.get_running_loop().create_future()
-            self._log.waiting.add(self._waiter)
+            self._log.waiting[self._waiter] = None
             try:
                 await self._waiter
             finally:
-                self._log.waiting.discard(self._waiter)
+                self._log.waiting.pop(self._waiter, None)
                 self._waiter = None
 
     def _take(self, limit: int) -> list[Delivery]:

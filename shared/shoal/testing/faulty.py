@@ -25,21 +25,31 @@ class Trouble:
     """A message is not stored, and its publisher is told that the stream is full."""
     failing: float = 0.0
     """A call on a bucket fails, whether it was carried out or not."""
+    deadly: float = 0.0
+    """A process is killed just when it has replaced a value: it has said how far it is, and does nothing more."""
 
     @classmethod
     def draw(cls, source: random.Random) -> "Trouble":
         """Draw rates: each trouble is absent, rare or frequent."""
-        rates = [source.choice((0.0, 0.01, 0.1)) for _ in range(4)]
+        rates = [source.choice((0.0, 0.01, 0.1)) for _ in range(5)]
         return cls(source.choice((0.0005, 0.005, 0.05)), *rates)
 
 
 class FaultyBus(MemoryBus):
     """Messages keep their order; what is said of them comes late, wrong or not at all. `die` is as kill -9."""
 
-    def __init__(self, broker: MemoryBroker, source: random.Random, trouble: Trouble) -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        source: random.Random,
+        trouble: Trouble,
+        died: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`died` is called when trouble has killed the process whose connection this is."""
         super().__init__(broker)
         self._source = source
         self.trouble = trouble
+        self._died = died
         self._dead = False
         self._sent = 0.0
         self._frozen = asyncio.Event()
@@ -118,7 +128,14 @@ class FaultyBus(MemoryBus):
 
     async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
         """Replace a value, unless it fails, or seems to."""
-        return await self._carefully(super().replace, bucket, key, value, revision)
+        return await self._carefully(self._replace, bucket, key, value, revision)
+
+    async def _replace(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        found = await super().replace(bucket, key, value, revision)
+        if found is not None and self._source.random() < self.trouble.deadly:
+            self.die()
+            self._died()
+        return found
 
     async def get(self, bucket: str, key: str) -> Entry | None:
         """Return a value, unless it fails."""

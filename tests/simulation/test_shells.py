@@ -5,7 +5,8 @@ import itertools
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -22,7 +23,7 @@ from shoal.testing.faulty import FaultyBus, Trouble
 from shoal.wire import streams, subjects
 from shoal.wire.codec import decode
 from shoal.wire.messages import DeadLetter, NodeSpec, RolloutConcluded
-from shoal_executor.drivers.protocol import Started, StartFailed, StartSpec
+from shoal_executor.drivers.protocol import DriverReport, ExitSink, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_placement.core.placement import PlacementCore
@@ -104,6 +105,9 @@ class Machine(SimulatedDriver):
     def __init__(self, system: "System", profile: Profile) -> None:
         super().__init__(profile)
         self._system = system
+
+    async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
+        return replace(await super().open(on_exit, keep), starts_at_once=self._system.random.choice((0, 1, 8)))
 
     async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
         async for outcome in super().start(names, spec):

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,6 +54,7 @@ from shoal.wire.messages import (
     WriteFile,
 )
 from shoal.wire.outputs import heading
+from shoal_executor.drivers.protocol import DriverReport, ExitSink, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.answers import Answers
@@ -184,6 +186,44 @@ async def test_each_sandbox_runs_its_own_command(bench: Bench) -> None:
     assert {r.index: r.result.stdout for m in finished for r in m.results} == {
         i: f"simulated: c{i}\n".encode() for i in range(3)
     }
+
+
+class Narrow(SimulatedDriver):
+    """Starts one at a time, each when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_start = asyncio.Semaphore(0)
+        self.destroyed: list[str] = []
+
+    async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
+        return replace(await super().open(on_exit, keep), starts_at_once=1)
+
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+        for name in names:
+            await self.may_start.acquire()
+            async for outcome in super().start([name], spec):
+                yield outcome
+
+    async def destroy(self, names: Sequence[str]) -> None:
+        self.destroyed += names
+        await super().destroy(names)
+
+
+async def test_an_end_gives_way_while_starts_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal_executor.service.giving_way.LONGEST_S", 60.0)
+    driver = Narrow()
+    async with benched(Profile(), None, driver) as bench:
+        await bench.order(n=4, commands=(Command(line="work"),))
+        driver.may_start.release()
+        await bench.heard(SandboxesFinished)
+        assert driver.destroyed == []
+        driver.may_start.release()
+        driver.may_start.release()  # the last one waits for none
+        await bench.heard(SlotsReleased, covers(3))
+        driver.may_start.release()
+        await bench.heard(SlotsReleased, covers(4))
+        assert len(driver.destroyed) == 4
 
 
 async def test_interactive_commands_files_and_the_end(bench: Bench) -> None:

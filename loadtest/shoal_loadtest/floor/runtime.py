@@ -162,7 +162,7 @@ class Runtime:
         ):
             start = await self._start(cluster)
             loop = ShoalLoop(cluster, start, self._kind.driver, ended)
-            await loop.group(2)
+            await loop.group(self._few)  # the others have had their search by now
             since = await mark(system.url)
             await loop.group(self._count)
             took = await span(system.url, since, self._count)

@@ -90,6 +90,7 @@ class AgentDriver(ABC, Generic[_Kind]):
 
     def __init__(self, groups: Groups, parallel: int) -> None:
         self._groups = groups
+        self._starts_at_once = parallel
         self._parallel = asyncio.Semaphore(parallel)
         self._live: dict[str, _Kind] = {}
         self._starting: dict[str, _Kind] = {}

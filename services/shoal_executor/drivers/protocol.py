@@ -44,10 +44,14 @@ class SandboxFileError(DriverError):
 
 @dataclass(frozen=True, slots=True)
 class DriverReport:
-    """What a driver found when it opened. `unenforced` names limits it cannot enforce here, each with the reason."""
+    """What a driver found when it opened. `unenforced` names limits it cannot enforce here, each with the reason.
+
+    `starts_at_once`: how many sandboxes it starts at a time while others wait; 0 if none waits for another.
+    """
 
     unenforced: tuple[str, ...] = ()
     starts_per_s: float = 100.0
+    starts_at_once: int = 0
 
 
 class StartSpec(msgspec.Struct, frozen=True):

@@ -54,6 +54,7 @@ from shoal_executor.service.beating import beat
 from shoal_executor.service.carrying import Carrying, bounded
 from shoal_executor.service.deadlines import Deadlines
 from shoal_executor.service.gathering import Gathering
+from shoal_executor.service.giving_way import GivingWay
 from shoal_executor.service.inbox import Inbox
 from shoal_executor.service.journal import (
     VERSION,
@@ -106,6 +107,7 @@ class ExecutorService:
         self._gathering = Gathering(self._take_up)
         self._names = Names()
         self._pace = Pace()
+        self._giving_way = GivingWay()
         self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines = Deadlines(lambda key: self._happened(Expired(key)))
@@ -128,6 +130,7 @@ class ExecutorService:
                 if phase is Phase.LIVE  # one that was only starting may lack its input files: it is started anew
             ]
             report = await self._driver.open(self._exited, wanted)
+            self._giving_way = GivingWay(report.starts_at_once)
             for snapshot in self._offer.warm:
                 await self._driver.prepare(snapshot)
             for limit in report.unenforced:
@@ -280,8 +283,9 @@ class ExecutorService:
             await self._driver.prepare(order.snapshot)
             all_of_them = tuple(names)
             spec = StartSpec(order.snapshot, order.resources, order.files, order.env, order.user)
-            with self._pace.busy():
+            with self._pace.busy(), self._giving_way.starting(len(names)) as done:
                 async for outcome in self._driver.start(all_of_them, spec):
+                    done(1 if isinstance(outcome, StartFailed) else len(outcome.names))
                     if isinstance(outcome, StartFailed):
                         self._gathering.failed(key, left.pop(outcome.name), outcome.detail)
                     elif outcome.names == all_of_them and len(left) == len(names):
@@ -337,6 +341,7 @@ class ExecutorService:
                     self._happened(Exited(key, running[ran.name], EndReason.DIED, detail))
 
     async def _destroy(self, key: Key, indices: Ranges) -> None:
+        await self._giving_way.turn()
         await self._driver.destroy(list(self._names.of(key, indices)))
         self._happened(Gone(key, indices))
 

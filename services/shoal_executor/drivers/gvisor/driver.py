@@ -94,7 +94,7 @@ class GvisorDriver(AgentDriver[Box]):
         for name in keep:
             on_exit(name, EndReason.NODE_LOST, _LEFT)
         unenforced = (*self._groups.unenforced, *self._program.lacks)
-        return DriverReport(unenforced=unenforced, starts_per_s=3.0 * (os.cpu_count() or 1))
+        return DriverReport(unenforced, 3.0 * (os.cpu_count() or 1), self._starts_at_once)
 
     def _make_ready(self) -> None:
         roots.clear(self._state)

@@ -93,7 +93,8 @@ class ZygoteDriver(AgentDriver[Sandbox]):
             await self.close()
             hint = "" if os.geteuid() == 0 else "; run the executor as root, or allow user namespaces to this user"
             raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}{hint}") from error
-        return DriverReport(unenforced=self._groups.unenforced, starts_per_s=100.0 * (os.cpu_count() or 1))
+        a_second = 100.0 * (os.cpu_count() or 1)
+        return DriverReport(self._groups.unenforced, a_second, self._starts_at_once)
 
     async def _adopt(self, keep: dict[str, None]) -> None:
         """Take over the fork servers of an earlier process with the sandboxes that are wanted; end everything else."""

@@ -172,12 +172,13 @@ class System:
     async def settle(self) -> None:
         """Let nothing go wrong any more, and what is on its way arrive."""
         self.trouble = Trouble()
-        await asyncio.gather(*self.reborn)
         for process in self.processes.values():
             assert process.bus is not None
-            assert process.task is not None
             process.bus.thaw()
             process.bus.trouble = self.trouble
+        await asyncio.gather(*self.reborn)
+        for process in self.processes.values():
+            assert process.task is not None
             if process.task.done():
                 process.start()
         await asyncio.sleep(SETTLING_S)

@@ -65,10 +65,10 @@ async def until(driver: Pool, ready: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def warm(driver: Pool, ready: int = 4, **options: object) -> None:
+async def warm(driver: Pool, ready: int = 4) -> None:
     for _ in range(2):
         names = [fresh() for _ in range(ready)]
-        await start(driver, names, StartSpec(HOST, SMALL, **options))  # type: ignore[arg-type]  # tests name real fields
+        await start(driver, names, StartSpec(HOST, SMALL))
         await driver.destroy(names)
     await until(driver, ready)
 

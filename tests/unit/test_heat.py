@@ -9,8 +9,8 @@ from shoal_executor.drivers.protocol import StartSpec
 MIB = 1024**2
 
 
-def kind(snapshot: str = "a", memory: int = 64 * MIB, **options: object) -> Kind:
-    return kind_of(StartSpec(Snapshot(snapshot, "host"), Resources(memory=memory), **options))  # type: ignore[arg-type]  # real fields
+def kind(snapshot: str = "a", memory: int = 64 * MIB, env: tuple[tuple[str, str], ...] = (), user: str = "") -> Kind:
+    return kind_of(StartSpec(Snapshot(snapshot, "host"), Resources(memory=memory), env=env, user=user))
 
 
 def ask(heat: Heat, what: Kind, sandboxes: int, *at: float) -> None:

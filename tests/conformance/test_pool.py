@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapsh
 from shoal_executor.drivers import pool as module
 from shoal_executor.drivers.heat import Budget
 from shoal_executor.drivers.pool import Pool
-from shoal_executor.drivers.protocol import NoSuchSandboxError, Started, StartFailed, StartSpec
+from shoal_executor.drivers.protocol import NoSuchSandboxError, NotEndedError, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 
@@ -138,6 +138,27 @@ async def test_its_ends_and_errors_have_the_name_it_was_given(inner: ZygoteDrive
         assert refused.name not in await driver.list()
     finally:
         await driver.close()
+
+
+async def test_one_that_cannot_be_ended_is_still_known_by_the_name_it_was_given(
+    driver: Pool, inner: ZygoteDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await warm(driver, 2)
+    names = [fresh(), fresh()]
+    await start(driver, names, StartSpec(HOST, SMALL))
+    stuck, destroy = driver._given[names[0]], inner.destroy
+
+    async def but_one(those: Sequence[str]) -> None:
+        await destroy(those)
+        if stuck in those:
+            raise NotEndedError({stuck}, "it is stuck")
+
+    monkeypatch.setattr(inner, "destroy", but_one)
+    with pytest.raises(NotEndedError) as caught:
+        await driver.destroy(names)
+    assert caught.value.names == {names[0]}
+    assert [note.name for note in (tmp_path / "pool").iterdir()] == [names[0]]
+    monkeypatch.undo()
 
 
 async def test_what_is_hot_no_more_is_ended(driver: Pool, inner: ZygoteDriver, monkeypatch: pytest.MonkeyPatch) -> None:

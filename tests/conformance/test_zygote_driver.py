@@ -1,5 +1,6 @@
 import ast
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -12,10 +13,18 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from conformance.drivers import Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
+from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
 from shoal.wire.messages import Command, Resources, Snapshot
 from shoal_executor.drivers.agent import frames
-from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
+from shoal_executor.drivers.cgroups import Group
+from shoal_executor.drivers.protocol import (
+    DriverError,
+    NoSuchSandboxError,
+    NotEndedError,
+    Started,
+    StartFailed,
+    StartSpec,
+)
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.drivers.zygote.forkserver import entries
 
@@ -165,6 +174,28 @@ async def test_a_compressed_archive_is_a_template(driver: ZygoteDriver, tmp_path
     assert (await driver.read_file(name, "/file")).data == b"packed"
 
 
+async def test_one_that_cannot_be_ended_is_named_and_the_others_end(
+    driver: ZygoteDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [fresh() for _ in range(3)]
+    await start(driver, names, StartSpec(HOST))
+    stuck, groups = driver._live[names[1]].group, [driver._live[name].group for name in names]
+    remove = driver._groups.remove
+
+    async def but_one(group: Group) -> None:
+        if group is stuck:
+            raise OSError(errno.EBUSY, "it is still busy")
+        await remove(group)
+
+    monkeypatch.setattr(driver._groups, "remove", but_one)
+    with pytest.raises(NotEndedError, match=f"1 could not be ended, {names[1]} for one: .*busy") as caught:
+        await driver.destroy(names)
+    assert caught.value.names == {names[1]}
+    left = [name for name, group in zip(names, groups, strict=True) if any(d.exists() for d in group.directories)]
+    assert left == [names[1]]
+    await remove(stuck)
+
+
 async def test_starts_nobody_waits_for_leave_nothing(driver: ZygoteDriver) -> None:
     host = Snapshot("host", "host")
     starts = driver.start([fresh() for _ in range(24)], StartSpec(host))
@@ -198,8 +229,16 @@ async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: 
     program = f"""
 import asyncio, pathlib
 from shoal.wire.messages import Command, Resources, Snapshot
-from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
+from shoal_executor.drivers.protocol import (
+    DriverError,
+    NoSuchSandboxError,
+    NotEndedError,
+    Started,
+    StartFailed,
+    StartSpec,
+)
 from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.drivers.zygote.forkserver import entries
 async def main():

@@ -54,10 +54,11 @@ from shoal.wire.messages import (
     WriteFile,
 )
 from shoal.wire.outputs import heading
-from shoal_executor.drivers.protocol import DriverReport, ExitSink, Started, StartFailed, StartSpec
+from shoal_executor.drivers.protocol import DriverReport, ExitSink, NotEndedError, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.answers import Answers
+from shoal_executor.service.names import name_of
 
 M = TypeVar("M")
 HEAD = ("acme", "run", 0, "r1")
@@ -194,7 +195,8 @@ class Narrow(SimulatedDriver):
     def __init__(self) -> None:
         super().__init__()
         self.may_start = asyncio.Semaphore(0)
-        self.destroyed: list[str] = []
+        self.destroyed: list[list[str]] = []
+        self.unending: set[str] = set()
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         return replace(await super().open(on_exit, keep), starts_at_once=1)
@@ -206,24 +208,42 @@ class Narrow(SimulatedDriver):
                 yield outcome
 
     async def destroy(self, names: Sequence[str]) -> None:
-        self.destroyed += names
+        self.destroyed.append(sorted(names))
         await super().destroy(names)
+        if left := self.unending.intersection(names):
+            raise NotEndedError(left, "it is stuck")
 
 
-async def test_an_end_gives_way_while_starts_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ends_give_way_while_starts_wait_for_one_another_and_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoal_executor.service.giving_way.LONGEST_S", 60.0)
     driver = Narrow()
     async with benched(Profile(), None, driver) as bench:
         await bench.order(n=4, commands=(Command(line="work"),))
-        driver.may_start.release()
-        await bench.heard(SandboxesFinished)
+        for _ in range(2):
+            driver.may_start.release()
+        await bench.heard(SandboxesFinished, lambda found: sum(len(m.results) for m in found) == 2)
         assert driver.destroyed == []
-        driver.may_start.release()
         driver.may_start.release()  # the last one waits for none
         await bench.heard(SlotsReleased, covers(3))
         driver.may_start.release()
         await bench.heard(SlotsReleased, covers(4))
-        assert len(driver.destroyed) == 4
+        assert list(map(len, driver.destroyed)) == [2, 1, 1]
+
+
+async def test_what_cannot_be_ended_keeps_its_slot_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    driver = Narrow()
+    driver.unending.add(name_of(("r1", 0, "n1"), 1))
+    async with benched(Profile(), None, driver) as bench:
+        for _ in range(4):
+            driver.may_start.release()
+        await bench.order(n=4)
+        await bench.heard(SandboxesReady, covers(4))
+        await bench.send(subjects.executor_control("e1"), DestroySandboxes("b1", "r1", (), EndReason.RELEASED))
+        await bench.heard(SlotsReleased, lambda found: indices(found) == [0, 2, 3])
+        beats = len(await bench.heard(ExecutorBeat))
+        await bench.heard(ExecutorBeat, lambda found: len(found) > beats)
+        assert indices(await bench.heard(SlotsReleased)) == [0, 2, 3]
+    assert "1 could not be ended" in capsys.readouterr().out
 
 
 async def test_interactive_commands_files_and_the_end(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from shoal_executor.drivers.protocol import (
     ExitSink,
     FileChunk,
     NoSuchSandboxError,
+    NotEndedError,
     OutputSink,
     Ran,
     SandboxFileError,
@@ -208,9 +209,11 @@ class AgentDriver(ABC, Generic[_Kind]):
         self._tasks.update(ends)
         for task in ends:
             task.add_done_callback(self._tasks.discard)
-        for error in await asyncio.shield(asyncio.gather(*ends, return_exceptions=True)):
-            if error is not None:
-                raise DriverError(f"a sandbox could not be ended: {error}") from error
+        came = await asyncio.shield(asyncio.gather(*ends, return_exceptions=True))
+        errors = {sandbox.name: error for sandbox, error in zip(sandboxes, came, strict=True) if error is not None}
+        if errors:
+            why = next(iter(errors.values()))
+            raise NotEndedError(errors, why) from why
 
     async def list(self) -> list[str]:
         """Names of the live sandboxes."""

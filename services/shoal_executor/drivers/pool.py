@@ -27,6 +27,7 @@ from shoal_executor.drivers.protocol import (
     ExitSink,
     FileChunk,
     NoSuchSandboxError,
+    NotEndedError,
     OutputSink,
     Ran,
     SandboxFileError,
@@ -100,6 +101,10 @@ class Pool:
         if inner is not None:
             self._called.pop(inner, None)
             (self._notes / name).unlink(missing_ok=True)
+
+    def _forget_all(self, names: Collection[str]) -> None:
+        for name in names:
+            self._forget(name)
 
     def _exited(self, inner: str, reason: EndReason, detail: str) -> None:
         for kind, names in self._ready.items():
@@ -286,9 +291,13 @@ class Pool:
 
     async def destroy(self, names: Sequence[str]) -> None:
         """As the driver does."""
-        await self._driver.destroy([self._given.get(name, name) for name in names])
-        for name in names:
-            self._forget(name)
+        try:
+            await self._driver.destroy([self._given.get(name, name) for name in names])
+        except NotEndedError as error:
+            left = {self._called.get(inner, inner) for inner in error.names}
+            self._forget_all(set(names) - left)
+            raise NotEndedError(left, error.why) from error
+        self._forget_all(names)
 
     async def list(self) -> list[str]:
         """Those that somebody has."""

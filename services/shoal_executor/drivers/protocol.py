@@ -30,6 +30,15 @@ class NoSuchSandboxError(DriverError):
         self.reason = reason
 
 
+class NotEndedError(DriverError):
+    """These sandboxes could not be ended, so something of each may be left; of all others that were asked, nothing."""
+
+    def __init__(self, names: Collection[str], why: object) -> None:
+        super().__init__(f"{len(names)} could not be ended, {min(names)} for one: {why}")
+        self.names = frozenset(names)
+        self.why = why
+
+
 class UnsupportedError(DriverError):
     """This driver cannot do what was asked, ever or with the runtime it found; the text says what could."""
 
@@ -218,7 +227,7 @@ class Driver(Protocol):
     async def destroy(self, names: Sequence[str]) -> None:
         """End these sandboxes with all their processes, mounts and limits; returns when nothing is left of them.
 
-        Names that are not live are ignored.
+        Names that are not live are ignored. Raises NotEndedError when all others have ended.
         """
         ...
 

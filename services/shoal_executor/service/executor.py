@@ -47,6 +47,7 @@ from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
     NoSuchSandboxError,
+    NotEndedError,
     StartFailed,
     StartSpec,
 )
@@ -107,7 +108,7 @@ class ExecutorService:
         self._gathering = Gathering(self._take_up)
         self._names = Names()
         self._pace = Pace()
-        self._giving_way = GivingWay()
+        self._giving_way = GivingWay(lambda key, indices: self._spawn(self._destroy(key, indices)))
         self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines = Deadlines(lambda key: self._happened(Expired(key)))
@@ -130,7 +131,7 @@ class ExecutorService:
                 if phase is Phase.LIVE  # one that was only starting may lack its input files: it is started anew
             ]
             report = await self._driver.open(self._exited, wanted)
-            self._giving_way = GivingWay(report.starts_at_once)
+            self._giving_way.at_once = report.starts_at_once
             for snapshot in self._offer.warm:
                 await self._driver.prepare(snapshot)
             for limit in report.unenforced:
@@ -148,6 +149,7 @@ class ExecutorService:
             return self._dismissed.is_set()
         finally:
             self._deadlines.close()
+            self._giving_way.close()
             await end(*self._tasks)
             self._keeping.settling.close()
             await self._driver.close()
@@ -268,7 +270,7 @@ class ExecutorService:
             case RunJobs(group=key, indices=indices, commands=commands):
                 self._spawn(self._run_jobs(key, indices, commands))
             case Destroy(group=key, indices=indices):
-                self._spawn(self._destroy(key, indices))
+                self._giving_way.add(key, indices)
             case LetSleep(group=key, index=index):
                 self._spawn(self._keeping.make_room(key, index))
             case CarryOut(group=key, asked=asked):
@@ -341,9 +343,14 @@ class ExecutorService:
                     self._happened(Exited(key, running[ran.name], EndReason.DIED, detail))
 
     async def _destroy(self, key: Key, indices: Ranges) -> None:
-        await self._giving_way.turn()
-        await self._driver.destroy(list(self._names.of(key, indices)))
-        self._happened(Gone(key, indices))
+        names = self._names.of(key, indices)
+        try:
+            await self._driver.destroy(list(names))
+        except NotEndedError as error:  # they keep their slots: something of them may still be running
+            log.error("sandboxes could not be ended", rollout=key[0], node=key[2], error=str(error))
+            indices = ranges.collect([index for name, index in names.items() if name not in error.names])
+        if indices:
+            self._happened(Gone(key, indices))
 
     def _exited(self, name: str, reason: EndReason, detail: str) -> None:
         if self._exits is not None:

@@ -1,29 +1,39 @@
-"""Ends give way to starts.
+"""Ends give way to starts, and then leave together.
 
 While more sandboxes are starting than the driver starts at a time, all of them wait for the processor, and each end
 takes it from somebody who waits for a first command. So ends wait, too, but neither long nor many: what they free is
-wanted.
+wanted. Those that waited are ended at once, which costs less than one after the other: the kernel's grace periods are
+shared, and so are the words about them.
 """
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from shoal.machine import ranges
+from shoal.wire.messages import Ranges
+from shoal_executor.core import Key
+
 LONGEST_S: Final = 0.25
 """Seconds an end waits at most. See ADR 0024 for what this, and `MOST`, were measured with."""
-MOST: Final = 4
-"""How many ends wait at most, for each sandbox that is started at a time."""
+MOST: Final = 8
+"""How many sandboxes wait for their end at most, for each one that is started at a time."""
 
 
 class GivingWay:
-    """See the module. `at_once`: how many sandboxes the driver starts at a time; 0 if no start waits for another."""
+    """See the module. `end` is called with what is to be ended now.
 
-    def __init__(self, at_once: int = 0) -> None:
-        self._at_once = at_once
+    `at_once`: how many sandboxes the driver starts at a time; 0 if no start waits for another.
+    """
+
+    def __init__(self, end: Callable[[Key, Ranges], None], at_once: int = 0) -> None:
+        self._end = end
+        self.at_once = at_once
         self._starting = 0
-        self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._waiting: dict[Key, Ranges] = {}
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.contextmanager
     def starting(self, count: int) -> Iterator[Callable[[int], None]]:
@@ -43,30 +53,34 @@ class GivingWay:
 
     @property
     def _crowded(self) -> bool:
-        return 0 < self._at_once < self._starting
+        return 0 < self.at_once < self._starting
 
     def _change(self, by: int) -> None:
         self._starting += by
-        while self._waiting and not self._crowded:
-            self._let_one_go()
+        if self._waiting and not self._crowded:
+            self._let_go()
 
-    def _let_one_go(self) -> None:
-        future, _ = self._waiting.popitem(last=False)
-        if not future.done():
-            future.set_result(None)
-
-    async def turn(self) -> None:
-        """Wait until an end may take the processor."""
+    def add(self, key: Key, indices: Ranges) -> None:
+        """Have these ended, when they may take the processor for it."""
         if not self._crowded:
+            self._end(key, indices)
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = None
-        if len(self._waiting) > MOST * self._at_once:
-            self._let_one_go()
-        try:
-            async with asyncio.timeout(LONGEST_S):
-                await future
-        except TimeoutError:
-            pass
-        finally:
-            self._waiting.pop(future, None)
+        self._waiting[key] = ranges.union(self._waiting.get(key, ()), indices)
+        self._count += ranges.count(indices)
+        if self._count > MOST * self.at_once:
+            self._let_go()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LONGEST_S, self._let_go)
+
+    def _let_go(self) -> None:
+        waiting = self._waiting
+        self.close()
+        for key, indices in waiting.items():
+            self._end(key, indices)
+
+    def close(self) -> None:
+        """Forget what waits: all there is comes to its end."""
+        self._waiting, self._count = {}, 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

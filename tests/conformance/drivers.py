@@ -302,6 +302,31 @@ class DriverConformance:
         assert unended.stdout == b"no-newline"
         await driver.destroy([name])
 
+    async def test_the_session_takes_any_line(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+
+        async def line(text: str) -> tuple[int, bytes]:
+            result = await sh(driver, name, text, session=True, timeout_ms=20_000)
+            return result.exit_code, result.stdout
+
+        large = "".join(f"{number} of 'many' $x `y` \\ lines\n" for number in range(10_000))
+        code, wrote = await line(f"cat <<'END' | tee large | md5sum\n{large}END\n")
+        assert (code, wrote.split()[0].decode()) == (0, hashlib.md5(large.encode()).hexdigest())
+        assert await line("  echo short  ") == (0, b"short\n")
+        assert await line("echo a\0b") == (0, b"ab\n")
+        assert await line("IFS=e; echo caf\u00e9") == (0, "caf\u00e9\n".encode())
+        assert await line("printf '%s,' $__s 'a b'; unset IFS") == (0, b"a b,")
+        assert await line("set -ea; x=5") == (0, b"")
+        assert await line("echo $x; env | grep -c ^__s=. || true") == (0, b"5\n0\n")
+        assert await line("set +ea") == (0, b"")
+        for broken in ("echo 'not closed", "return 3", "if; fi", "echo $((1 / 0)); echo on"):
+            code, said = await line(broken)
+            assert (code != 0, said) == (True, b""), broken
+        first = large.encode().partition(b"\n")[0]
+        assert await line('exec 3<large; read -r first <&3; echo "$x $first"') == (0, b"5 " + first + b"\n")
+        await driver.destroy([name])
+
     async def test_many_commands_at_once(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver)

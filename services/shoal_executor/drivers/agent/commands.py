@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from shoal.wire.outputs import LARGEST
 from shoal.wire.values import CommandResult
@@ -103,37 +103,71 @@ def environment(base: dict[str, str], home: str, extra: tuple[tuple[str, str], .
     return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": home, **base, **dict(extra)}
 
 
+class Program(NamedTuple):
+    """A program that runs, which the agent reaps: our ends of its standard output (1), error (2) and perhaps input."""
+
+    pid: int
+    outputs: dict[int, int]
+    stdin: int | None
+
+
 def start(
-    argv: list[str], env: dict[str, str], cwd: str, user: str, stdin: int, fds: tuple[int, ...] = ()
-) -> "subprocess.Popen[bytes]":
+    argv: list[str], env: dict[str, str], cwd: str, user: str, *, stdin: bool, fds: tuple[int, ...] = ()
+) -> Program:
     """Start a program as a session of its own, with these descriptors besides the usual three.
 
-    Raises OSError naming the program or directory that is not there.
+    `stdin`: whether there is something to be written to it. Raises OSError naming the program or directory that is not
+    there.
     """
     uid, gid, home = account(user) if user else (0, 0, "/root")
     full = {**env, "HOME": env.get("HOME", home)}
     place = os.path.join(full["HOME"], cwd) if cwd else full["HOME"]
     if not cwd and not os.path.isdir(place):
         place = "/"
-    process = subprocess.Popen(
-        argv,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=place,
-        env=full,
-        start_new_session=True,
-        bufsize=0,
-        restore_signals=True,
-        user=uid or None,
-        group=gid or None,
-        extra_groups=[] if uid else None,
-        pass_fds=fds,
-    )
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        for _ in (1, 2):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            ours.append(read)
+            theirs.append(write)
+            os.set_blocking(read, False)
+        if stdin:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            ours.append(write)
+            theirs.append(read)
+        else:
+            theirs.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        process = subprocess.Popen(
+            argv,
+            stdin=theirs[2],
+            stdout=theirs[0],
+            stderr=theirs[1],
+            cwd=place,
+            env=full,
+            start_new_session=True,
+            restore_signals=True,
+            user=uid or None,
+            group=gid or None,
+            extra_groups=[] if uid else None,
+            pass_fds=fds,
+        )
+    except BaseException:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    process.returncode = 0  # the agent reaps
     # When memory runs out the kernel ends commands first, never the agent.
-    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "w") as file:
-        file.write("1000")
-    return process
+    with contextlib.suppress(OSError):
+        score = os.open(f"/proc/{process.pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(score, b"1000")
+        finally:
+            os.close(score)
+    return Program(process.pid, {1: ours[0], 2: ours[1]}, ours[2] if stdin else None)
 
 
 def spawn(call: Call, env: dict[str, str], user: str) -> Running:
@@ -141,18 +175,7 @@ def spawn(call: Call, env: dict[str, str], user: str) -> Running:
     command = call.command
     argv = list(command.argv) or ["/bin/sh", "-c", command.line]
     full = {"PATH": PATH, "LANG": "C.UTF-8", **env, **dict(command.env)}
-    stdin = subprocess.PIPE if command.stdin else subprocess.DEVNULL
-    process = start(argv, full, command.cwd, command.user or user, stdin)
-    process.returncode = 0  # the agent reaps
-    outputs: dict[int, int] = {}
-    for channel, stream in ((1, process.stdout), (2, process.stderr)):
-        assert stream is not None
-        outputs[channel] = os.dup(stream.fileno())
-        os.set_blocking(outputs[channel], False)
-        stream.close()
-    given: int | None = None
-    if process.stdin is not None:
-        given = os.dup(process.stdin.fileno())
-        os.set_blocking(given, False)
-        process.stdin.close()
-    return Running(call, process.pid, outputs, given)
+    program = start(argv, full, command.cwd, command.user or user, stdin=bool(command.stdin))
+    if program.stdin is not None:
+        os.set_blocking(program.stdin, False)
+    return Running(call, program.pid, program.outputs, program.stdin)

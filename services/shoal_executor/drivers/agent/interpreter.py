@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import time
 from typing import Final
 
@@ -78,20 +77,14 @@ class Interpreter:
         try:
             main = MAIN.format(text=text, what="serve", control=there.fileno())
             fds = (text, there.fileno())
-            process = start([find(full), "-c", main], full, "", user, subprocess.DEVNULL, fds)
+            program = start([find(full), "-c", main], full, "", user, stdin=False, fds=fds)
         except BaseException:
             here.close()
             raise
         finally:
             os.close(text)
             there.close()
-        process.returncode = 0  # the agent reaps
-        assert process.stdout is not None
-        assert process.stderr is not None
-        outputs = {1: os.dup(process.stdout.fileno()), 2: os.dup(process.stderr.fileno())}
-        process.stdout.close()
-        process.stderr.close()
-        return cls(here, outputs, process.pid)
+        return cls(here, program.outputs, program.pid)
 
     @classmethod
     def copied(

@@ -14,6 +14,7 @@ from shoal_executor.drivers.agent.interpreter import Interpreter
 from shoal_executor.drivers.agent.session import Session
 
 _READ: Final = 65_536
+_PIPE: Final = 1 << 20  # as much as any pipe holds
 _ATTEMPTS: Final = 3
 """How many copies of a warm interpreter are asked for, one after the other, where one ends before it has begun."""
 
@@ -163,17 +164,19 @@ class Serial:
 
     def _finish(self, fed: Session | Interpreter) -> None:
         if fed.complete():
-            if isinstance(fed, Interpreter):
-                self._drain()
+            self._drain()
             self._host.done(*fed.finish())
             self._next()
 
     def _drain(self) -> None:
+        """Take what is there by now; what is written in the background may come without end."""
         fed = self._fed
         assert fed is not None
         for channel, fd in fed.outputs.items():
             with contextlib.suppress(BlockingIOError):
-                while data := os.read(fd, _READ):
+                for _ in range(_PIPE // _READ):
+                    if not (data := os.read(fd, _READ)):
+                        break
                     kept = fed.take(channel, data)
                     if fed.call is not None and kept:
                         self._host.output(fed.call, channel, kept)

@@ -14,7 +14,8 @@ from shoal.wire.codec import decode
 from shoal.wire.messages import SlotsReleased
 from shoal_loadtest.floor import whole
 from shoal_loadtest.floor.bare import Bubblewrap, Program, Runc, Runsc
-from shoal_loadtest.floor.commands import Commands
+from shoal_loadtest.floor.channels import CHANNELS
+from shoal_loadtest.floor.commands import ISOLATIONS, Commands
 from shoal_loadtest.floor.ends import ends
 from shoal_loadtest.floor.fabric import mark
 from shoal_loadtest.floor.forks import ForkLoop
@@ -78,11 +79,19 @@ async def test_a_unit_of_shoals_is_over_when_its_sandboxes_have_ended() -> None:
 
 
 @pytest.mark.broker
-async def test_commands_are_timed_by_the_driver_and_through_shoal(tmp_path: Path) -> None:
-    commands = Commands(3)
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_commands_are_timed_by_the_driver_by_a_bare_process_and_through_shoal(
+    tmp_path: Path, isolation: str
+) -> None:
+    if isolation == "gvisor" and shutil.which("runsc") is None:
+        pytest.skip("needs runsc")
+    commands = Commands(isolation, 3)
     await commands.round(tmp_path)
     rows = commands.rows()
+    sides = ("driver", *(f"bare process, {channel}" for channel in CHANNELS), "Shoal")
+    kinds = ("a program", "a line in its shell session")
     assert {(row.side, row.case) for row in rows} == {
-        (side, case) for side in ("driver", "Shoal") for case in ("a program", "a line in its shell session")
+        (side, f"{kind}, {isolation}") for side in sides for kind in kinds
     }
-    assert all(len(row.values) == 1 and row.values[0] > 0 for row in rows)
+    assert all(len(row.values) == 1 and row.values[0] > 0 and not row.note for row in rows)
+    assert f"{tmp_path}/" not in Path("/proc/self/mounts").read_text()

@@ -1,7 +1,6 @@
 """`shoal loadtest floor`: what the parts do alone, and what all of it does together, in one run."""
 
 import contextlib
-import logging
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -73,7 +72,7 @@ def floor(
     broker: a chain of bare processes that pull, encode and publish as many and as large messages as Shoal does for the
     same sandboxes, with no logic at all. runtime: real sandboxes by a bare loop over the driver, and by programs such
     as bwrap and runc. latency: one message on an idle broker, four times, and one sandbox of Shoal's. commands: a
-    trivial command in a live sandbox.
+    trivial command in a live sandbox, by the driver, by a bare process that is asked through the broker, and by Shoal.
 
     \b
     shoal loadtest floor --only broker --sandboxes 1000000
@@ -87,7 +86,9 @@ def floor(
     asked = Asked(parts or PARTS, work, nodes, brokers, starts, samples, rounds, vs)
     import uvloop
 
-    _quiet()
+    from shoal_loadtest.floor.quiet import quiet
+
+    quiet()
     return run_interruptibly(_floor(asked, as_json), uvloop.new_event_loop)
 
 
@@ -126,13 +127,14 @@ async def measured(part: str, asked: Asked) -> AsyncIterator[list[Row]]:
                     await latency.round()
                 yield latency.rows()
             case _:
-                from shoal_loadtest.floor.commands import Commands
+                from shoal_loadtest.floor.commands import ISOLATIONS, Commands
 
-                commands = Commands(asked.samples)
-                for number in range(asked.rounds):
-                    progress(f"commands, round {number + 1} of {asked.rounds}")
-                    await commands.round(place / f"commands-{number}")
-                yield commands.rows()
+                for isolation in ISOLATIONS:
+                    commands = Commands(isolation, asked.samples)
+                    for number in range(asked.rounds):
+                        progress(f"commands, {isolation}, round {number + 1} of {asked.rounds}")
+                        await commands.round(place / f"commands-{isolation}-{number}")
+                    yield commands.rows()
 
 
 @contextlib.contextmanager
@@ -176,14 +178,3 @@ def _cells(row: Row, reference: bool) -> tuple[str, ...]:
     measured = f"{written(row.median)} {row.unit}" if row.values else "not measured"
     ratio = "1, by definition" if reference else written(row.ratio)
     return row.figure, row.side, measured, ranged(row), ratio, row.note
-
-
-def _quiet() -> None:
-    """Drivers tell of what they find, which is of no interest here."""
-    import structlog
-
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.basicConfig(level=logging.ERROR)

@@ -120,13 +120,13 @@ class Process:
         self._process.stdin.write(b"\n")
         await self._process.stdin.drain()
 
-    async def end(self) -> None:
+    async def end(self, within_s: float) -> None:
         """End it: its standard input does, and if that is not enough it is killed."""
         process = self._process
         if process.stdin is not None:
             process.stdin.close()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(within_s):
                 await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
@@ -151,8 +151,10 @@ async def heard(trainer: Process, services: Sequence[Process], within_s: float) 
 
 
 @contextlib.asynccontextmanager
-async def station(order: Order, module: str = "shoal_loadtest.floor.station") -> AsyncIterator[Process]:
-    """Have a station that reads its inbox."""
+async def station(
+    order: Order, module: str = "shoal_loadtest.floor.station", *, end_s: float = 5.0
+) -> AsyncIterator[Process]:
+    """Have a station that reads its inbox. `end_s`: how long it may take to come to its end."""
     path = os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
     process = await asyncio.create_subprocess_exec(
@@ -168,7 +170,7 @@ async def station(order: Order, module: str = "shoal_loadtest.floor.station") ->
         await found.hear(READY_S)
         yield found
     finally:
-        await found.end()
+        await found.end(end_s)
 
 
 def cpu_s(pid: int) -> float:

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 import msgspec
@@ -30,7 +31,7 @@ class Order(msgspec.Struct, frozen=True):
     """What a station is to do. `after`: of which message on its inbox is read.
 
     A trainer with `idle` sends one group after the other, with a pause of so many ms before each, and tells how long
-    each took until it was ready.
+    each took until it was ready. A carrier has a sandbox of this `isolation`, and its driver a directory at `place`.
     """
 
     role: str
@@ -40,6 +41,12 @@ class Order(msgspec.Struct, frozen=True):
     after: int = 0
     idle_ms: float = 0.0
     name: str = "g"
+    isolation: str = ""
+    place: str = ""
+
+    def to(self, url: str) -> "Order":
+        """Return it with a broker's address."""
+        return msgspec.structs.replace(self, url=url)
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -150,14 +157,18 @@ async def _work(order: Order, go: asyncio.Event) -> None:
         await channel.close()
 
 
-async def main() -> None:
-    """Read the order, and follow it until there is nobody any more who gave it."""
+async def main(work: Callable[[Order, asyncio.Event], Coroutine[None, None, None]]) -> None:
+    """Read the order, and do the work until there is nobody any more who gave it."""
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     loop, go = asyncio.get_running_loop(), asyncio.Event()
-    working = loop.create_task(_work(order, go))
+    working = loop.create_task(work(order, go))
 
     def hear() -> None:
-        go.set() if os.read(sys.stdin.fileno(), 1) else working.cancel()
+        if os.read(sys.stdin.fileno(), 1):
+            go.set()
+        else:
+            loop.remove_reader(sys.stdin.fileno())  # an end stays readable: once is enough, or it could not close
+            working.cancel()
 
     loop.add_reader(sys.stdin.fileno(), hear)
     try:
@@ -168,4 +179,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    uvloop.run(main(_work))

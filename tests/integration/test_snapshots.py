@@ -173,7 +173,7 @@ async def test_a_sandbox_sleeps_and_its_next_command_wakes_it(cluster: shoal.Clu
         assert said.stdout == "1\nme\n"
         assert (sandbox.asleep, sandbox.attempt, sandbox.node) == (False, 1, node.node)
         assert (await sandbox.run("cat more; test -e /etc/hosts || echo gone")).stdout == "2gone\n"
-        await sandbox.run("sleep 60 &")
+        await sandbox.run('sleep 60 & until [ "$(cat /proc/$!/comm)" = sleep ]; do :; done')  # it was forked as sh
         with pytest.raises(shoal.SnapshotError, match="sleep") as refused:
             await sandbox.hibernate()
         assert refused.value.code == "unsupported"

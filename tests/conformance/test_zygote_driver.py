@@ -229,16 +229,8 @@ async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: 
     program = f"""
 import asyncio, pathlib
 from shoal.wire.messages import Command, Resources, Snapshot
-from shoal_executor.drivers.protocol import (
-    DriverError,
-    NoSuchSandboxError,
-    NotEndedError,
-    Started,
-    StartFailed,
-    StartSpec,
-)
+from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
 from shoal_executor.drivers.agent import frames
-from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.drivers.zygote.forkserver import entries
 async def main():

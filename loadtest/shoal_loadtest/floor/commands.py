@@ -67,12 +67,11 @@ class Commands:
             await driver.close()
 
     async def _hopped(self, name: str, place: Path) -> None:
-        order = Order(CARRIER, "", name, Work(1, 1), isolation=self._isolation, place=str(place))
         async with running(Brokers()) as broker:
-            asking = station(order.to(broker.url), "shoal_loadtest.floor.carrier", end_s=_END_S)
+            order = Order(CARRIER, broker.url, name, Work(1, 1), isolation=self._isolation, place=str(place))
             channel = CHANNELS[name]()
             try:
-                async with asking:
+                async with station(order, "shoal_loadtest.floor.carrier", end_s=_END_S):
                     await channel.open(broker.url, streams.trajectory(0).name, 0)
                     await self._time(f"bare process, {name}", lambda command: ask(channel, command))
             finally:

@@ -44,10 +44,6 @@ class Order(msgspec.Struct, frozen=True):
     isolation: str = ""
     place: str = ""
 
-    def to(self, url: str) -> "Order":
-        """Return it with a broker's address."""
-        return msgspec.structs.replace(self, url=url)
-
 
 class Done(msgspec.Struct, frozen=True):
     """What a trainer has to say in the end: seconds of its processor time, and ms until ready where they were asked."""

@@ -325,6 +325,19 @@ class DriverConformance:
             assert (code != 0, said) == (True, b""), broken
         first = large.encode().partition(b"\n")[0]
         assert await line('exec 3<large; read -r first <&3; echo "$x $first"') == (0, b"5 " + first + b"\n")
+        assert await line("IFS=0; (exit 100)") == (100, b"")
+        assert await line("unset IFS; readonly z=1") == (0, b"")
+        refused = await sh(driver, name, "true", session=True, env=(("z", "2"),), timeout_ms=20_000)
+        assert (refused.exit_code, refused.timed_out) == (1, False)
+        code, said = await line("trap 'echo \"$BASH_COMMAND\"' DEBUG; false")  # says how the end is marked, too
+        assert (code, said.splitlines()[0]) == (1, b"false"), said
+        assert (await line("trap - DEBUG"))[0] == 0
+        assert await line("printf prom; exit 5") == (5, b"prom")
+        assert await line('for fd in {11..99}; do eval "exec $fd>&-"; done; echo closed') == (0, b"closed\n")
+        assert await line("echo lost") == (1, b"")  # the shell hears nothing any more, and is replaced
+        assert await line("echo back") == (0, b"back\n")
+        assert await line("exec 10>&-") == (0, b"")  # where it keeps its own input meanwhile: it ends unasked
+        assert await line("echo new") == (0, b"new\n")
         await driver.destroy([name])
 
     async def test_many_commands_at_once(self, driver: Driver) -> None:

@@ -167,7 +167,7 @@ class Agent:
         if self._link is None:
             return
         try:
-            data = self._link.recv(_READ * 4)
+            data = self._link.recv(_READ)
         except BlockingIOError:
             return
         except OSError:

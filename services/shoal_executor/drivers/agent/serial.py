@@ -16,7 +16,7 @@ from shoal_executor.drivers.agent.session import Session
 _READ: Final = 65_536
 _PIPE: Final = 1 << 20  # as much as any pipe holds
 _ATTEMPTS: Final = 3
-"""How many copies of a warm interpreter are asked for, one after the other, where one ends before it has begun."""
+"""How many processes are asked for one call, one after the other, where one ends before it has begun."""
 
 
 class Host(Protocol):
@@ -99,7 +99,7 @@ class Serial:
         for fd in (*fed.outputs.values(), *((fed.control.fileno(),) if isinstance(fed, Interpreter) else ())):
             with contextlib.suppress(KeyError):
                 self._host.unwatch(fd)
-        unbegun = fed.unbegun if isinstance(fed, Interpreter) else None
+        unbegun = fed.unbegun
         self._in_vain = self._in_vain + 1 if unbegun is not None else 0
         answer = fed.gone(code)
         self._fed = None

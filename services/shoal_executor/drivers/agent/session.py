@@ -5,6 +5,8 @@ import fcntl
 import os
 import shlex
 import signal
+import sys
+import termios
 from typing import Final
 
 from shoal.wire.values import CommandResult
@@ -13,14 +15,18 @@ from shoal_executor.drivers.agent.commands import PATH, Call, Running, start
 _SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
 _HIGH: Final = 60  # descriptors that nobody counts on
 _KEPT: Final = 65_536
+_PAGE: Final = 4_096
+_END: Final = b"\n#\0"
+_TAKE: Final = b'eval "$_Q"'
 
 
 class Session:
     """A shell that is fed one command at a time; a line that it prints then says that one is done.
 
     What a shell reads from a pipe it takes byte by byte, so that whatever it starts finds the rest. Each is a system
-    call, which takes 30 to 80 us in gvisor: half of a short command, and 1.3 s for one with a file of 16 KB in it. Bash
-    can be told to take a whole command at once, from a file in memory.
+    call, which takes 20 to 80 us in gvisor: half of a short command, and 1.3 s for one with a file of 16 KB in it. Bash
+    can be told to take a whole command at once, from a file in memory; from the second on, by the shortest line there
+    is.
     """
 
     def __init__(self, env: dict[str, str], user: str) -> None:
@@ -28,6 +34,8 @@ class Session:
         full = {"PATH": PATH, "LANG": "C.UTF-8", **env}
         self._file = _file() if shell.endswith("bash") else None
         self._size = 0
+        self._taught = False
+        self._fed = 0
         try:
             program = start([shell], full, "", user, stdin=True, fds=(self._file,) if self._file is not None else ())
         except OSError:
@@ -40,6 +48,8 @@ class Session:
         self.call: Call | None = None
         self.deadline: float | None = None
         self._running: Running | None = None
+        self._name = os.urandom(6).hex()
+        self._count = 0
         self._mark = b""
         self._tail = b""
         self._code: bytes | None = None
@@ -50,7 +60,8 @@ class Session:
         self.call = call
         self._running = Running(call, self.pid, {}, None)
         self.deadline = self._running.deadline
-        mark = f"m{os.urandom(6).hex()}"
+        self._count += 1
+        mark = f"m{self._name}x{self._count}x"
         self._mark = mark.encode()
         self._tail = b""
         self._code = None
@@ -60,31 +71,55 @@ class Session:
             steps.append(f"cd -- {shlex.quote(command.cwd)}")
         steps.append(f"eval {shlex.quote(line)} </dev/null")
         # A line of its own: after some errors a shell goes on with its next.
-        end = f"printf {mark}%d\\\\n $?\n"
-        with contextlib.suppress(BrokenPipeError):  # the shell is gone: its end says so
-            os.write(self._stdin, self._shortened(" && ".join(steps).encode()) + b"\n" + end.encode())
+        self._feed(self._placed(f"{' && '.join(steps)}\nprintf '{mark}%d\\n' \"$?\"\n".encode()))
 
-    def _shortened(self, script: bytes) -> bytes:
-        """Return a line that has the shell carry out a script: one that takes it from the file, or the script itself.
+    @property
+    def unbegun(self) -> Call | None:
+        """The call it was given of which it has read nothing; None when its time is up."""
+        waits = self._running is not None and not self._running.timed_out
+        return self.call if waits and self._unread() >= self._fed else None
+
+    def _feed(self, data: bytes) -> None:
+        self._fed = len(data)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._stdin, data)
+            return
+        self._fed = 0  # the shell is gone: its end says so
+
+    def _unread(self) -> int:
+        return int.from_bytes(fcntl.ioctl(self._stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    def _placed(self, script: bytes) -> bytes:
+        """Put a script where the shell takes it from; returns what is left to be said.
 
         The variable is emptied first, or `set -a` would hand the script to every program. A comment ends it, because
         `read` may take the last character for a separator; then NUL: what follows is of an earlier script, and without
-        it `read` fails, which with `set -e` would be the shell's end.
+        it `read` fails. Where even that fails, somebody closed the file: the shell ends, or it would hear nothing more.
         """
         if self._file is None:
             return script
-        data = b"__s=;" + script.replace(b"\0", b"") + b"\n#\0"
+        head, take = b"__s=;", _TAKE
+        if not self._taught:
+            how = f"read -rd '' -u{self._file} __s||exit;eval \"$__s\""
+            head, take = f"__s=;readonly _Q={shlex.quote(how)};".encode(), how.encode()
         try:
             if self._size > _KEPT:  # seldom: it takes longer than to write over it
-                os.ftruncate(self._file, 0)
-            self._size = len(data)
-            done = 0
-            while done < len(data):
-                done += os.pwrite(self._file, data[done:], done)
-            os.lseek(self._file, 0, os.SEEK_SET)  # the shell's, too
+                os.ftruncate(self._file, _PAGE)
+            self._size = self._write(head + script.replace(b"\0", b"") + _END)
+            self._taught = True
         except OSError:  # there is no memory for it
-            return script
-        return f"read -rd '' -u{self._file} __s;eval \"$__s\"".encode()
+            self._size = _KEPT + 1
+            self._write(_END)  # for this there is: the first page is kept
+            return take + b"\n" + script
+        return take + b"\n"
+
+    def _write(self, data: bytes) -> int:
+        assert self._file is not None
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._file, data[done:], done)
+        os.lseek(self._file, 0, os.SEEK_SET)  # the shell's, too
+        return done
 
     def _forget_file(self) -> None:
         if self._file is not None:
@@ -101,16 +136,20 @@ class Session:
             return b""
         data = self._tail + data
         at = data.find(self._mark)
+        while at >= 0:
+            code = at + len(self._mark)
+            end = data.find(b"\n", code)
+            if end < 0 or data[code:end].isdigit():
+                break
+            at = data.find(self._mark, code)  # the command shows how the mark is made: its `trap` may
         if at < 0:
-            hold = _overlap(data, self._mark)
-            self._tail = data[len(data) - hold :]
-            return self._running.take(channel, data[: len(data) - hold])
-        end = data.find(b"\n", at)
-        if end < 0:
+            at = len(data) - _overlap(data, self._mark)
             self._tail = data[at:]
-            return self._running.take(channel, data[:at])
-        self._code = data[at + len(self._mark) : end]
-        self._tail = b""
+        elif end < 0:
+            self._tail = data[at:]
+        else:
+            self._code = data[code:end]
+            self._tail = b""
         return self._running.take(channel, data[:at])
 
     def complete(self) -> bool:
@@ -122,7 +161,7 @@ class Session:
         assert self.call is not None
         assert self._running is not None
         assert self._code is not None
-        answer = self.call, self._running.result(int(self._code) if self._code.isdigit() else 0)
+        answer = self.call, self._running.result(int(self._code))
         self._reset()
         return answer
 
@@ -143,6 +182,7 @@ class Session:
         self._forget_file()
         if self.call is None or self._running is None:
             return None
+        self._running.take(1, self._tail)  # it was not the mark's beginning
         answer = self.call, self._running.result(code)
         self._reset()
         return answer
@@ -160,6 +200,7 @@ def _file() -> int | None:
     except OSError:
         return None
     try:
+        os.write(made, _END)
         return fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     except OSError:
         return None

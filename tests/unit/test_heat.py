@@ -1,6 +1,6 @@
 """What is started ahead: the hottest, within the budget, and nothing that was asked for once."""
 
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from shoal.wire.messages import InputFile, Resources, Snapshot
 from shoal_executor.drivers.heat import HALF_LIFE_S, Budget, Heat, Kind, kind_of
@@ -75,6 +75,7 @@ def test_what_could_not_be_started_ahead_has_to_be_asked_for_again() -> None:
     st.integers(1, 20),
     st.integers(0, 4096),
 )
+@example([("a", 1, 1, 0.0), ("a", 1, 1, 0.0), ("a", 1, 2, 0.0), ("a", 1, 2, 0.0)], 1, 4096)  # equally hot
 def test_the_budget_holds_whatever_is_asked_for(
     orders: list[tuple[str, int, int, float]], sandboxes: int, memory: int
 ) -> None:

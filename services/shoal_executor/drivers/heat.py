@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import msgspec
+
 from shoal.wire.messages import Resources, Snapshot
 from shoal_executor.drivers.protocol import StartSpec
 
@@ -72,7 +74,7 @@ class Heat:
         whole = sum(heats.values())
         sandboxes, memory = self._budget.sandboxes, self._budget.memory
         wanted: dict[Kind, int] = {}
-        for kind, heat in sorted(heats.items(), key=lambda item: (-item[1], item[0])):
+        for kind, heat in sorted(heats.items(), key=lambda item: (-item[1], _place(item[0]))):
             part = max(round(self._budget.sandboxes * heat / whole), 1)
             number = min(part, self._known[kind].most, sandboxes, memory // kind.resources.memory)
             if number:
@@ -88,3 +90,8 @@ class Heat:
     @staticmethod
     def _now(warmth: _Warmth, now: float) -> float:
         return float(warmth.orders * 0.5 ** ((now - warmth.at) / HALF_LIFE_S))
+
+
+def _place(kind: Kind) -> tuple[object, ...]:
+    """Order the equally hot: resources by themselves have no order."""
+    return kind.snapshot, msgspec.structs.astuple(kind.resources), kind.env, kind.user

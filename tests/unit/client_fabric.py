@@ -126,8 +126,10 @@ class Fabric:
 
     def ready(self, rollout: str, *indices: int, attempt: int = 0, digest: str = "host") -> None:
         them = ranges.collect(indices)
-        self.tell(rollout, SandboxesBegan(rollout, attempt, them, "n1", EXECUTOR, "simulated", digest))
-        self.say(rollout, SandboxesReady(rollout, attempt, ranges.collect(indices), "n1", EXECUTOR, "simulated"))
+        where = ("n1", EXECUTOR, "simulated")
+        if attempt:
+            self.tell(rollout, SandboxesBegan(rollout, attempt, them, *where, digest))
+        self.say(rollout, SandboxesReady(rollout, attempt, them, *where, "" if attempt else digest))
 
     def saved(self, rollout: str, index: int, digest: str, steps: Ranges, *, attempt: int = 0) -> None:
         saved = SandboxSaved(rollout, attempt, index, Snapshot(digest, "host"), ranges.count(steps), steps)

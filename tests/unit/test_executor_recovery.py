@@ -28,7 +28,6 @@ from shoal.wire.messages import (
     NodeSpec,
     Resources,
     RunCommand,
-    SandboxesBegan,
     SandboxesEnded,
     SandboxesFinished,
     SandboxesReady,
@@ -277,7 +276,7 @@ async def test_a_sandboxs_story_goes_on_with_the_next_number(world: World) -> No
         "c1": (1, ()), "c2": (2, ()), "c3": (3, ((2, 1),)),
     }  # fmt: skip
     assert [step.sequence for step in told.values()] == sorted(step.sequence for step in told.values())
-    assert world.said(SandboxesBegan) == [SandboxesBegan("r1", 0, ((0, 1),), "n1", "e1", "simulated", "host")]
+    assert world.said(SandboxesReady) == [SandboxesReady("r1", 0, ((0, 1),), "n1", "e1", "simulated", "host")]
     await second.leave()
 
 

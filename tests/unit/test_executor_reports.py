@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -18,8 +19,10 @@ from shoal.wire.messages import (
     EndReason,
     Ranges,
     Resources,
+    SandboxesBegan,
     SandboxesEnded,
     SandboxesFinished,
+    SandboxesReady,
     SandboxResult,
     SlotsReleased,
     Snapshot,
@@ -50,9 +53,9 @@ class Said:
         self.reports.go()
 
     async def now(self) -> list[AnyMessage]:
-        """Return all that was said once nothing moves any more, the rollout's stream first."""
+        """Return all that was said once nothing moves any more: the trajectory, the rollout's log, the placement's."""
         await asyncio.sleep(0.02)
-        logs = (self._broker.log(name) for name in ("SHOAL_ROLLOUT_0", "SHOAL_PLACEMENT_0"))
+        logs = map(self._broker.log, ("SHOAL_TRAJECTORY_0", "SHOAL_ROLLOUT_0", "SHOAL_PLACEMENT_0"))
         return [decode(entry.payload) for log in logs for entry in log.messages]
 
     def ready(self, indices: Ranges) -> None:
@@ -100,6 +103,21 @@ async def test_what_cannot_wait_takes_along_what_waits(said: Said) -> None:
     assert isinstance(ended, SandboxesEnded)
     assert isinstance(released, SlotsReleased)
     assert released.indices == ((0, 1),)
+
+
+async def test_what_first_attempts_are_comes_with_their_readiness_and_of_others_in_the_trajectory(said: Said) -> None:
+    again = msgspec.structs.replace(ORDER, attempt=1, snapshot=Snapshot("s1", "host"))
+    other = msgspec.structs.replace(again, snapshot=Snapshot("s2", "host"))
+    said.reports.add(ReportReady(KEY, ORDER, ((0, 2),), job=False))
+    said.reports.add(ReportReady(("r1", 1, "n1"), again, ((2, 1),), job=False))
+    said.reports.add(ReportReady(("r1", 1, "n1"), other, ((3, 1),), job=False))
+    where = ("n1", "e1", "simulated")
+    assert await said.now() == [
+        SandboxesBegan("r1", 1, ((2, 1),), *where, "s1"),
+        SandboxesBegan("r1", 1, ((3, 1),), *where, "s2"),
+        SandboxesReady("r1", 0, ((0, 2),), *where, "host"),
+        SandboxesReady("r1", 1, ((2, 2),), *where),
+    ]
 
 
 async def test_slots_wait_as_results_do_and_the_last_of_a_group_for_nothing(said: Said) -> None:

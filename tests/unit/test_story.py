@@ -113,6 +113,8 @@ def test_a_hedge_is_a_first_attempt_and_one_after_it_goes_on_from_it() -> None:
     assert ids(story.steps(1)) == ["a"]
     assert not story.knows(2)
     assert story.last(2) == 1
+    assert told(done("a", 1, HEDGE), began(HEDGE, "host")).last(1) == HEDGE
+    assert told(done("a", 1), began(HEDGE, "host")).last(1) == 0
 
 
 def test_what_was_not_carried_out_is_not_recorded_and_what_failed_is() -> None:

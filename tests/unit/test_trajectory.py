@@ -152,12 +152,22 @@ async def test_a_run_that_nobody_knows_and_a_sandbox_that_is_none() -> None:
             assert caught.value.field == field
 
 
+async def test_what_a_sandbox_began_as_is_told_where_nothing_was_done_in_it() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host", 2, run="grpo-7")
+        assert [each.index async for each in rollout.ready()] == [0, 1]
+        assert await rows_of(fabric) == []
+        (began,) = [row async for row in cluster.story(f"{rollout.id}-1")]
+        assert (began.kind, began.snapshot, began.index, began.attempt) == ("began", "host", 1, 0)
+
+
 async def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
         rollout = await cluster.rollout("host", run="grpo-7")
         async for sandbox in rollout.ready():
             await sandbox.run("a")
+            await sandbox.run("b")
         async for _ in cluster.trajectory("grpo-7", progress=lambda *pair: told.append(pair)):
             pass
         assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]

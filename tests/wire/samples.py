@@ -192,6 +192,7 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "SandboxSaved": SandboxSaved("r1", 1, 3, _TAKEN, commands=10),
     "SandboxSaved/defaults": SandboxSaved("r1", 0, 0, Snapshot("host", "host")),
     "SandboxesReady": SandboxesReady("r1", 2, _RANGES, "node-1", "executor-1", "zygote"),
+    "SandboxesReady/first": SandboxesReady("r1", 0, _RANGES, "node-1", "executor-1", "zygote", "77aa"),
     "SandboxesFinished": SandboxesFinished(
         "r1",
         1,

@@ -112,7 +112,8 @@ class Reports:
                 return
             case ReportReady(indices=indices, order=order):
                 _add(self._ready, key, indices)
-                _add(self._began, (key, order.snapshot.digest), indices)
+                if order.attempt:
+                    _add(self._began, (key, order.snapshot.digest), indices)
             case ReportFinished(indices=done, results=results, more=more):
                 wait_s = self._wait_s(key) if more else 0.0
                 for waiting in (self._job_ready, self._job_ready_long):
@@ -167,7 +168,8 @@ class Reports:
             send(self._story(key), SandboxesBegan(*them, digest))
         for key, indices in self._ready.items():
             rollout, attempt, node = key
-            ready = SandboxesReady(rollout, attempt, indices, node, self._executor, self._isolation)
+            digest = "" if attempt else self._orders[key].snapshot.digest
+            ready = SandboxesReady(rollout, attempt, indices, node, self._executor, self._isolation, digest)
             send(self._subject(key), ready)
         for key, results in self._finished.items():
             rollout, attempt, node = key

@@ -20,6 +20,7 @@ from shoal.wire.messages import (
     RolledBack,
     RolloutSubmitted,
     SandboxesBegan,
+    SandboxesReady,
     SandboxSaved,
     SandboxSlept,
     SnapshotTaken,
@@ -126,13 +127,13 @@ def job_of(
     return row
 
 
-def state_of(request: RolloutSubmitted, state: State, index: int, time_ms: int) -> TrajectoryStep:
+def state_of(request: RolloutSubmitted, state: State | SandboxesReady, index: int, time_ms: int) -> TrajectoryStep:
     """Return what is told of a sandbox, and was no step of it, as a row: for people."""
     kind = _STATES[type(state)]
     row = _row(request, index, state.attempt, 0, "", kind)
     row.ended_ms = time_ms
     match state:
-        case SandboxesBegan(node=node, digest=digest):
+        case SandboxesBegan(node=node, digest=digest) | SandboxesReady(node=node, digest=digest):
             row.snapshot, row.detail = digest, f"on {node}, by {state.executor}, isolation {state.isolation}"
         case SandboxSaved(snapshot=snapshot, steps=steps):
             spans = ", ".join(f"{first}-{first + count - 1}" if count > 1 else f"{first}" for first, count in steps)
@@ -142,7 +143,12 @@ def state_of(request: RolloutSubmitted, state: State, index: int, time_ms: int) 
     return row
 
 
-_STATES: Final[dict[type, str]] = {SandboxesBegan: "began", SandboxSaved: "kept", SandboxSlept: "slept"}
+_STATES: Final[dict[type, str]] = {
+    SandboxesReady: "began",
+    SandboxesBegan: "began",
+    SandboxSaved: "kept",
+    SandboxSlept: "slept",
+}
 
 
 def _row(

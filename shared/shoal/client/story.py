@@ -112,7 +112,8 @@ class Story:
         """Return this attempt, or, where it never began, the last one that did: what came of it stays."""
         if self.knows(attempt):
             return attempt
-        return max((each for each in self._began if order(each) < order(attempt)), key=order, default=0)
+        began = [0, *(each for each in self._began if order(each) < order(attempt))]
+        return max(began, key=lambda each: (order(each), each in self._steps))
 
     def recorded(self, id: str, attempt: int) -> Told | None:
         """Return a step that an attempt has behind it."""

@@ -4,6 +4,7 @@ What is kept meanwhile grows with the sandboxes and their snapshots, and by a by
 returned.
 """
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from shoal.wire.messages import (
     EndReason,
     RolloutSubmitted,
     SandboxesBegan,
+    SandboxesReady,
     SandboxSaved,
     Snapshot,
 )
@@ -94,12 +96,13 @@ class _Reading:
         self._reports = [subjects.rollout_sandbox(*owner), subjects.rollout_outcome(*owner)]
         self._subject = subjects.trajectory(*owner)
         self._rollouts: dict[str, _Rollout] = {}
+        self._ready: deque[tuple[SandboxesReady, int]] = deque()
         self._since_ms: int | None = None
         self.found = False
 
     async def rows(self, *, states: bool, whole: bool) -> AsyncGenerator[TrajectoryStep, None]:
         """Yield the jobs' steps, then the others', in the order in which they came to their end."""
-        async for row in self._jobs():
+        async for row in self._jobs(states):
             yield row
         if self._rollouts:
             async for message, _ in self._read(0):
@@ -108,8 +111,12 @@ class _Reading:
                 for sandbox in rollout.sandboxes.values():
                     sandbox.seen.clear()
             async for message, time_ms in self._read(1):
+                for row in self._first(time_ms):
+                    yield row
                 for row in self._told(await self._whole(message) if whole else message, time_ms, states):
                     yield row
+            for row in self._first(None):
+                yield row
 
     async def _whole(self, message: AnyMessage) -> AnyMessage:
         if not isinstance(message, Answer):
@@ -117,7 +124,7 @@ class _Reading:
         answer = await inputs.filled(self.link, message)
         return await outputs.filled(self, answer) if isinstance(answer, CommandFinished) else answer
 
-    async def _jobs(self) -> AsyncGenerator[TrajectoryStep, None]:
+    async def _jobs(self, states: bool) -> AsyncGenerator[TrajectoryStep, None]:
         """Fold the rollouts: yield what their jobs returned, and note how other sandboxes ended."""
         folds: dict[str, tuple[RolloutFold, RolloutSubmitted] | None] = {}
         only = [self._requests, *self._reports]
@@ -130,6 +137,8 @@ class _Reading:
                 if known is None or message is None:
                     continue
                 fold, request = known
+                if states and isinstance(message, SandboxesReady) and message.digest and not request.spec.commands:
+                    self._ready.append((message, delivery.time_ms))
                 results = {each.index: each.result for each in getattr(message, "results", ())}
                 for outcome in fold.handle(message, delivery.time_ms).ended:
                     if self._index not in (None, outcome.index):
@@ -185,11 +194,18 @@ class _Reading:
                     row.end = str(sandbox.end)
                 yield row
 
+    def _first(self, until_ms: int | None) -> Iterator[TrajectoryStep]:
+        """Yield what sandboxes began as that were ready by then: first attempts, of which the rollouts' log tells."""
+        while self._ready and (until_ms is None or self._ready[0][1] <= until_ms):
+            message, time_ms = self._ready.popleft()
+            for request, index, _ in self._sandboxes(message):
+                yield state_of(request, message, index, time_ms)
+
     def _sandboxes(self, message: AnyMessage) -> Iterator[tuple[RolloutSubmitted, int, _Sandbox]]:
         """Yield those that a message is about, and that are wanted."""
         rollout = self._rollouts[getattr(message, "rollout", "")]
         index = getattr(message, "index", None)
-        about = ranges.indices(message.indices) if isinstance(message, SandboxesBegan) else (index,)
+        about = ranges.indices(message.indices) if isinstance(message, SandboxesBegan | SandboxesReady) else (index,)
         for each in about:
             if isinstance(each, int) and self._index in (None, each):
                 yield rollout.request, each, rollout.sandbox(each)

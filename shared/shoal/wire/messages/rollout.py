@@ -41,7 +41,10 @@ class SandboxesWanted(Message, frozen=True):
 
 
 class SandboxesReady(Message, frozen=True):
-    """These sandboxes run and take commands, at the named executor."""
+    """These sandboxes run and take commands, at the named executor.
+
+    `digest`: of the snapshot that first attempts began as; what later ones are says `SandboxesBegan`.
+    """
 
     rollout: str
     attempt: int
@@ -49,6 +52,7 @@ class SandboxesReady(Message, frozen=True):
     node: str
     executor: str
     isolation: str
+    digest: str = ""
 
 
 class SandboxResult(Value, frozen=True):

@@ -9,7 +9,10 @@ from shoal.wire.values import Blob, Command, CommandResult, EndReason, Ranges, S
 
 
 class SandboxesBegan(Message, frozen=True):
-    """These sandboxes take commands, and are what the snapshot with this digest holds."""
+    """These sandboxes take commands, and are what the snapshot with this digest holds.
+
+    Said of each attempt but the first, which has nothing behind it: `SandboxesReady` says what that one is.
+    """
 
     rollout: str
     attempt: int

@@ -236,6 +236,11 @@ class DriverConformance:
         assert shown.stdout == b"a  b; $(no)\n"
         assert (await sh(driver, name, "pwd", cwd="/usr")).stdout == b"/usr\n"
         assert (await sh(driver, name, 'echo "$GIVEN $MORE"', env=(("MORE", "now"),))).stdout == b"by spec now\n"
+        for session in (False, True):  # characters are those of UTF-8, unless another locale is given
+            counted = "printf '\u00e9' | wc -m"
+            assert (await sh(driver, name, counted, session=session)).stdout == b"1\n"
+            assert (await sh(driver, name, counted, session=session, env=(("LC_ALL", "C"),))).stdout == b"2\n"
+        assert (await sh(driver, name, "printf '\u00e9' | wc -m", env=(("LANG", "C"),))).stdout == b"2\n"
         much = bytes(range(256)) * 2000
         assert (await sh(driver, name, "wc -c", stdin=much)).stdout.strip() == str(len(much)).encode()
         assert (await sh(driver, name, "cat")).stdout == b""  # no input is an end, not a wait

@@ -98,11 +98,6 @@ def account(user: str) -> tuple[int, int, str]:
     raise OSError(0, "no such user in the sandbox", user)
 
 
-def environment(base: dict[str, str], home: str, extra: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Return what a command sees."""
-    return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": home, **base, **dict(extra)}
-
-
 class Program(NamedTuple):
     """A program that runs, which the agent reaps: our ends of its standard output (1), error (2) and perhaps input."""
 

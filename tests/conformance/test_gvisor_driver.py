@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -18,12 +19,14 @@ import pytest_asyncio
 from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
 from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers import kernel
+from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.gvisor import memory, runsc
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
 from shoal_executor.drivers.protocol import (
     DriverError,
     IsolationFailedError,
     NoSuchSandboxError,
+    NotEndedError,
     Started,
     StartFailed,
     StartSpec,
@@ -277,6 +280,27 @@ async def test_captures_take_turns_and_an_end_comes_first(driver: GvisorDriver, 
             assert list(place.iterdir()) == []
         assert await driver.list() == [name]
     await driver.destroy([name])
+
+
+async def test_one_that_cannot_be_ended_can_be_ended_later(
+    driver: GvisorDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = await one(driver)
+    box = driver._live[name]
+
+    async def busy(group: Group) -> None:
+        raise OSError(errno.EBUSY, "it is still busy")
+
+    monkeypatch.setattr(driver._groups, "remove", busy)
+    for _ in range(2):
+        with pytest.raises(NotEndedError, match=f"1 could not be ended, {name} for one: .*busy"):
+            await driver.destroy([name])
+        assert box.place.exists()
+    assert await driver.list() == []
+    monkeypatch.undo()
+    await driver.destroy([name])
+    assert not box.place.exists()
+    assert not any(directory.exists() for directory in box.group.directories)
 
 
 async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver, tmp_path: Path) -> None:

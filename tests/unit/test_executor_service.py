@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -229,7 +230,10 @@ async def test_ends_give_way_while_starts_wait_for_one_another_and_go_together(m
         assert list(map(len, driver.destroyed)) == [2, 1, 1]
 
 
-async def test_what_cannot_be_ended_keeps_its_slot_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_cannot_be_ended_keeps_its_slot_and_no_other_until_it_can(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal_executor.service.executor.AGAIN_S", 0.02)
     driver = Narrow()
     driver.unending.add(name_of(("r1", 0, "n1"), 1))
     async with benched(Profile(), None, driver) as bench:
@@ -242,7 +246,15 @@ async def test_what_cannot_be_ended_keeps_its_slot_and_no_other(capsys: pytest.C
         beats = len(await bench.heard(ExecutorBeat))
         await bench.heard(ExecutorBeat, lambda found: len(found) > beats)
         assert indices(await bench.heard(SlotsReleased)) == [0, 2, 3]
-    assert "1 could not be ended" in capsys.readouterr().out
+        async with asyncio.timeout(10):
+            while len(driver.destroyed) < 4:
+                await asyncio.sleep(0.01)
+        driver.unending.clear()
+        await bench.heard(SlotsReleased, covers(4))
+        assert driver.destroyed[1:] == [[name_of(("r1", 0, "n1"), 1)]] * (len(driver.destroyed) - 1)
+    told = capsys.readouterr().out
+    assert re.findall(r"again_s=(\S+)", told)[:3] == ["0.02", "0.04", "0.08"]
+    assert "1 could not be ended" in told
 
 
 async def test_interactive_commands_files_and_the_end(bench: Bench) -> None:

@@ -96,6 +96,7 @@ class AgentDriver(ABC, Generic[_Kind]):
         self._live: dict[str, _Kind] = {}
         self._starting: dict[str, _Kind] = {}
         self._ending: dict[str, _Kind] = {}
+        self._unended: set[str] = set()  # of `_ending`: nobody tries to end them now
         self._on_exit: ExitSink = lambda *_: None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -105,7 +106,7 @@ class AgentDriver(ABC, Generic[_Kind]):
 
     @abstractmethod
     async def _end(self, sandbox: _Kind) -> None:
-        """End one of `_ending`, take it out of there, and leave nothing of it."""
+        """End one of `_ending`, leave nothing of it, and take it out of there. What fails here may be tried again."""
 
     async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
         """Start all of them, so many at a time; yields each as it is up."""
@@ -200,7 +201,7 @@ class AgentDriver(ABC, Generic[_Kind]):
 
     async def destroy(self, names: Sequence[str]) -> None:
         """End these with all their processes, and wait until nothing is left."""
-        sandboxes = [sandbox for name in names if (sandbox := self._live.pop(name, None)) is not None]
+        sandboxes = [sandbox for name in names if (sandbox := self._taken(name)) is not None]
         for sandbox in sandboxes:
             sandbox.wanted = EndReason.RELEASED
             self._ending[sandbox.name] = sandbox
@@ -212,8 +213,15 @@ class AgentDriver(ABC, Generic[_Kind]):
         came = await asyncio.shield(asyncio.gather(*ends, return_exceptions=True))
         errors = {sandbox.name: error for sandbox, error in zip(sandboxes, came, strict=True) if error is not None}
         if errors:
+            self._unended.update(errors)
             why = next(iter(errors.values()))
             raise NotEndedError(errors, why) from why
+
+    def _taken(self, name: str) -> _Kind | None:
+        if name in self._unended:
+            self._unended.remove(name)
+            return self._ending[name]
+        return self._live.pop(name, None)
 
     async def list(self) -> list[str]:
         """Names of the live sandboxes."""

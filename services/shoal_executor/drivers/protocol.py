@@ -227,7 +227,8 @@ class Driver(Protocol):
     async def destroy(self, names: Sequence[str]) -> None:
         """End these sandboxes with all their processes, mounts and limits; returns when nothing is left of them.
 
-        Names that are not live are ignored. Raises NotEndedError when all others have ended.
+        Names that are not live are ignored. Raises NotEndedError when all others have ended; those may be asked for
+        again.
         """
         ...
 

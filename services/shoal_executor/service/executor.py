@@ -80,6 +80,9 @@ from shoal_executor.service.pace import Pace
 
 _LAST_WORDS_S: Final = 5.0
 _JOB: Final = "job"
+AGAIN_S: Final = 1.0
+"""Seconds until what could not be ended is tried again, then twice as many, and so on up to `MOST_S`."""
+MOST_S: Final = 60.0
 """The id of the one command that travels with a rollout."""
 
 log = structlog.get_logger()
@@ -342,15 +345,23 @@ class ExecutorService:
                     detail = f"its command could not be run: {ran.result}"
                     self._happened(Exited(key, running[ran.name], EndReason.DIED, detail))
 
-    async def _destroy(self, key: Key, indices: Ranges) -> None:
+    async def _destroy(self, key: Key, indices: Ranges, waited_s: float = 0.0) -> None:
         names = self._names.of(key, indices)
         try:
             await self._driver.destroy(list(names))
         except NotEndedError as error:  # they keep their slots: something of them may still be running
-            log.error("sandboxes could not be ended", rollout=key[0], node=key[2], error=str(error))
-            indices = ranges.collect([index for name, index in names.items() if name not in error.names])
+            again_s = min(2 * waited_s, MOST_S) or AGAIN_S
+            where = {"rollout": key[0], "node": key[2]}
+            log.error("sandboxes could not be ended", **where, error=str(error), again_s=again_s)
+            left = ranges.collect([index for name, index in names.items() if name in error.names])
+            self._spawn(self._destroy_later(key, left, again_s))
+            indices = ranges.without(indices, left)
         if indices:
             self._happened(Gone(key, indices))
+
+    async def _destroy_later(self, key: Key, indices: Ranges, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        await self._destroy(key, indices, wait_s)
 
     def _exited(self, name: str, reason: EndReason, detail: str) -> None:
         if self._exits is not None:

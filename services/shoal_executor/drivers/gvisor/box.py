@@ -264,9 +264,12 @@ class Box(Inhabited):
             try:
                 async with asyncio.timeout(UP_S):
                     await done.wait()
+            except BaseException:
+                self._pidfd = pidfd  # for whoever waits for it next
+                raise
             finally:
                 loop.remove_reader(pidfd)
-                os.close(pidfd)
+            os.close(pidfd)
         for path in self.runsc.root.glob(f"*{self._id}*"):
             path.unlink(missing_ok=True)
 

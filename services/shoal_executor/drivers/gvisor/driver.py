@@ -243,12 +243,10 @@ class GvisorDriver(AgentDriver[Box]):
     # --- ends
 
     async def _end(self, sandbox: Box) -> None:
-        try:
-            await sandbox.killed()
-            async with sandbox.alone:  # what is being captured fails now, and must be done with it
-                await self._clear_away(sandbox)
-        finally:
-            del self._ending[sandbox.name]
+        await sandbox.killed()
+        async with sandbox.alone:  # what is being captured fails now, and must be done with it
+            await self._clear_away(sandbox)
+        del self._ending[sandbox.name]
 
     async def _clear_away(self, box: Box) -> None:
         await box.killed()

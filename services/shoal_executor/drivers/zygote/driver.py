@@ -183,12 +183,10 @@ class ZygoteDriver(AgentDriver[Sandbox]):
     # ---
 
     async def _end(self, sandbox: Sandbox) -> None:
-        try:
-            await sandbox.killed()
-            sandbox.link.close()
-            await self._groups.remove(sandbox.group)
-        finally:
-            del self._ending[sandbox.name]
+        await sandbox.killed()
+        sandbox.link.close()
+        await self._groups.remove(sandbox.group)
+        del self._ending[sandbox.name]
 
     async def _start(self, name: str, spec: StartSpec) -> None:
         zygote = await self._templates.server_of(spec.snapshot)

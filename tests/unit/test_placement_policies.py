@@ -72,6 +72,14 @@ def test_no_kind_of_room_is_promised_twice(room: dict[str, Any], resources: dict
     assert started(fleet.release("n", ((1, 2),))) == {"n": 2}
 
 
+def test_a_group_is_not_cut_finer_than_anybody_would_notice() -> None:
+    for rate, shares in ((100.0, [3, 3]), (1_200.0, [6]), (20_000.0, [6])):
+        fleet = Fleet()
+        fleet.join("a", rate)
+        fleet.join("b", rate)
+        assert sorted(started(fleet.place(6)).values()) == shares
+
+
 def test_nodes_are_told_apart_by_their_labels() -> None:
     fleet = Fleet()
     fleet.join("a", labels=(("zone", "a"),))

@@ -83,8 +83,8 @@ async def test_a_unit_of_shoals_is_over_when_its_sandboxes_have_ended() -> None:
 async def test_commands_are_timed_by_the_driver_by_a_bare_process_and_through_shoal(
     tmp_path: Path, isolation: str
 ) -> None:
-    if isolation == "gvisor" and shutil.which("runsc") is None:  # `make test` installs it, but only as root
-        pytest.skip("needs runsc: apt install runsc")
+    if isolation == "gvisor" and shutil.which("runsc") is None:
+        pytest.skip("needs runsc: apt install runsc")  # `make test` installs it, but only as root
     commands = Commands(isolation, 3)
     await commands.round(tmp_path)
     rows = commands.rows()

@@ -80,10 +80,10 @@ from shoal_executor.service.pace import Pace
 
 _LAST_WORDS_S: Final = 5.0
 _JOB: Final = "job"
+"""The id of the one command that travels with a rollout."""
 AGAIN_S: Final = 1.0
 """Seconds until what could not be ended is tried again, then twice as many, and so on up to `MOST_S`."""
 MOST_S: Final = 60.0
-"""The id of the one command that travels with a rollout."""
 
 log = structlog.get_logger()
 

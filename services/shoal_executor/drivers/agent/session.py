@@ -80,11 +80,10 @@ class Session:
         return self.call if waits and self._unread() >= self._fed else None
 
     def _feed(self, data: bytes) -> None:
-        self._fed = len(data)
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._stdin, data)
-            return
-        self._fed = 0  # the shell is gone: its end says so
+        try:
+            self._fed = os.write(self._stdin, data)
+        except BrokenPipeError:  # the shell is gone: its end says so
+            self._fed = 0
 
     def _unread(self) -> int:
         return int.from_bytes(fcntl.ioctl(self._stdin, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from conformance.drivers import HOST, DriverConformance, fresh, start
@@ -62,3 +63,19 @@ async def test_two_who_wait_for_one_command() -> None:
     await asyncio.sleep(0)
     await driver.destroy([name])
     assert [type(each) for each in await asyncio.gather(*both, return_exceptions=True)] == [NoSuchSandboxError] * 2
+
+
+async def test_names_that_begin_alike_are_different_sandboxes() -> None:
+    driver = SimulatedDriver()
+    names = ["a-1", "a-1-0", "a-10", "a-1.1", "a", "b-1"]
+    await start(driver, names, StartSpec(HOST))
+    assert sorted(await driver.list()) == sorted(names)
+    await driver.write_file("a-1-0", "note", b"mine")
+    await driver.destroy(["a-1", "b-1", "c-1"])
+    assert sorted(await driver.list()) == ["a", "a-1-0", "a-1.1", "a-10"]
+    assert (await driver.read_file("a-1-0", "note")).data == b"mine"
+    for gone in ("a-1", "b-1", "c-1"):
+        with pytest.raises(NoSuchSandboxError):
+            await driver.run(gone, Command(("x",)))
+    await driver.close()
+    assert await driver.list() == []

@@ -172,7 +172,7 @@ async def test_a_reader_outlives_the_server_its_consumer_is_on(brokers: Embedded
         await bus.publish(log.subject(), b"0", "0")
         assert [each.payload for each in await take(reader, 1)] == [b"0"]
         for round in range(1, 3):
-            about = await bus._api.ask(f"CONSUMER.INFO.{log.name}.{reader._consumer}")
+            about = await bus._api.ask(f"CONSUMER.INFO.{log.name}.{reader._consumer.decode()}")
             home = int(about["cluster"]["leader"].rpartition("-")[2]) - 1
             await brokers.kill(home)
             waiting = asyncio.create_task(take(reader, 1))

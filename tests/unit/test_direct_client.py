@@ -8,7 +8,7 @@ from nats.aio.msg import Msg
 from nats.errors import BadHeaderError, BadSubjectError
 
 from shoal.broker import EmbeddedBroker
-from shoal.bus.client import DirectClient, header, status
+from shoal.bus.client import DirectClient, header, message_id, status
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,21 @@ def test_a_header_is_found_by_its_whole_name() -> None:
     assert header(headers, b"Empty") == ""
     assert header(headers, b"Nats") == ""
     assert header(b"", b"Nats-Msg-Id") == ""
+
+
+@pytest.mark.parametrize(
+    ("headers", "id"),
+    [
+        (b"NATS/1.0\r\nNats-Msg-Id: SHOAL_ROLLOUT_0:7:0\r\n\r\n", "SHOAL_ROLLOUT_0:7:0"),
+        (b"NATS/1.0\r\nNats-Msg-Id:a: b \r\nNats-Other: c\r\n\r\n", "a: b"),
+        (b"NATS/1.0\r\nNats-Other: c\r\nNats-Msg-Id: last\r\n\r\n", "last"),
+        (b"NATS/1.0\r\nNats-Msg-Id-Too: no\r\n\r\n", ""),
+        (b"NATS/1.0\r\nNats-Msg-Id:\r\n\r\n", ""),
+        (b"", ""),
+    ],
+)
+def test_what_a_message_was_published_with(headers: bytes, id: str) -> None:
+    assert message_id(headers) == id == header(headers, b"Nats-Msg-Id")
 
 
 @pytest.mark.broker

@@ -20,7 +20,7 @@ from shoal.bus.pull import Position, parse_ack_subject
     ],
 )
 def test_a_delivery_says_where_it_stands(reply: str) -> None:
-    assert parse_ack_subject(reply) == Position("consumer", 42, 7, 1_700_000_000_123_456_789, 3)
+    assert parse_ack_subject(reply.encode()) == Position(b"consumer", 42, 7, 1_700_000_000_123_456_789)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_delivery_says_where_it_stands(reply: str) -> None:
 )
 def test_what_is_no_delivery(reply: str) -> None:
     with pytest.raises(ValueError):
-        parse_ack_subject(reply)
+        parse_ack_subject(reply.encode())
 
 
 @pytest.mark.broker

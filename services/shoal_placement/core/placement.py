@@ -72,6 +72,9 @@ class PlacementCore(Roster):
         now = cause.time_ms
         effects: list[Effect] = []
         match message:
+            case m.SlotsReleased():
+                self._free(message, effects)
+                self._place_waiting(now, effects)
             case m.PlaceRequested():
                 self._request(message, now, effects)
             case m.ReleaseRequested():
@@ -105,9 +108,6 @@ class PlacementCore(Roster):
                     self._forget(executor)
             case m.NodeDrained():
                 self._drain(message, now, effects)
-            case m.SlotsReleased():
-                self._free(message, effects)
-                self._place_waiting(now, effects)
             case m.SettingsChanged(settings=settings):
                 new = {**self.settings, **dict(settings)}
                 if new.keys() != self.settings.keys() or new["policy"] not in POLICIES:

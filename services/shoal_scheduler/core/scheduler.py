@@ -49,9 +49,22 @@ class SchedulerCore(Fates):
         """Fold one message. Raises LawBrokenError, having changed nothing."""
         now = cause.time_ms
         effects: list[Effect] = []
-        match message:
+        match message:  # the most frequent first: each case is looked at in turn
+            case m.SandboxesReady(rollout=name, attempt=attempt, indices=indices):
+                if (rollout := self._reported(name, attempt, indices, now)) is None or not self._ready(
+                    rollout, attempt, indices, now, effects
+                ):
+                    return effects
+            case m.SandboxesFinished():
+                self._finished(message, now, effects)
+            case m.RolloutQueued() | m.RolloutDispatched() | m.RolloutRejected() | m.RolloutConcluded():
+                return ()  # its own words, read back
             case m.RolloutSubmitted():
                 self._submit(message, now, effects)
+            case m.RolloutReleased(rollout=name, indices=indices):
+                self._close(name, indices, m.EndReason.RELEASED, now, effects)
+            case m.Tick():
+                self._pass_time(now, effects)
             case m.TemplateResolved():
                 self._resolved(message, now, effects)
             case m.CellCapacity():
@@ -84,13 +97,6 @@ class SchedulerCore(Fates):
                 if declined and name in self.books.rollouts:
                     self._shut(self.books.rollouts[name].want, now)
                 self._close(name, tickets, m.EndReason.RELEASED, now, effects)
-            case m.SandboxesReady(rollout=name, attempt=attempt, indices=indices):
-                if (rollout := self._reported(name, attempt, indices, now)) is None or not self._ready(
-                    rollout, attempt, indices, now, effects
-                ):
-                    return effects
-            case m.SandboxesFinished():
-                self._finished(message, now, effects)
             case m.SandboxesEnded():
                 self._ended(message, now, effects)
             case m.SandboxSaved(rollout=name, attempt=attempt, index=index, snapshot=snapshot):
@@ -106,14 +112,8 @@ class SchedulerCore(Fates):
                 return effects
             case m.SandboxesClosed(rollout=name, indices=indices, reason=reason):
                 self._close(name, indices, reason, now, effects)
-            case m.RolloutReleased(rollout=name, indices=indices):
-                self._close(name, indices, m.EndReason.RELEASED, now, effects)
             case m.RolloutCancelled(rollout=name):
                 self._close(name, (), m.EndReason.CANCELLED, now, effects)
-            case m.Tick():
-                self._pass_time(now, effects)
-            case m.RolloutQueued() | m.RolloutDispatched() | m.RolloutRejected() | m.RolloutConcluded():
-                return ()  # its own words, read back
             case _:
                 raise LawBrokenError(f"the scheduler has no use for {type(message).__name__}")
         self._dispatch(now, effects)

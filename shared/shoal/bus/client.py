@@ -21,6 +21,8 @@ from shoal.bus.transport import DirectTransport
 
 _LINE: Final = b"NATS/1.0"
 _END: Final = b"\r\n"
+_STATUS: Final = b"NATS/1.0 "
+_ID_FIRST: Final = b"NATS/1.0\r\nNats-Msg-Id:"
 _TCP: Final = ("nats", "tls")
 
 Hear = Callable[[bytes, bytes, bytes, bytes], None]
@@ -68,8 +70,6 @@ class DirectClient(Client):
         hear = self._listeners.get(sid)
         if hear is None:
             return False
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(payload)
         try:
             hear(subject, reply, headers, payload)
         except Exception as error:  # whoever listens is at fault, and must not end the connection for the others
@@ -91,15 +91,13 @@ class DirectClient(Client):
         if not self.is_connected or flusher is None or flusher.done():
             raise ConnectionResetError("there is no connection to the broker")
         if headers:
-            head = b"%b\r\n%b\r\n" % (_LINE, b"".join(_line(name, value) for name, value in headers.items()))
+            head = b"%b\r\n%b\r\n" % (_LINE, b"".join([_line(name, value) for name, value in headers.items()]))
             size = len(head)
             command = b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
                 _subject(subject), reply.encode(), size, size + len(payload), head, payload,
             )  # fmt: skip
         else:
             command = b"PUB %b %b %d\r\n%b\r\n" % (_subject(subject), reply.encode(), len(payload), payload)
-        self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += len(payload)
         self._pending.append(command)
         self._pending_data_size += len(command)
         if not self._writing:
@@ -130,6 +128,13 @@ def _line(name: str, value: str) -> bytes:
     return f"{name}: {value}\r\n".encode()
 
 
+def message_id(headers: bytes) -> str:
+    """Return what a message was published with as its id, empty where there is none."""
+    if headers.startswith(_ID_FIRST):  # as Shoal writes them
+        return headers[len(_ID_FIRST) : headers.find(_END, len(_ID_FIRST))].strip().decode()
+    return header(headers, b"Nats-Msg-Id")
+
+
 def header(headers: bytes, name: bytes) -> str:
     """Return the value of a header, empty where there is none."""
     at = headers.find(b"\r\n%b:" % name)
@@ -141,7 +146,7 @@ def header(headers: bytes, name: bytes) -> str:
 
 def status(headers: bytes) -> tuple[str, str]:
     """Return the code and the words of the broker's own messages; both are empty for what was published."""
-    if not headers.startswith(b" ", len(_LINE)):
+    if not headers.startswith(_STATUS):
         return "", ""
     code, _, words = headers[len(_LINE) : headers.find(_END)].strip().decode().partition(" ")
     return code, words.strip()

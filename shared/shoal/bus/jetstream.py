@@ -88,7 +88,8 @@ class JetStreamBus:
         await self._connection.client.listen(f"{self._inbox}.*", self._on_reply)
 
     def _on_reply(self, subject: bytes, _: bytes, headers: bytes, payload: bytes) -> None:
-        self._outbox.replied(int(subject[len(self._inbox) + 1 :]), status(headers)[0], payload)
+        code = status(headers)[0] if headers else ""
+        self._outbox.replied(int(subject[len(self._inbox) + 1 :]), code, payload)
 
     def disconnected(self) -> None:
         """Take back what was under way, to send it again."""

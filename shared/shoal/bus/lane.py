@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+import msgspec
+
 from shoal.bus.protocol import Stored
 from shoal.wire.streams import stream_of
 
@@ -18,8 +20,7 @@ one may come at any moment. Elections take longer than this.
 """
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """One publication that is not settled yet. Times are the event loop's."""
 
     number: int

@@ -116,10 +116,15 @@ class Outbox:
         lane = self._lanes.get(name)
         if lane is None:
             lane = self._lanes[name] = Lane()
-        entry = Entry(self._number, future, lane, subject, payload, sent, self._loop.time() + self._deadline_s, size)
+        now = self._loop.time()
+        entry = Entry(self._number, future, lane, subject, payload, sent, now + self._deadline_s, size)
         self._open[entry.number] = entry
-        self._queue.append(entry)
-        self._send_all()
+        waits = self._queue or self._alone or not self._may_send()
+        if not waits and self._transport.ready and lane.takes(now):
+            self._send(entry, now)
+        else:
+            self._queue.append(entry)
+            self._send_all()
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
         return future
@@ -134,7 +139,7 @@ class Outbox:
 
     def _send_all(self) -> None:
         while self._transport.ready and self._may_send() and (entry := self._next()) is not None:
-            self._send(entry)
+            self._send(entry, self._loop.time())
 
     def _may_send(self) -> bool:
         return self._flying < self._limit and self._bytes < IN_FLIGHT_BYTES
@@ -150,7 +155,7 @@ class Outbox:
             entry.lane.waiting.append(entry)
         return None
 
-    def _send(self, entry: Entry) -> None:
+    def _send(self, entry: Entry, now: float) -> None:
         lane = entry.lane
         if lane.next is entry:
             lane.next = None
@@ -160,7 +165,7 @@ class Outbox:
         if entry.size > self._transport.max_payload:
             self._settle(entry, _too_large(entry, self._transport.max_payload))
             return
-        entry.sent_at = self._loop.time()
+        entry.sent_at = now
         lane.under_way[entry.number] = entry
         self._flying += 1
         self._bytes += entry.size

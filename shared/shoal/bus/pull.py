@@ -18,7 +18,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from shoal.bus.api import Api
-from shoal.bus.client import header, status
+from shoal.bus.client import header, message_id, status
 from shoal.bus.connection import Connection
 from shoal.bus.ending import end
 from shoal.bus.protocol import BusError, Delivery, NoStreamError
@@ -37,24 +37,24 @@ _DELIVERY: Final = b"$JS.ACK."
 class Position(NamedTuple):
     """Where a delivery stands: in its stream, and among what its consumer delivered."""
 
-    consumer: str
+    consumer: bytes
     sequence: int
     consumer_sequence: int
     time_ns: int
-    pending: int
 
 
-def parse_ack_subject(reply: str) -> Position:
+def parse_ack_subject(reply: bytes) -> Position:
     """Return what a delivery's reply subject says. Raises ValueError for any other subject.
 
     Two forms: `$JS.ACK.<stream>.<consumer>.<tries>.<sequence>.<consumer sequence>.<time>.<pending>`, and one with
     domain and account before the stream and perhaps more tokens at the end.
     """
-    tokens = reply.split(".")
-    at = 3 if len(tokens) == 9 else 5
-    if len(tokens) < 9 or len(tokens) == 10 or tokens[0] != "$JS" or tokens[1] != "ACK":
+    tokens = reply.split(b".")
+    count = len(tokens)
+    at = 3 if count == 9 else 5
+    if count < 9 or count == 10 or not reply.startswith(_DELIVERY):
         raise ValueError(f"{reply!r} is not the reply subject of a delivery")
-    return Position(tokens[at], *(int(token) for token in tokens[at + 2 : at + 6]))
+    return Position(tokens[at], int(tokens[at + 2]), int(tokens[at + 3]), int(tokens[at + 4]))
 
 
 class PullReader:
@@ -75,7 +75,7 @@ class PullReader:
         self._subscription: Subscription | None = None
         self._wanted = 1  # generations of the consumer: the one that is wanted, and the one there is
         self._made = 0
-        self._consumer = ""
+        self._consumer = b""
         self._consumer_sequence = 0
         self._pulls: dict[int, int] = {}  # how many messages of each are to come
         self._asked = 0  # of all of them
@@ -119,7 +119,11 @@ class PullReader:
             if self._closed:
                 raise BusError("this reader is closed")
             if self._buffer:
-                found = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+                if len(self._buffer) <= limit:
+                    found = list(self._buffer)
+                    self._buffer.clear()
+                else:
+                    found = [self._buffer.popleft() for _ in range(limit)]
                 self._ask_for_more()
                 return found
             if self._failure is not None:
@@ -170,22 +174,23 @@ class PullReader:
                 self._heard = time.monotonic()
                 self._on_status(int(pull), headers)
             return
-        at = parse_ack_subject(reply.decode())
-        if at.consumer != self._consumer or self._made != self._wanted:
+        consumer, sequence, consumer_sequence, time_ns = parse_ack_subject(reply)
+        if consumer != self._consumer or self._made != self._wanted:
             return  # from a consumer that was given up
         self._heard = time.monotonic()
-        if at.consumer_sequence != self._consumer_sequence + 1:
-            self._start_over(f"delivery {self._consumer_sequence + 1} is missing before {at.consumer_sequence}")
+        if consumer_sequence != self._consumer_sequence + 1:
+            self._start_over(f"delivery {self._consumer_sequence + 1} is missing before {consumer_sequence}")
             return
-        self._consumer_sequence = at.consumer_sequence
+        self._consumer_sequence = consumer_sequence
         self._count_off()
-        if at.sequence > self._last:
-            self._last = at.sequence
+        if sequence > self._last:
+            self._last = sequence
             self._average += (len(payload) + 256 - self._average) / 16
-            id = header(headers, b"Nats-Msg-Id")
-            self._buffer.append(Delivery(subject.decode(), payload, at.sequence, at.time_ns // 1_000_000, id))
+            id = message_id(headers)
+            self._buffer.append(Delivery(subject.decode(), payload, sequence, time_ns // 1_000_000, id))
             self._hand_over()
-        self._ask_for_more()
+        if self._asked <= self._low:
+            self._ask_for_more()
 
     def _count_off(self) -> None:
         """One message of the oldest pull came: the broker serves them in turn."""
@@ -284,7 +289,7 @@ class PullReader:
             config["filter_subjects"] = self._filters
         body = {"stream_name": self._stream, "config": config, "action": "create"}
         await self._api.ask(f"CONSUMER.CREATE.{self._stream}.{name}", body, no_stream_patience_s=_NO_STREAM_PATIENCE_S)
-        self._consumer, self._consumer_sequence = name, 0
+        self._consumer, self._consumer_sequence = name.encode(), 0
         self._pulls.clear()
         self._asked = 0
         self._heard = time.monotonic()
@@ -292,8 +297,8 @@ class PullReader:
 
     def _forget_consumer(self) -> None:
         if self._consumer and self._connection.ready:
-            subject = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
-            self._consumer = ""
+            subject = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer.decode()}"
+            self._consumer = b""
             self._connection.send(subject, b"", "", None)
 
     def _top_up(self) -> None:
@@ -308,7 +313,7 @@ class PullReader:
         self._pulls[self._pull_number] = room
         self._asked += room
         self._connection.send(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer.decode()}",
             msgspec.json.encode(pull),
             f"{self._inbox}.{self._made}.{self._pull_number}",
             None,

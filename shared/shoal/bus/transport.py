@@ -98,22 +98,21 @@ class Frames(asyncio.StreamReaderProtocol):
         end = data.find(_END, at)
         if end < 0:
             return len(data) + 1
-        body = end + len(_END)
+        body = end + 2
         if not data.startswith(_MESSAGES, at):
             super().data_received(data[at:body])
             return body
         words = data[at:end].split()
-        fixed = 5 if words[0] == b"HMSG" else 4
+        count, fixed = len(words), 5 if words[0] == b"HMSG" else 4
         size = int(words[-1])
-        stop = body + size + len(_END)
-        if size < 0 or not fixed <= len(words) <= fixed + 1:
+        last = body + size
+        stop = last + 2
+        if size < 0 or not fixed <= count <= fixed + 1:
             raise ValueError
         if stop > len(data):
             return stop
         head = body + int(words[-2]) if fixed == 5 else body
-        heard = self._heard(
-            int(words[2]), words[1], words[3] if len(words) > fixed else b"", data[body:head], data[head : body + size]
-        )
-        if not heard:
+        reply = words[3] if count > fixed else b""
+        if not self._heard(int(words[2]), words[1], reply, data[body:head], data[head:last]):
             super().data_received(data[at:stop])
         return stop

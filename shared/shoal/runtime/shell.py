@@ -6,6 +6,7 @@ be stored, with the ids the leader would have used. A crash at any point repeats
 """
 
 import asyncio
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -371,8 +372,13 @@ class Shell:
             if not news or (news < self._checkpoint_every and loop.time() - saved_at < _CHECKPOINT_S):
                 continue
             began = loop.time()
+            gc.disable()  # what a dump is made of is free of cycles, and looking for some takes as long as the dump
+            try:
+                state = self._core.dump()
+            finally:
+                gc.enable()
             checkpoint = Checkpoint(
-                self._name, self._core.state_version, self._stream, self.position, self._time_ms, self._core.dump()
+                self._name, self._core.state_version, self._stream, self.position, self._time_ms, state
             )
             pause = _SHARE * (loop.time() - began)
             try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+import msgspec
 import structlog
 
 from shoal.bus.lane import lane_of
@@ -27,8 +28,7 @@ Outcome = Stored | BaseException | None
 log = structlog.get_logger()
 
 
-@dataclass(slots=True, eq=False)
-class _Kept:
+class _Kept(msgspec.Struct, eq=False):
     """One message that is not known to be stored. Times are the event loop's."""
 
     number: int

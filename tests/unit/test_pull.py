@@ -106,3 +106,22 @@ class TestRecovery:
                 assert [message.sequence for message in await take(reader, 1)] == [round + 1]
             assert reader.restarts == 0
             await bus.close()
+
+
+@pytest.mark.broker
+async def test_who_looks_at_one_message_does_not_hear_all(broker: EmbeddedBroker) -> None:
+    bus = await JetStreamBus.connect(broker.url)
+    try:
+        log = Log()
+        await bus.ensure([log.stream])
+        await asyncio.gather(*(bus.publish(log.subject(), b"", f"{i}") for i in range(2_000)))
+        reader = await bus.reader(log.name)
+        first = await reader.batch(1)
+        await asyncio.sleep(0.2)
+        assert [each.sequence for each in first] == [1]
+        assert len(reader._buffer) < 128
+        rest = await take(reader, 1_999)
+        assert [each.sequence for each in rest] == list(range(2, 2_001))
+        assert reader._asked > 2_000  # who follows is asked for ahead of
+    finally:
+        await bus.close()

@@ -106,6 +106,8 @@ class Starting:
 
     def dump(self) -> list[Sent]:
         """Return it as data."""
+        if not self.count:
+            return []
         groups: dict[tuple[int, int], list[int]] = {}
         for index, moment in enumerate(self._since):
             if moment:

@@ -23,7 +23,12 @@ from shoal.bus.connection import Connection
 from shoal.bus.ending import end
 from shoal.bus.protocol import BusError, Delivery, NoStreamError
 
-_AHEAD: Final = 4096  # messages asked for or held beyond what the reader has taken
+_FIRST: Final = 64
+_AHEAD: Final = 4096
+"""Messages asked for or held beyond what the reader has taken: so many at first, and at most. Each time it has taken all
+there is it is `_MORE` times as many. Whoever looks at one message only (which is the first since then?) would else hear
+four thousand, and they are 40 ms of a service's time, in which it does nothing else."""
+_MORE: Final = 4
 _AHEAD_BYTES: Final = 64 * 1024**2
 _EXPIRES_S: Final = 30.0
 _HEARTBEAT_S: Final = 2.0
@@ -79,7 +84,8 @@ class PullReader:
         self._consumer_sequence = 0
         self._pulls: dict[int, int] = {}  # how many messages of each are to come
         self._asked = 0  # of all of them
-        self._low = _AHEAD // 2
+        self._ahead = _FIRST
+        self._low = _FIRST // 2
         self._pull_number = 0
         self._heard = 0.0
         self._average = 256.0
@@ -122,6 +128,7 @@ class PullReader:
                 if len(self._buffer) <= limit:
                     found = list(self._buffer)
                     self._buffer.clear()
+                    self._ahead = min(_MORE * self._ahead, _AHEAD)
                 else:
                     found = [self._buffer.popleft() for _ in range(limit)]
                 self._ask_for_more()
@@ -232,7 +239,7 @@ class PullReader:
         """Return how many messages to ask for now: none before half of what may be ahead is used up."""
         if self._asked > self._low:
             return 0
-        ahead = max(16, min(_AHEAD, int(_AHEAD_BYTES / self._average)))
+        ahead = max(16, min(self._ahead, int(_AHEAD_BYTES / self._average)))
         self._low = ahead // 2
         return ahead - self._asked - len(self._buffer) if self._asked <= self._low else 0
 

@@ -81,7 +81,7 @@ class Ledger:
 
     def dump(self) -> "Dumped":
         """Return the whole state beyond the spec: of each sandbox what it is, its attempt, and how often it failed."""
-        attempts = list(self._attempts) if any(self._attempts) else []
+        attempts = list(self._attempts) if self._retried and any(self._attempts) else []
         return bytes(self._states), attempts, bytes(self._failures), sorted(self._hedged), sorted(self._tried.items())
 
     @classmethod

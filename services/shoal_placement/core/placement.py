@@ -14,6 +14,7 @@ from shoal.machine import ranges
 from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.machine.ledger import HEDGE
 from shoal.wire import messages as m, subjects
+from shoal_placement.core.expiries import Expiries
 from shoal_placement.core.nodes import Demand, DumpedExecutor, Executor, demand_of
 from shoal_placement.core.placing import Placing
 from shoal_placement.core.policies import POLICIES
@@ -65,6 +66,7 @@ class PlacementCore(Roster):
         self._policy = POLICIES[policy]
         self._waiting = Waiting()
         self._over: dict[str, int] = {}  # rollouts that were given up as a whole, and until when that is remembered
+        self._expiries = Expiries(self._remembered_until)
         self._wake_ms: int | None = None  # not after anything is due; a Tick that comes too soon sets it right
 
     def handle(self, message: m.AnyMessage, cause: Cause) -> Sequence[Effect]:
@@ -159,6 +161,7 @@ class PlacementCore(Roster):
         self._boots = {name: list(boots) for name, boots in found.boots}
         self._rollouts = {name: record.load() for name, record in found.rollouts}
         self._over = found.over
+        self._expiries.begin(self._remembered())
         self._waiting = Waiting(found.waiting)
         self._drained = dict.fromkeys(found.drained)
         self._told = found.told
@@ -176,11 +179,15 @@ class PlacementCore(Roster):
         if now >= message.deadline_ms:
             return  # the scheduler ends it; that also lets the record of repeats be dropped at the deadline
         if message.rollout in self._over:
-            self._over[message.rollout] = max(self._over[message.rollout], message.deadline_ms)
+            if message.deadline_ms > self._over[message.rollout]:
+                self._over[message.rollout] = message.deadline_ms
+                self._expiries.set(message.rollout, message.deadline_ms)
             return
-        record = self._rollouts.setdefault(message.rollout, Record(message.deadline_ms))
+        record = self._record(message.rollout, message.deadline_ms)
         record.tenant, record.run, record.cell = message.tenant, message.run, message.cell
-        record.expires_ms = max(record.expires_ms, message.deadline_ms)
+        if message.deadline_ms > record.expires_ms:
+            record.expires_ms = message.deadline_ms
+            self._expiries.set(message.rollout, message.deadline_ms)
         self._wake_by(record.expires_ms)
         news = ranges.without(message.indices, of_attempt(record.seen, message.attempt))
         record.seen = with_attempt(record.seen, message.attempt, news)
@@ -191,6 +198,22 @@ class PlacementCore(Roster):
                 request = msgspec.structs.replace(request, avoid=(*request.avoid, *self._nodes_of(request)))
             self._waiting.add(request, now)
             self._place_waiting(now, effects)
+
+    def _record(self, rollout: str, expires_ms: int) -> Record:
+        """Return what is remembered of a rollout; where that is nothing, it is remembered until then."""
+        record = self._rollouts.get(rollout)
+        if record is None:
+            record = self._rollouts[rollout] = Record(expires_ms)
+            self._expiries.set(rollout, expires_ms)
+        return record
+
+    def _remembered_until(self, rollout: str) -> int | None:
+        if (record := self._rollouts.get(rollout)) is not None:
+            return record.expires_ms
+        return self._over.get(rollout)
+
+    def _remembered(self) -> list[tuple[str, int]]:
+        return [*((name, record.expires_ms) for name, record in self._rollouts.items()), *self._over.items()]
 
     def _nodes_of(self, hedge: m.PlaceRequested) -> list[str]:
         """Return the nodes on which the sandboxes of a hedge are being started already."""
@@ -212,7 +235,7 @@ class PlacementCore(Roster):
             raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
         if message.rollout in self._over:
             return
-        record = self._rollouts.setdefault(message.rollout, Record(now + _KEPT_MS))
+        record = self._record(message.rollout, now + _KEPT_MS)
         self._wake_by(record.expires_ms)
         news = ranges.without(message.indices, record.unwanted(message.attempt, message.indices))
         if message.indices and not news:
@@ -260,15 +283,14 @@ class PlacementCore(Roster):
                     executor.heard_ms, executor.excused = now, True
                     continue
                 self._lose(executor, f"its executor was silent for {SILENCE_MS // 1000} s", effects)
-        for name in [name for name, expires_ms in self._over.items() if now >= expires_ms]:
-            del self._over[name]
-        expired = [name for name, record in self._rollouts.items() if now >= record.expires_ms]
-        for name in expired:
-            del self._rollouts[name]
-            self._waiting.drop(name)
-        silent = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
-        records = (record.expires_ms for record in self._rollouts.values())
-        self._wake_ms = min([*silent, *records, *self._over.values()], default=None)
+        for name in self._expiries.due(now):
+            if self._over.pop(name, None) is None:
+                del self._rollouts[name]
+                self._waiting.drop(name)
+        due = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
+        if (first := self._expiries.first()) is not None:
+            due.append(first)
+        self._wake_ms = min(due, default=None)
         self._place_waiting(now, effects)
 
     # --- choosing nodes
@@ -324,5 +346,6 @@ class PlacementCore(Roster):
     def check(self) -> None:
         """Assert that no node is over-committed and that every account balances."""
         self._fleet.check()
+        self._expiries.check(self._remembered())
         assert all(ranges.count(w.indices) for w, _ in self._waiting)
         assert all(len(w.spec.commands) in (0, 1, ranges.count(w.indices)) for w, _ in self._waiting)

@@ -25,9 +25,9 @@ from shoal.bus.protocol import BusError, Delivery, NoStreamError
 
 _FIRST: Final = 64
 _AHEAD: Final = 4096
-"""Messages asked for or held beyond what the reader has taken: so many at first, and at most. Each time it has taken all
-there is it is `_MORE` times as many. Whoever looks at one message only (which is the first since then?) would else hear
-four thousand, and they are 40 ms of a service's time, in which it does nothing else."""
+"""Messages asked for or held beyond what the reader has taken: so many at first, and at most. Each time it has taken
+all there is it is `_MORE` times as many. Whoever looks at one message only (which is the first since then?) would else
+hear four thousand, and they are 40 ms of a service's time, in which it does nothing else."""
 _MORE: Final = 4
 _AHEAD_BYTES: Final = 64 * 1024**2
 _EXPIRES_S: Final = 30.0

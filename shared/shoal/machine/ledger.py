@@ -287,4 +287,5 @@ class Ledger:
         """Assert the ledger's invariants."""
         assert self._ended == sum(state >= _ENDED for state in self._states)
         assert all(failures < self._limit for failures in self._failures)
+        assert self._retried or not any(self._attempts)
         assert all(self._states[index] == _PENDING and self._attempts[index] < HEDGE for index in self._hedged)

@@ -6,6 +6,7 @@ in the place of a new one.
 """
 
 import asyncio
+import gc
 import zlib
 from collections.abc import Sequence
 from typing import Final
@@ -24,11 +25,23 @@ from shoal.machine.checkpoint import (
     unpack,
     unseal,
 )
+from shoal.machine.core import Core
 from shoal.wire.streams import CHECKPOINT_BUCKET
 
 _PIECE: Final = 512 * 1024
 
 log = structlog.get_logger()
+
+
+def dump(core: Core) -> bytes:
+    """Return a core's state. It is built of many objects without cycles: looking for some takes as long again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return core.dump()
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Checkpoints:

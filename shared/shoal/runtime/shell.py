@@ -6,7 +6,6 @@ be stored, with the ids the leader would have used. A crash at any point repeats
 """
 
 import asyncio
-import gc
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, BusError, Delivery, Reader
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, Core, Publish, Task, effect_id, respond
-from shoal.runtime.checkpoints import Checkpoints
+from shoal.runtime.checkpoints import Checkpoints, dump
 from shoal.runtime.dead import dead_letter_of, store
 from shoal.runtime.lease import TTL_S, Lease, LeaseLostError, Owner
 from shoal.runtime.outlet import Folded, Outgoing, Outlet
@@ -372,13 +371,8 @@ class Shell:
             if not news or (news < self._checkpoint_every and loop.time() - saved_at < _CHECKPOINT_S):
                 continue
             began = loop.time()
-            gc.disable()  # what a dump is made of is free of cycles, and looking for some takes as long as the dump
-            try:
-                state = self._core.dump()
-            finally:
-                gc.enable()
             checkpoint = Checkpoint(
-                self._name, self._core.state_version, self._stream, self.position, self._time_ms, state
+                self._name, self._core.state_version, self._stream, self.position, self._time_ms, dump(self._core)
             )
             pause = _SHARE * (loop.time() - began)
             try:

@@ -84,7 +84,7 @@ async def test_commands_are_timed_by_the_driver_by_a_bare_process_and_through_sh
     tmp_path: Path, isolation: str
 ) -> None:
     if isolation == "gvisor" and shutil.which("runsc") is None:
-        pytest.skip("needs runsc: apt install runsc")  # `make test` installs it, but only as root
+        pytest.skip("needs runsc: apt install runsc")  # it is what is timed; `make test` installs it only as root
     commands = Commands(isolation, 3)
     await commands.round(tmp_path)
     rows = commands.rows()

@@ -14,6 +14,7 @@ from urllib.parse import ParseResult
 from nats.aio.transport import TcpTransport
 
 _END: Final = b"\r\n"
+_BREAK: Final = len(_END)
 _MESSAGES: Final = (b"MSG ", b"HMSG ")
 
 Heard = Callable[[int, bytes, bytes, bytes, bytes], bool]
@@ -98,7 +99,7 @@ class Frames(asyncio.StreamReaderProtocol):
         end = data.find(_END, at)
         if end < 0:
             return len(data) + 1
-        body = end + 2
+        body = end + _BREAK
         if not data.startswith(_MESSAGES, at):
             super().data_received(data[at:body])
             return body
@@ -106,7 +107,7 @@ class Frames(asyncio.StreamReaderProtocol):
         count, fixed = len(words), 5 if words[0] == b"HMSG" else 4
         size = int(words[-1])
         last = body + size
-        stop = last + 2
+        stop = last + _BREAK
         if size < 0 or not fixed <= count <= fixed + 1:
             raise ValueError
         if stop > len(data):

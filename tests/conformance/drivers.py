@@ -167,8 +167,8 @@ class DriverConformance:
     async def test_runs_a_command_in_each_of_many(self, driver: Driver) -> None:
         names = [await one(driver) for _ in range(5)]
         await driver.destroy(names[3:4])
-        jobs = [(name, Command(line=f"echo {number}")) for number, name in enumerate(names)]
-        found = {ran.name: ran.result async for some in driver.run_each(jobs, id="job") for ran in some}
+        jobs = [Command(line=f"echo {number}") for number in range(5)]
+        found = {names[at]: result async for some in driver.run_each(names, jobs, id="job") for at, result in some}
         assert set(found) == set(names)
         assert isinstance(found.pop(names[3]), NoSuchSandboxError)
         for number, name in enumerate(names):
@@ -177,7 +177,8 @@ class DriverConformance:
                 assert isinstance(result, CommandResult)
                 assert f"{number}".encode() in result.stdout
                 assert await driver.run(name, Command(line="echo again"), id="job") == result  # it has its id
-        again = {ran.name: ran.result async for some in driver.run_each(jobs[:2], id="job") for ran in some}
+        two = driver.run_each(names[:2], jobs[:2], id="job")
+        again = {names[at]: result async for some in two for at, result in some}
         assert again == {name: found[name] for name in names[:2]}
         assert b"two" in (await driver.run(names[0], Command(line="echo two"), id="other")).stdout
         await driver.destroy(names)

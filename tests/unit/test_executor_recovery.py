@@ -97,8 +97,10 @@ class Lasting(SimulatedDriver):
             known[id] = asyncio.ensure_future(self.node.carry_out(name, id))
         return await asyncio.shield(known[id])
 
-    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
-        return side_by_side(partial(self.run, id=id), commands)
+    def run_each(
+        self, names: Sequence[str], commands: Sequence[Command], *, id: str = ""
+    ) -> AsyncIterator[Sequence[Ran]]:
+        return side_by_side(partial(self.run, id=id), names, commands)
 
     async def destroy(self, names):  # type: ignore[no-untyped-def]  # as the protocol's
         for name in names:

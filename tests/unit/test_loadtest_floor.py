@@ -107,14 +107,14 @@ def played(work: Work) -> tuple[Counter[str], dict[str, list[m.AnyMessage]]]:
     [
         (
             Lifecycle.HELD,
-            {"RolloutSubmitted": 1, "PlaceRequested": 1, "RolloutDispatched": 1, "StartSandboxes": 8,
-             "SandboxesReady": 8, "RolloutReleased": 1, "ReleaseRequested": 1, "RolloutConcluded": 1,
-             "DestroySandboxes": 1, "SlotsReleased": 8},
+            {"RolloutSubmitted": 1, "PlaceRequested": 1, "RolloutDispatched": 1, "StartSandboxes": 2,
+             "SandboxesReady": 2, "RolloutReleased": 1, "ReleaseRequested": 1, "RolloutConcluded": 1,
+             "DestroySandboxes": 1, "SlotsReleased": 2},
         ),
         (
             Lifecycle.JOB,
-            {"RolloutSubmitted": 1, "PlaceRequested": 1, "RolloutDispatched": 1, "StartSandboxes": 8,
-             "SandboxesReady": 8, "SandboxesFinished": 8, "RolloutConcluded": 1, "SlotsReleased": 8},
+            {"RolloutSubmitted": 1, "PlaceRequested": 1, "RolloutDispatched": 1, "StartSandboxes": 2,
+             "SandboxesReady": 2, "SandboxesFinished": 2, "RolloutConcluded": 1, "SlotsReleased": 2},
         ),
     ],
 )  # fmt: skip
@@ -126,10 +126,10 @@ def test_a_group_of_256_costs_as_many_messages_as_with_shoal(lifecycle: Lifecycl
 
 
 def test_a_last_batch_that_is_not_full_is_all_the_same_destroyed() -> None:
-    counts, kinds = played(Work(100, 100))
+    counts, kinds = played(Work(400, 400))
     assert counts["StartSandboxes"] == counts["SlotsReleased"] == 4
     assert [each.indices for each in kinds["StartSandboxes"] if isinstance(each, m.StartSandboxes)] == [
-        ((0, 32),), ((32, 32),), ((64, 32),), ((96, 4),),
+        ((0, 128),), ((128, 128),), ((256, 128),), ((384, 16),),
     ]  # fmt: skip
 
 

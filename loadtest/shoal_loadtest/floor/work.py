@@ -20,7 +20,7 @@ class Work:
 
     sandboxes: int
     group: int = 256
-    batch: int = 32
+    batch: int = 128
     under_way: int = 64
     lifecycle: Lifecycle = Lifecycle.JOB
 

@@ -19,17 +19,19 @@ async def start_one(driver: Driver, name: str, spec: StartSpec) -> None:
             raise DriverError(outcome.detail)
 
 
-async def side_by_side(run: Run, commands: Sequence[tuple[str, Command]]) -> AsyncIterator[Sequence[Ran]]:
-    """Yield what came of each command, as they come; what is under way ends with the caller."""
+async def side_by_side(run: Run, names: Sequence[str], commands: Sequence[Command]) -> AsyncIterator[Sequence[Ran]]:
+    """Yield what came of each command, as they come; what is under way ends with the caller. One may be for all."""
     finished: asyncio.Queue[Ran] = asyncio.Queue()
 
-    async def one(name: str, command: Command) -> None:
+    async def one(at: int, name: str, command: Command) -> None:
         try:
-            finished.put_nowait(Ran(name, await run(name, command)))
+            finished.put_nowait((at, await run(name, command)))
         except Exception as error:
-            finished.put_nowait(Ran(name, error))
+            finished.put_nowait((at, error))
 
-    tasks = [asyncio.create_task(one(name, command)) for name, command in commands]
+    given = [*commands] * len(names) if len(commands) == 1 else commands
+    pairs = zip(names, given, strict=True)
+    tasks = [asyncio.create_task(one(at, name, command)) for at, (name, command) in enumerate(pairs)]
     left = len(tasks)
     try:
         while left:

@@ -132,9 +132,11 @@ class AgentDriver(ABC, Generic[_Kind]):
             unseen = [outcomes.get_nowait() for _ in range(outcomes.qsize())]
             await self.destroy([name for outcome in unseen if isinstance(outcome, Started) for name in outcome.names])
 
-    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
+    def run_each(
+        self, names: Sequence[str], commands: Sequence[Command], *, id: str = ""
+    ) -> AsyncIterator[Sequence[Ran]]:
         """Run them side by side."""
-        return side_by_side(partial(self.run, id=id), commands)
+        return side_by_side(partial(self.run, id=id), names, commands)
 
     async def run(
         self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""

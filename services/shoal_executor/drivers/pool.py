@@ -261,9 +261,11 @@ class Pool:
         with self._within(name) as inner:
             return await self._driver.run(inner, command, output, id=id)
 
-    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
+    def run_each(
+        self, names: Sequence[str], commands: Sequence[Command], *, id: str = ""
+    ) -> AsyncIterator[Sequence[Ran]]:
         """Run them side by side."""
-        return side_by_side(partial(self.run, id=id), commands)
+        return side_by_side(partial(self.run, id=id), names, commands)
 
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """As the driver does."""

@@ -76,7 +76,7 @@ class StartSpec(msgspec.Struct, frozen=True):
 class Started(msgspec.Struct, frozen=True):
     """Sandboxes take commands."""
 
-    names: tuple[str, ...]
+    names: Sequence[str]
 
 
 class StartFailed(msgspec.Struct, frozen=True):
@@ -86,11 +86,8 @@ class StartFailed(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Ran(msgspec.Struct, frozen=True):
-    """What came of a command in a sandbox: what it returned, or why it did not."""
-
-    name: str
-    result: CommandResult | Exception
+Ran = tuple[int, CommandResult | Exception]
+"""What came of a command: in the how-manieth of the sandboxes that were asked, and what it returned, or why not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +185,13 @@ class Driver(Protocol):
         """
         ...
 
-    def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
-        """Run a command in each of these sandboxes, as `run` does; yields outcomes as they come, several at once."""
+    def run_each(
+        self, names: Sequence[str], commands: Sequence[Command], *, id: str = ""
+    ) -> AsyncIterator[Sequence[Ran]]:
+        """Run a command in each of these sandboxes, as `run` does; yields outcomes as they come, several at once.
+
+        `commands`: one for all of them, or one for each.
+        """
         ...
 
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:

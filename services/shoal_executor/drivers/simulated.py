@@ -10,12 +10,13 @@ import math
 import posixpath
 import statistics
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
+from shoal_executor.drivers.crowd import Crowd, Sandbox
 from shoal_executor.drivers.each import side_by_side
 from shoal_executor.drivers.protocol import (
     Captured,
@@ -51,49 +52,6 @@ class Profile:
     starts_per_s: float = 25_000.0
 
 
-_PARTS: Final = 256
-
-_Fresh = tuple[int, str, CommandResult | None]
-"""A sandbox in which at most one command ran: its disk limit, and the command's id and result."""
-
-
-@dataclass(slots=True)
-class _Sandbox:
-    """One that was used for more; there are hundreds of thousands that never are."""
-
-    disk: int
-    commands: int = 0
-    files: dict[str, bytearray] = field(default_factory=dict)
-    results: "dict[str, asyncio.Future[CommandResult] | CommandResult | None]" = field(default_factory=dict)
-
-
-class _Live:
-    """The live sandboxes, in many small dictionaries.
-
-    One of 300,000 that come and go is made anew every few seconds, and everything waits for 20 ms.
-    """
-
-    def __init__(self) -> None:
-        self._parts: list[dict[str, _Sandbox | _Fresh]] = [{} for _ in range(_PARTS)]
-
-    def part(self, name: str) -> "dict[str, _Sandbox | _Fresh]":
-        """Return the one in which this sandbox is, if it lives."""
-        return self._parts[hash(name) % _PARTS]
-
-    def add(self, names: Sequence[str], fresh: _Fresh) -> None:
-        parts = self._parts
-        for name in names:
-            parts[hash(name) % _PARTS][name] = fresh
-
-    def remove(self, names: Sequence[str]) -> None:
-        parts = self._parts
-        for name in names:
-            parts[hash(name) % _PARTS].pop(name, None)
-
-    def names(self) -> list[str]:
-        return [name for part in self._parts for name in part]
-
-
 class SimulatedDriver:
     """See the module. Files are kept in memory within the sandbox's disk limit; commands return a line, no effect."""
 
@@ -102,7 +60,7 @@ class SimulatedDriver:
 
     def __init__(self, profile: Profile | None = None) -> None:
         self._profile = profile or Profile()
-        self._live = _Live()
+        self._live = Crowd()
         self._ends: dict[str, asyncio.Event] = {}  # of those whose end a command waits for
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
@@ -120,7 +78,7 @@ class SimulatedDriver:
         profile = self._profile
         if not profile.start_ms and not profile.start_failure_rate:
             self._begin(names, spec)
-            yield Started(tuple(names))
+            yield Started(names)
             return
         queue: list[tuple[float, str, bool]] = []
         for name in names:
@@ -140,7 +98,7 @@ class SimulatedDriver:
                 yield Started((name,))
 
     def _begin(self, names: Sequence[str], spec: StartSpec) -> None:
-        self._live.add(names, (spec.resources.disk, "", None))
+        self._live.add(names, spec.resources.disk)
         for name in names if spec.files else ():
             self._get(name).files = {_absolute(each.path): bytearray(each.data) for each in spec.files}
 
@@ -179,39 +137,37 @@ class SimulatedDriver:
         sandbox.results[id] = result
         return result
 
-    async def run_each(self, commands: Sequence[tuple[str, Command]], *, id: str = "") -> AsyncIterator[Sequence[Ran]]:
+    async def run_each(
+        self, names: Sequence[str], commands: Sequence[Command], *, id: str = ""
+    ) -> AsyncIterator[Sequence[Ran]]:
         """Say of each what would have run; where commands take no time, of all at once."""
-        if self._profile.command_ms:
-            async for some in side_by_side(partial(self.run, id=id), commands):
+        profile = self._profile
+        if profile.command_ms:
+            async for some in side_by_side(partial(self.run, id=id), names, commands):
                 yield some
             return
+        if id and len(commands) == 1 and not profile.command_failure_rate:  # nothing of it is of one sandbox alone
+            result = _result(commands[0], output=None)
+            if self._live.ran(names, id, result):
+                yield list(enumerate([result] * len(names)))
+                return
         found: list[Ran] = []
-        result: CommandResult | None = None
-        said: Command | None = None
-        for name, command in commands:
-            part = self._live.part(name)
-            sandbox = part.get(name)
-            if isinstance(sandbox, tuple) and not sandbox[1] and id and not self._profile.command_failure_rate:
-                if result is None or said is not command:  # nothing of it is of one sandbox alone
-                    said, result = command, _result(command, output=None)
-                part[name] = (sandbox[0], id, result)
-                found.append(Ran(name, result))
-                continue
+        for at, name in enumerate(names):
             try:
-                found.append(Ran(name, await self.run(name, command, id=id)))
+                found.append((at, await self.run(name, commands[at if len(commands) > 1 else 0], id=id)))
             except DriverError as error:
-                found.append(Ran(name, error))
+                found.append((at, error))
         yield found
 
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """Forget these results."""
-        sandbox = self._live.part(name).get(name)
-        results = sandbox.results if isinstance(sandbox, _Sandbox) else {}
+        sandbox = self._live.get(name)
+        results = sandbox.results if sandbox is not None else {}
         for id in ids:
             if isinstance(results.get(id), CommandResult):
                 results[id] = None
 
-    async def _run(self, name: str, sandbox: _Sandbox, command: Command, output: OutputSink | None) -> CommandResult:
+    async def _run(self, name: str, sandbox: Sandbox, command: Command, output: OutputSink | None) -> CommandResult:
         sandbox.commands += 1
         profile = self._profile
         key = f"{name}/{sandbox.commands}"
@@ -252,8 +208,7 @@ class SimulatedDriver:
 
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """Nothing here has a disk or a memory that could be started from."""
-        if name not in self._live.part(name):
-            raise NoSuchSandboxError(name)
+        self._get(name)
         raise UnsupportedError("simulated sandboxes have nothing to keep: use isolation zygote")
 
     async def go_on(self, name: str) -> None:
@@ -274,16 +229,10 @@ class SimulatedDriver:
         """Forget everything."""
         await self.destroy(self._live.names())
 
-    def _get(self, name: str) -> _Sandbox:
-        part = self._live.part(name)
-        sandbox = part.get(name)
+    def _get(self, name: str) -> Sandbox:
+        sandbox = self._live.get(name)
         if sandbox is None:
             raise NoSuchSandboxError(name, EndReason.RELEASED)
-        if not isinstance(sandbox, _Sandbox):
-            disk, id, result = sandbox
-            sandbox = part[name] = _Sandbox(disk)
-            if result is not None:
-                sandbox.commands, sandbox.results = 1, {id: result}
         return sandbox
 
     def _draw(self, key: str, what: str) -> float:

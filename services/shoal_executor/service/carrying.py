@@ -30,6 +30,7 @@ from shoal.wire.messages import (
 )
 from shoal.wire.outputs import IN_MESSAGE, LARGEST
 from shoal_executor.core import Asked, Key, Refuse
+from shoal_executor.core.names import name_of
 from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
@@ -41,7 +42,6 @@ from shoal_executor.drivers.protocol import (
 from shoal_executor.service.journal import Answered, AnyRecord
 from shoal_executor.service.keeping import BusyError, Keeping
 from shoal_executor.service.known import ANSWERED, SLEEPS, Known, gone_text, refusal, without_input
-from shoal_executor.service.names import name_of
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
 

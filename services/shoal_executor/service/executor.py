@@ -43,6 +43,7 @@ from shoal_executor.core import (
     RunJobs,
     Start,
 )
+from shoal_executor.core.names import Names, indices_of, name_of, parse
 from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
@@ -72,7 +73,6 @@ from shoal_executor.service.journal import (
 )
 from shoal_executor.service.keeping import Keeping
 from shoal_executor.service.known import Known, ToDo
-from shoal_executor.service.names import Names, name_of, parse
 from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
@@ -109,7 +109,6 @@ class ExecutorService:
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._outputs, self._happened)
         self._inbox = Inbox(bus, offer.executor, self._known, self._take)
         self._gathering = Gathering(self._take_up)
-        self._names = Names()
         self._pace = Pace()
         self._giving_way = GivingWay(lambda key, indices: self._spawn(self._destroy(key, indices)))
         self._dismissed = asyncio.Event()
@@ -258,7 +257,6 @@ class ExecutorService:
             self._carry_on(todo)
         if isinstance(record, Gone | Failed) and record.group not in self._core.groups:
             self._deadlines.drop(record.group)
-            self._names.drop(record.group)
         elif isinstance(record, Up):
             self._pace.started += ranges.count(record.indices)
             group = self._core.groups.get(record.group)
@@ -280,24 +278,20 @@ class ExecutorService:
                 self._spawn(self._carrying.carry_out(key, asked))
 
     async def _start(self, key: Key, order: StartSandboxes, indices: Ranges) -> None:
-        names = self._names.of(key, indices)
-        if order.commands:
-            self._names.keep(key, indices, names)
-        left = dict(names)
+        names, left = Names(key, indices), indices
         try:
             await self._driver.prepare(order.snapshot)
-            all_of_them = tuple(names)
             spec = StartSpec(order.snapshot, order.resources, order.files, order.env, order.user)
             with self._pace.busy(), self._giving_way.starting(len(names)) as done:
-                async for outcome in self._driver.start(all_of_them, spec):
-                    done(1 if isinstance(outcome, StartFailed) else len(outcome.names))
+                async for outcome in self._driver.start(names, spec):
+                    those = (outcome.name,) if isinstance(outcome, StartFailed) else outcome.names
+                    told = indices if those is names else indices_of(those)
+                    left = _without(left, told)
+                    done(len(those))
                     if isinstance(outcome, StartFailed):
-                        self._gathering.failed(key, left.pop(outcome.name), outcome.detail)
-                    elif outcome.names == all_of_them and len(left) == len(names):
-                        left.clear()
-                        self._gathering.up(key, indices)
+                        self._gathering.failed(key, told, outcome.detail)
                     else:
-                        self._gathering.up(key, ranges.collect([left.pop(name) for name in outcome.names]))
+                        self._gathering.up(key, told)
             problem = "the driver gave no outcome"
         except DriverError as error:
             problem = str(error)
@@ -305,9 +299,10 @@ class ExecutorService:
             log.exception("the driver broke its protocol while starting", rollout=order.rollout)
             problem = f"the driver failed: {error!r}"
         if left:
-            log.warning("start failed", rollout=order.rollout, node=order.node, sandboxes=len(left), error=problem)
-        for index in left.values():
-            self._gathering.failed(key, index, problem)
+            log.warning(
+                "start failed", rollout=order.rollout, node=order.node, sandboxes=ranges.count(left), error=problem
+            )
+            self._gathering.failed(key, left, problem)
 
     def _keep_saving(self, key: Key, group: Group, indices: Ranges) -> None:
         order = group.order
@@ -328,32 +323,29 @@ class ExecutorService:
     async def _run_jobs(self, key: Key, indices: Ranges, commands: tuple[Command, ...]) -> None:
         began = time.monotonic_ns()
         each = [bounded(command, IN_MESSAGE) for command in commands]
-        given = each * ranges.count(indices) if len(each) == 1 else each
-        running = self._names.of(key, indices)
-        jobs = list(zip(running, given, strict=True))
-        async for some in self._driver.run_each(jobs, id=_JOB):
+        running = list(ranges.indices(indices))
+        async for some in self._driver.run_each(Names(key, indices), each, id=_JOB):
             run_us = (time.monotonic_ns() - began) // 1000
             results = [
-                SandboxResult(running[ran.name], ran.result, max(run_us, ran.result.duration_us))  # begun before us?
-                for ran in some
-                if isinstance(ran.result, CommandResult)
+                SandboxResult(running[at], result, max(run_us, result.duration_us))  # begun before us?
+                for at, result in some
+                if isinstance(result, CommandResult)
             ]
             self._gathering.done(key, results)
-            for ran in some if len(results) < len(some) else ():
-                if not isinstance(ran.result, CommandResult | NoSuchSandboxError):  # the latter's end says why
-                    log.error("a job failed in its driver", sandbox=ran.name, error=repr(ran.result))
-                    detail = f"its command could not be run: {ran.result}"
-                    self._happened(Exited(key, running[ran.name], EndReason.DIED, detail))
+            for at, result in some if len(results) < len(some) else ():
+                if not isinstance(result, CommandResult | NoSuchSandboxError):  # the latter's end says why
+                    index, name = running[at], name_of(key, running[at])
+                    log.error("a job failed in its driver", sandbox=name, error=repr(result))
+                    self._happened(Exited(key, index, EndReason.DIED, f"its command could not be run: {result}"))
 
     async def _destroy(self, key: Key, indices: Ranges, waited_s: float = 0.0) -> None:
-        names = self._names.of(key, indices)
         try:
-            await self._driver.destroy(list(names))
+            await self._driver.destroy(Names(key, indices))
         except NotEndedError as error:  # they keep their slots: something of them may still be running
             again_s = min(2 * waited_s, MOST_S) or AGAIN_S
             where = {"rollout": key[0], "node": key[2]}
             log.error("sandboxes could not be ended", **where, error=str(error), again_s=again_s)
-            left = ranges.collect([index for name, index in names.items() if name in error.names])
+            left = indices_of(error.names)
             self._spawn(self._destroy_later(key, left, again_s))
             indices = ranges.without(indices, left)
         if indices:
@@ -384,3 +376,10 @@ class ExecutorService:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the executor failed to carry something out", exc_info=error)
+
+
+def _without(left: Ranges, told: Ranges) -> Ranges:
+    rest = ranges.without(left, told)
+    if ranges.count(left) - ranges.count(rest) != ranges.count(told):
+        raise ValueError(f"told again, or never asked for: {ranges.without(told, left) or told}")
+    return rest

@@ -20,7 +20,7 @@ class Gathering:
     def __init__(self, happened: Callable[[AnyRecord], None]) -> None:
         self._happened = happened
         self._up: dict[Key, Ranges] = {}
-        self._failed: dict[tuple[Key, str], list[int]] = {}
+        self._failed: dict[tuple[Key, str], Ranges] = {}
         self._done: dict[Key, list[SandboxResult]] = {}
         self._due = False
 
@@ -29,9 +29,9 @@ class Gathering:
         self._up[key] = ranges.union(self._up.get(key, ()), indices)
         self._later()
 
-    def failed(self, key: Key, index: int, detail: str) -> None:
-        """A sandbox could not be started."""
-        self._failed.setdefault((key, detail), []).append(index)
+    def failed(self, key: Key, indices: Ranges, detail: str) -> None:
+        """These sandboxes could not be started."""
+        self._failed[key, detail] = ranges.union(self._failed.get((key, detail), ()), indices)
         self._later()
 
     def done(self, key: Key, results: Sequence[SandboxResult]) -> None:
@@ -57,6 +57,6 @@ class Gathering:
         for key, indices in up.items():
             self._happened(Up(key, indices, now_ms))
         for (key, detail), those in failed.items():
-            self._happened(Failed(key, ranges.collect(those), detail))
+            self._happened(Failed(key, those, detail))
         for key, results in done.items():
             self._happened(JobsDone(key, tuple(results)))

@@ -29,6 +29,7 @@ from shoal.wire.messages import (
     WriteFile,
 )
 from shoal_executor.core import Asked, Key, Phase
+from shoal_executor.core.names import name_of
 from shoal_executor.drivers.each import start_one
 from shoal_executor.drivers.protocol import (
     Captured,
@@ -40,7 +41,6 @@ from shoal_executor.drivers.protocol import (
 )
 from shoal_executor.service.journal import AnyRecord, Returned, Slept
 from shoal_executor.service.known import Known
-from shoal_executor.service.names import name_of
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.settling import Settling
 

@@ -9,7 +9,7 @@ import msgspec
 from shoal.machine import ranges
 from shoal.wire import messages as m
 
-CHUNK: Final = 32
+CHUNK: Final = 128
 """Sandboxes in a start order, where one executor serves several nodes and there is room for as many."""
 
 FETCHED_PER_MS: Final = 100_000.0

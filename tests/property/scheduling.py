@@ -85,8 +85,7 @@ class Scheduling(RuleBasedStateMachine):
             case m.SandboxesEnded(attempt=attempt, indices=part, reason=reason):
                 ledger.end(attempt, part, reason)
             case m.SandboxesFinished(attempt=attempt, results=results):
-                for each in results:
-                    ledger.finish(attempt, each.index, each.result)
+                ledger.finish(attempt, results)
             case m.SandboxSlept(attempt=attempt, index=index):
                 ledger.sleep(attempt, index)
             case m.SandboxesWanted(indices=part):

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from shoal.machine import ranges
 from shoal.machine.ledger import Ledger, reason_of
-from shoal.wire.messages import CommandResult, EndReason, OnLost, Ranges, RolloutSpec
+from shoal.wire.messages import CommandResult, EndReason, OnLost, Ranges, RolloutSpec, SandboxResult
 
 ATTEMPTS = st.sampled_from([0, 0, 0, 0, 1, 1, 2, 3])  # most reports are of early attempts
 REASONS = st.one_of(st.just(EndReason.NODE_LOST), st.sampled_from(EndReason))
@@ -55,10 +55,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def a_sandbox_finishes(self, data: st.DataObject, attempt: int, result: CommandResult) -> None:
         index = data.draw(st.integers(0, self.n - 1))
         counts = bool(self.current(((index, 1),), attempt))
-        assert self.ledger.finish(attempt, index, result) is counts
+        done = SandboxResult(index, result, 1)
+        assert self.ledger.finish(attempt, (done, done)) == [index] * counts
         if counts:
             self.model[index].reason = reason_of(result)
-        assert not self.ledger.finish(attempt, index, result)
+        assert not self.ledger.finish(attempt, (done,))
 
     @rule(data=st.data(), attempt=ATTEMPTS, reason=REASONS)
     def sandboxes_end(self, data: st.DataObject, attempt: int, reason: EndReason) -> None:
@@ -115,7 +116,7 @@ def test_a_ready_sandbox_that_is_lost_starts_again_unready_and_its_late_result_c
     assert ledger.ready(0, ((0, 2),)) == ((0, 2),)
     assert ledger.end(0, ((1, 1),), EndReason.NODE_LOST) == ((), ((1, 1),))
     assert [ledger.is_ready(0), ledger.is_ready(1)] == [True, False]
-    assert not ledger.finish(0, 1, CommandResult(0))
+    assert not ledger.finish(0, (SandboxResult(1, CommandResult(0), 1),))
     assert ledger.ready(1, ((1, 1),)) == ((1, 1),)
     assert ledger.end(1, ((1, 1),), EndReason.NODE_LOST) == (((1, 1),), ())
     assert ledger.reason(1) is EndReason.NODE_LOST

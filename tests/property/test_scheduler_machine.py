@@ -88,8 +88,7 @@ class Scheduler(RuleBasedStateMachine):
             case m.SandboxesReady(attempt=attempt, indices=part):
                 ledger.ready(attempt, part)
             case m.SandboxesFinished(attempt=attempt, results=results):
-                for each in results:
-                    ledger.finish(attempt, each.index, each.result)
+                ledger.finish(attempt, results)
             case m.SandboxesEnded(attempt=attempt, indices=part, reason=reason):
                 ledger.end(attempt, part, reason)
             case m.SandboxSlept(attempt=attempt, index=index):

@@ -236,7 +236,7 @@ class Trainer:
                         self.cluster.world.after(random_.randint(1, 3000), self._release, index)
             case m.SandboxesFinished(attempt=attempt, results=results):
                 for each in results:
-                    if ledger.finish(attempt, each.index, each.result):
+                    if ledger.finish(attempt, (each,)):
                         self._check_result(each.index, attempt, each.result.exit_code)
             case m.SandboxesEnded(attempt=attempt, indices=indices, reason=reason):
                 ledger.end(attempt, indices, reason)

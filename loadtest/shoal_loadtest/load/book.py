@@ -239,25 +239,25 @@ class Book:
 
     def _finished(self, entry: Entry, message: SandboxesFinished, time_ms: int, now_ns: int) -> None:
         ledger, attempt = entry.ledger, message.attempt
-        count = had = 0
-        took: dict[int, int] = {}
-        longest = 0
+        ready = {done.index for done in message.results if ledger.is_ready(done.index)}
+        counting = set(ledger.finish(attempt, message.results))
+        count = len(counting)
+        run: list[int] = []
+        reasons: list[str] = []
         for done in message.results:
             index = done.index
-            was_ready = ledger.is_ready(index)
-            if not ledger.finish(attempt, index, done.result):
+            if index not in counting:
                 known = ledger.reason(index)
                 twice = known is not None and known in _RESULTS and ledger.attempt(index) == attempt
                 self.audit["doubled" if twice else "late"] += 1
                 continue
-            count += 1
-            if was_ready:
-                had += 1
-            else:
-                took[done.run_us] = took.get(done.run_us, 0) + 1
-                longest = max(longest, done.run_us)
-            entry.tally.reasons[ledger.reason(index) or ""] += 1
-        self.live -= had
+            counting.remove(index)
+            reasons.append(ledger.reason(index) or "")
+            if index not in ready:
+                run.append(done.run_us)
+        took, longest = Counter(run), max(run, default=0)
+        entry.tally.reasons.update(reasons)
+        self.live -= count - len(run)
         for run_us, times in took.items():
             self._times(entry, times, run_us, time_ms, now_ns)
         if count:

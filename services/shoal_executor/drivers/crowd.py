@@ -42,12 +42,10 @@ class _Group:
         sandbox = self.apart.get(index)
         if sandbox is not None:
             return sandbox
-        alone = ((index, 1),)
         for indices, fresh in self.together.items():
-            rest = ranges.without(indices, alone)
-            if rest != indices:
+            if any(first <= index < first + count for first, count in indices):
                 del self.together[indices]
-                if rest:
+                if rest := ranges.without(indices, ((index, 1),)):
                     self.together[rest] = fresh
                 disk, id, result = fresh
                 sandbox = self.apart[index] = Sandbox(disk)

@@ -99,7 +99,7 @@ class Fates:
         request = rollout.request
         hedged = rollout.ledger.hedged(indices)
         rollout.starting.over(attempt & (HEDGE - 1), indices)
-        ended = rollout.ledger.finish_all(attempt, [(each.index, each.result) for each in results])
+        ended = rollout.ledger.finish(attempt, results)
         if ended:
             mean_ms = sum([each.run_us for each in results]) / len(results) / 1000
             self.books.pace.lasted(request.tenant, request.spec.template, mean_ms, len(ended))

@@ -237,24 +237,27 @@ class RolloutFold:
         return RolloutSummary(self.rollout, self.spec.n, dict(self.ledger.counts()), self.concluded.reason)
 
     def _finish(self, message: SandboxesFinished, time_ms: int, news: News) -> None:
-        for done in message.results:
-            if not 0 <= done.index < self.spec.n or not self.ledger.finish(message.attempt, done.index, done.result):
+        results = [done for done in message.results if 0 <= done.index < self.spec.n]
+        news_of = set(self.ledger.finish(message.attempt, results))
+        attempt, node, isolation = message.attempt & (HEDGE - 1), message.node, message.isolation
+        ended_ms, since_ms, where = self.since_submitted(time_ms), self.submitted_ms, self.where
+        ended: list[SandboxOutcome] = []
+        for done in results:
+            index, result = done.index, done.result
+            if index not in news_of:
                 continue
-            self.where.pop(done.index, None)
-            outcome = SandboxOutcome(
-                self.name(done.index),
-                done.index,
-                message.attempt & (HEDGE - 1),
-                reason_of(done.result),
-                message.node,
-                message.isolation,
-                CommandResult.of(done.result),
-                "",
-                self.since_submitted(time_ms - done.run_us / 1000),
-                self.since_submitted(time_ms),
-            )
-            news.ended.append(outcome)
-            self.outcomes.append(outcome)
+            news_of.remove(index)  # the first of two results of one sandbox counts
+            if where:
+                where.pop(index, None)
+            ready_ms = None if since_ms is None else max(time_ms - done.run_us / 1000 - since_ms, 0.0)
+            ended.append(
+                SandboxOutcome(
+                    self.name(index), index, attempt, reason_of(result), node, isolation, CommandResult.of(result), "",
+                    ready_ms, ended_ms,
+                )
+            )  # fmt: skip
+        news.ended += ended
+        self.outcomes += ended
 
     def _close(self, gone: Ranges, reason: EndReason, detail: str, news: News, node: str = "") -> None:
         for index in ranges.indices(gone):

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
+from typing import Final
 
 from shoal.client.errors import BadRequest, QueueFull, Rejected, RolloutEnded, ShoalError, Timeout
 from shoal.client.feed import Feed
@@ -25,6 +26,9 @@ from shoal.wire.messages import (
     RolloutSpec,
     SandboxesWanted,
 )
+
+_NEVER: Final = (EndReason.TIMED_OUT, EndReason.CANCELLED)
+"""How those end that never took a command, because nobody waits for them any more."""
 
 
 class Rollout:
@@ -268,14 +272,17 @@ class Rollout:
             else:
                 del self._live[index]
                 lost.ended_by(reason, detail, restarting=True)
-        for outcome in news.ended:
-            self._ended(outcome)
+        if self._live or not self._fold.spec.commands:
+            for outcome in news.ended:
+                self._ended(outcome)
+        else:  # of jobs that nobody had a sandbox of
+            self._missing += sum([outcome.reason in _NEVER for outcome in news.ended])
 
     def _ended(self, outcome: SandboxOutcome) -> None:
         sandbox = self._live.pop(outcome.index, None)
         if sandbox is not None:
             sandbox.ended_by(outcome.reason, outcome.detail)
-        elif outcome.reason in (EndReason.TIMED_OUT, EndReason.CANCELLED):
+        elif outcome.reason in _NEVER:
             self._missing += 1
         elif outcome.reason is not EndReason.RELEASED and not self._fold.spec.commands:
             where = Ready(outcome.index, outcome.attempt, outcome.node, "", outcome.isolation, 0)

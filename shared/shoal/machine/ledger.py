@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from shoal.machine import ranges
-from shoal.wire.messages import CommandResult, EndReason, OnLost, Ranges, RolloutSpec
+from shoal.wire.messages import CommandResult, EndReason, OnLost, Ranges, RolloutSpec, SandboxResult
 
 _PENDING: Final = 0
 _READY: Final = 1
@@ -193,15 +193,12 @@ class Ledger:
             self._states[index] = _READY
         return ranges.collect(news)
 
-    def finish(self, attempt: int, index: int, result: CommandResult) -> bool:
-        """Note the result of the sandbox's one command; returns whether it counts."""
-        return bool(self.finish_all(attempt, ((index, result),)))
-
-    def finish_all(self, attempt: int, results: Iterable[tuple[int, CommandResult]]) -> list[int]:
-        """Note the results of sandboxes' one command each; returns the indices for which they count."""
+    def finish(self, attempt: int, results: Iterable[SandboxResult]) -> list[int]:
+        """Note the results of sandboxes' one command each; returns the indices for which they count, in that order."""
         states, plain = self._states, not attempt and not self._retried and not self._hedged
         ended = []
-        for index, result in results:
+        for done in results:
+            index, result = done.index, done.result
             if states[index] >= _ASLEEP or not (plain or self._present(attempt, index)):
                 continue
             if result.exit_code == 0 and not result.timed_out:

@@ -108,6 +108,12 @@ def test_a_second_result_of_a_sandbox_is_noticed() -> None:
     assert world.book.audit["doubled"] == 1
 
 
+def test_two_results_of_a_sandbox_in_one_message_are_noticed() -> None:
+    world = World(JOB)
+    world.hear(1020, finished(0, 0))
+    assert (world.book.audit["doubled"], world.tally.reasons) == (1, {EndReason.SUCCEEDED: 1})
+
+
 def test_a_result_of_an_attempt_that_was_given_up_is_only_late() -> None:
     world = World(JOB)
     world.hear(1020, SandboxesEnded("r1", 0, ((0, 1),), "n", EndReason.NODE_LOST))

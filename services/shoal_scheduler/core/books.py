@@ -227,7 +227,7 @@ class Books:
             self.gang = ("", 0)
         if tenant.idle:
             del self.tenants[tenant.name]
-        if len(self.timers) > 8 * len(self.rollouts) + 256:
+        if len(self.timers) > 2 * len(self.rollouts) + 256:
             self.set_timers(
                 each for each in self.timers if not each[2] or each[2] in self.rollouts or each[2] in self.tenants
             )

@@ -37,7 +37,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
 
     rollouts: list[DumpedRollout]
     waiting: list[tuple[str, bool]]
-    past: list[tuple[str, int]]
+    past: dict[str, int]
     templates: list[tuple[str, str, m.Snapshot, int]]
     unresolved: list[tuple[str, str, list[str]]]
     timers: list[tuple[int, str, str]]
@@ -63,7 +63,7 @@ def dump(core: "SchedulerCore") -> bytes:
     state = State(
         [rollout.dump() for rollout in books.rollouts.values()],
         list(books.waiting),
-        list(core.past.items()),
+        core.past,
         [(*key, snapshot, when) for key, (snapshot, when) in core.templates.items()],
         [(*key, list(askers)) for key, askers in core.unresolved.items()],
         sorted(books.timers),
@@ -116,7 +116,7 @@ def load(core: "SchedulerCore", state: bytes) -> None:
     books.tell_ms = found.tell_ms
     books.untold = dict.fromkeys(found.untold)
     books.shut = dict(found.shut)
-    core.past = dict(found.past)
+    core.past = found.past
     core.templates = {(tenant, name): (snapshot, when) for tenant, name, snapshot, when in found.templates}
     core.unresolved = {(tenant, name): dict.fromkeys(askers) for tenant, name, askers in found.unresolved}
     core.orders = found.orders

@@ -33,7 +33,7 @@ class SchedulerCore(Fates):
     `quota` is the most sandboxes a rollout may ask for, `order` the policy's name.
     """
 
-    state_version = 5
+    state_version = 6
 
     def __init__(self, cell: int, quota: int = 100_000, order: str = "fair", cells: int = 1) -> None:
         super().__init__(cell, cells)

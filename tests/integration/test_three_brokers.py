@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,32 @@ async def connected(brokers: EmbeddedCluster) -> AsyncIterator[JetStreamBus]:
 
 async def facts(bus: JetStreamBus, stream: str) -> dict[str, Any]:
     return await bus._api.ask(f"STREAM.INFO.{stream}")
+
+
+async def test_a_stream_that_another_process_is_making_is_waited_for(
+    brokers: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Log().stream
+    async with connected(brokers) as bus:
+        await bus.ensure([stream])
+        request, asked = bus._api._connection.request, Counter[str]()
+
+        async def not_yet(subject: str, *rest: Any, **options: Any) -> Any:
+            reply = await request(subject, *rest, **options)
+            asked[subject] += 1
+            if subject.startswith("$JS.API.STREAM.INFO.TEST") and asked[subject] < 3:
+                reply.data = b'{"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}'
+            return reply
+
+        monkeypatch.setattr(bus._api._connection, "request", not_yet)
+        await bus.ensure([replace(stream, max_age_s=1800)])
+        about = await facts(bus, stream.name)
+        assert about["config"]["max_age"] == 1800 * 10**9
+        assert asked[f"$JS.API.STREAM.INFO.{stream.name}"] == 4
+        asked.clear()
+        assert await bus.last_sequence(stream.name) == 0
+        asked.clear()
+        assert await bus.first_sequence(stream.name) == 1
 
 
 class Load:

@@ -156,6 +156,11 @@ class Connection:
             self._watching = asyncio.create_task(self._watch(), name="watch the connection")
         await self._connected(fresh=True)
 
+    @property
+    def clustered(self) -> bool:
+        """Whether the server is one of several that have elected who answers for them."""
+        return bool(self.client._server_info.get("cluster"))
+
     def _in_the_clear(self, client: Client) -> bool:
         """Return whether nothing is encrypted though the address says so: nats-py leaves that to the server."""
         return self._must_encrypt and not client._server_info.get("tls_required")

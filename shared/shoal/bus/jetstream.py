@@ -21,6 +21,7 @@ from shoal.wire.streams import CELLS_KEY, CLUSTER_BUCKET, REPLICAS_KEY, Stream
 _NS: Final = 1_000_000_000
 _FLUSH_S: Final = 10.0
 _LEADER_S: Final = 15.0  # a cluster of brokers elects a new leader within ten
+_UNKNOWN_S: Final = 3.0
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 
 
@@ -129,12 +130,20 @@ class JetStreamBus:
         except RefusedError as error:
             if error.code != NAME_IN_USE:
                 raise
-            known = (await self._api.ask(f"STREAM.INFO.{name}"))["config"]
+            known = (await self._about(f"STREAM.INFO.{name}"))["config"]
             room = [known["max_bytes"], config["max_bytes"]]
             kept = {"num_replicas": known["num_replicas"], "max_bytes": -1 if -1 in room else max(room)}
             wanted = {**known, **config, **kept}
             if wanted != known:
-                await self._api.ask(f"STREAM.UPDATE.{name}", wanted)
+                await self._about(f"STREAM.UPDATE.{name}", wanted)
+
+    async def _about(self, what: str, body: dict[str, Any] | None = None, *, stream: str = "") -> dict[str, Any]:
+        """Ask about a stream that should be there. Raises NoStreamError.
+
+        In a cluster of servers one that was just elected to answer may not know yet what was made a moment ago.
+        """
+        patience_s = _UNKNOWN_S if self._connection.clustered else 0.0
+        return await self._api.ask(what, body, stream=stream, no_stream_patience_s=patience_s)
 
     async def _is_kept(self, subject: str) -> bool | None:
         """Return whether some stream keeps a subject, whether it has a leader now or not; None for not known."""
@@ -166,17 +175,17 @@ class JetStreamBus:
         """Return the sequence of the stream's last message, or of the last of a subject. Raises NoStreamError."""
         if subject:
             try:
-                answer = await self._api.ask(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, stream=stream)
+                answer = await self._about(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, stream=stream)
             except RefusedError as error:
                 if error.code == NO_MESSAGE:
                     return 0
                 raise
             return int(answer["message"]["seq"])
-        return int((await self._api.ask(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+        return int((await self._about(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
 
     async def first_sequence(self, stream: str) -> int:
         """Return the sequence of the oldest message kept, or one after the last. Raises NoStreamError."""
-        state = (await self._api.ask(f"STREAM.INFO.{stream}"))["state"]
+        state = (await self._about(f"STREAM.INFO.{stream}"))["state"]
         return int(state["first_seq"] if state["messages"] else state["last_seq"] + 1)
 
     async def streams(self, prefix: str = "") -> Mapping[str, Kept]:
@@ -199,7 +208,7 @@ class JetStreamBus:
 
     async def purge(self, stream: str, up_to: int) -> None:
         """Remove a stream's messages up to and including sequence `up_to`. Raises NoStreamError."""
-        await self._api.ask(f"STREAM.PURGE.{stream}", {"seq": up_to + 1})
+        await self._about(f"STREAM.PURGE.{stream}", {"seq": up_to + 1})
 
     # --- values
 

@@ -24,6 +24,7 @@ def test_without_intersect_and_union_are_those_of_sets(left: set[int], right: se
     assert ranges.without(one, other) == ranges.collect(left - right)
     assert ranges.intersect(one, other) == ranges.collect(left & right)
     assert ranges.union(one, other) == ranges.collect(left | right)
+    assert {index for index in range(41) if ranges.holds(one, index)} == left
 
 
 @given(SETS, st.integers(0, 50))

@@ -43,7 +43,7 @@ class _Group:
         if sandbox is not None:
             return sandbox
         for indices, fresh in self.together.items():
-            if any(first <= index < first + count for first, count in indices):
+            if ranges.holds(indices, index):
                 del self.together[indices]
                 if rest := ranges.without(indices, ((index, 1),)):
                     self.together[rest] = fresh

@@ -5,6 +5,7 @@ however many parts a rollout was given out in.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -51,25 +52,29 @@ class Starting:
                 for index in range(first, first + count):
                     self._attempts.pop(index, None)
 
-    def over(self, attempt: int, indices: m.Ranges) -> list[int]:
-        """Note that these are being started no longer in this attempt; returns since when each of them was."""
+    def over(self, attempt: int, indices: m.Ranges) -> list[tuple[int, int]]:
+        """Note that these are being started no longer in this attempt; returns since when how many of them were."""
         if not self.count:
             return []
-        found: list[int] = []
-        if not attempt and not self._attempts:
-            since, base_ms = self._since, self._base_ms - 1
+        found = Counter[int]()
+        since, attempts = self._since, self._attempts
+        if not attempt and not attempts:
             for first, count in indices:
                 part = since[first : first + count]
-                found += [base_ms + moment for moment in part if moment]
+                if part == array("I", part[:1]) * count:  # as they come most of the time
+                    found[part[0]] += count
+                else:
+                    found.update(part)
                 since[first : first + count] = array("I", bytes(4 * count))
-            self.count -= len(found)
-            return self._tidied(found)
-        since, attempts = self._since, self._attempts
-        for index in ranges.indices(indices):
-            if since[index] and (attempts.get(index, 0) == attempt if attempts else not attempt):
-                found.append(self._base_ms + since[index] - 1)
-                self._forget(index)
-        return self._tidied(found)
+            del found[0]
+            self.count -= found.total()
+        else:
+            for index in ranges.indices(indices):
+                if since[index] and (attempts.get(index, 0) == attempt if attempts else not attempt):
+                    found[since[index]] += 1
+                    self._forget(index)
+        self._tidy()
+        return [(self._base_ms + moment - 1, count) for moment, count in found.items()]
 
     def gone(self, indices: m.Ranges) -> None:
         """Note that these are of no use any more, in whichever attempt."""
@@ -77,17 +82,16 @@ class Starting:
             for index in ranges.indices(indices):
                 if self._since[index]:
                     self._forget(index)
-            self._tidied([])
+            self._tidy()
 
     def _forget(self, index: int) -> None:
         self._since[index] = 0
         self._attempts.pop(index, None)
         self.count -= 1
 
-    def _tidied(self, found: list[int]) -> list[int]:
+    def _tidy(self) -> None:
         if not self.count:
             self._since = _NONE
-        return found
 
     @property
     def oldest_ms(self) -> int:

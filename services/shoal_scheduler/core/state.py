@@ -47,7 +47,7 @@ class Rollout:
     held: bool = False  # whether the catalogue was told that it is needed
     gathering: bool = False  # whether its first `min_ready` have to be placed together still
     begun: bool = True  # whether the others may follow
-    took_ms: list[int] = field(default_factory=list)  # its sandboxes' starts
+    took_ms: list[tuple[int, int]] = field(default_factory=list)  # the starts of how many of its sandboxes
     hedge_ms: int = 0  # when its slowest are started elsewhere, too
     failed_on: dict[str, None] = field(default_factory=dict)  # nodes
     setbacks: int = 0
@@ -144,7 +144,7 @@ class Rollout:
     def starts(self, part: m.Ranges) -> list[tuple[m.Ranges, m.Snapshot]]:
         """Return which of these sandboxes start from what: those that were kept before from that, each by itself."""
         assert self.snapshot is not None
-        kept = ranges.collect(index for index in self.saved if ranges.intersect(((index, 1),), part))
+        kept = ranges.collect(index for index in self.saved if ranges.holds(part, index))
         plain = ranges.without(part, kept)
         alone: list[tuple[m.Ranges, m.Snapshot]] = [(((i, 1),), self.saved[i]) for i in ranges.indices(kept)]
         return [*([(plain, self.snapshot)] if plain else []), *alone]
@@ -175,7 +175,7 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     gathering: bool
     begun: bool
     sent: list[Sent]
-    took_ms: list[int]
+    took_ms: list[tuple[int, int]]
     hedge_ms: int
     failed_on: list[str]
     setbacks: int

@@ -5,6 +5,8 @@ Scale, 2013: a second request after the 95th percentile costs 5 % more load at m
 first to be ready counts, the other is destroyed and never seen.
 """
 
+from bisect import bisect_left
+from itertools import accumulate
 from typing import Final
 
 from shoal.machine import ranges
@@ -26,8 +28,10 @@ _PART: Final = 10
 def started(books: Books, rollout: Rollout, attempt: int, indices: m.Ranges, now: int) -> None:
     """Note that these sandboxes are ready: how long they took, and when the others are late."""
     since = rollout.starting.over(attempt & (HEDGE - 1), indices)  # if a hedge has won, so has what it is of
-    if attempt < HEDGE and len(rollout.took_ms) < _SAMPLES:
-        rollout.took_ms += [now - each for each in since][: _SAMPLES - len(rollout.took_ms)]
+    if attempt < HEDGE:
+        for since_ms, count in since:
+            if (few := min(count, _SAMPLES - _samples(rollout))) > 0:
+                rollout.took_ms.append((now - since_ms, few))
     if rollout.starting and not rollout.hedge_ms and rollout.request.spec.hedge and _known(rollout):
         _arm(books, rollout, rollout.starting.oldest_ms + _late_after(rollout))
 
@@ -52,12 +56,18 @@ def late(books: Books, rollout: Rollout, now: int) -> list[m.SandboxesHedged]:
 
 def _known(rollout: Rollout) -> bool:
     there = rollout.ledger.ready_count() + rollout.ledger.n - rollout.ledger.live
-    return len(rollout.took_ms) >= _KNOWN and 2 * there >= rollout.ledger.n
+    return _samples(rollout) >= _KNOWN and 2 * there >= rollout.ledger.n
+
+
+def _samples(rollout: Rollout) -> int:
+    return sum(count for _, count in rollout.took_ms)
 
 
 def _late_after(rollout: Rollout) -> int:
     took = sorted(rollout.took_ms)
-    return max(int(FACTOR * took[(len(took) * 95 + 99) // 100 - 1]), LEAST_MS)
+    upto = list(accumulate(count for _, count in took))
+    longest = took[bisect_left(upto, (upto[-1] * 95 + 99) // 100)][0]  # of 95 % of them
+    return max(int(FACTOR * longest), LEAST_MS)
 
 
 def _arm(books: Books, rollout: Rollout, when_ms: int) -> None:

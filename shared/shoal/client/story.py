@@ -196,4 +196,4 @@ def order(attempt: int) -> int:
 
 
 def _holds(within: Ranges | None, number: int) -> bool:
-    return within is None or any(first <= number < first + count for first, count in within)
+    return within is None or ranges.holds(within, number)

@@ -8,7 +8,6 @@ be ready is the present one from then on, and the other one's reports mean nothi
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,11 +19,10 @@ _READY: Final = 1
 _ASLEEP: Final = 2
 _ENDED: Final = 3  # and the reason's number on top
 _REASONS: Final = tuple(EndReason)
-_NUMBER_OF: Final = {reason: number for number, reason in enumerate(_REASONS)}
-
+_ENDED_BY: Final = {reason: _ENDED + number for number, reason in enumerate(_REASONS)}
 
 _ALL_READY: Final = bytes([_READY])
-_SUCCEEDED: Final = _ENDED + _NUMBER_OF[EndReason.SUCCEEDED]
+_SUCCEEDED: Final = _ENDED_BY[EndReason.SUCCEEDED]
 
 HEDGE: Final = 1 << 20
 """Added to an attempt's number, this is the number of its hedge."""
@@ -139,13 +137,15 @@ class Ledger:
 
     def open(self, among: Ranges = ()) -> Ranges:
         """Return the indices (of those given; none given means all) that have not ended."""
-        asked = ranges.indices(among) if among else range(self.n)
-        return ranges.collect(index for index in asked if self._states[index] < _ENDED)
+        asked, states = among or ranges.whole(self.n), self._states
+        if len(asked) == 1 and (not self._ended or max(states[asked[0][0] : sum(asked[0])]) < _ENDED):
+            return asked
+        return ranges.collect(index for index in ranges.indices(asked) if states[index] < _ENDED)
 
     def counts(self) -> tuple[tuple[EndReason, int], ...]:
         """Return how many ended for which reason, in the reasons' order."""
-        tally = Counter(self._states)
-        return tuple((r, tally[_ENDED + i]) for i, r in enumerate(_REASONS) if tally[_ENDED + i])
+        counted = ((reason, self._states.count(state)) for reason, state in _ENDED_BY.items())
+        return tuple((reason, count) for reason, count in counted if count)
 
     def pending(self, attempt: int, among: Ranges) -> Ranges:
         """Return those of these indices that are being started in this attempt, which was not hedged."""
@@ -157,7 +157,7 @@ class Ledger:
 
     def hedged(self, among: Ranges) -> Ranges:
         """Return those of these indices that are being started in two attempts."""
-        return ranges.collect(i for i in self._hedged if ranges.intersect(((i, 1),), among)) if self._hedged else ()
+        return ranges.collect(i for i in self._hedged if ranges.holds(among, i)) if self._hedged else ()
 
     def hedged_count(self) -> int:
         """Return how many are being started in two attempts."""
@@ -204,7 +204,7 @@ class Ledger:
             if result.exit_code == 0 and not result.timed_out:
                 states[index] = _SUCCEEDED
             else:
-                states[index] = _ENDED + _NUMBER_OF[reason_of(result)]
+                states[index] = _ENDED_BY[reason_of(result)]
             ended.append(index)
         self._ended += len(ended)
         return ended
@@ -264,8 +264,11 @@ class Ledger:
     def close(self, indices: Ranges, reason: EndReason) -> Ranges:
         """End these sandboxes whatever their attempt (release, cancel, time out); returns those it is news for."""
         news = self.open(indices) if indices else ()
-        for index in ranges.indices(news):
-            self._end(index, reason)
+        for index in [index for index in self._hedged if ranges.holds(news, index)]:
+            del self._hedged[index]
+        for first, count in news:
+            self._states[first : first + count] = bytes([_ENDED_BY[reason]]) * count
+            self._ended += count
         return news
 
     def by_attempt(self, indices: Iterable[int]) -> list[tuple[int, Ranges]]:
@@ -277,7 +280,7 @@ class Ledger:
 
     def _end(self, index: int, reason: EndReason) -> None:
         self._hedged.pop(index, None)
-        self._states[index] = _ENDED + _NUMBER_OF[reason]
+        self._states[index] = _ENDED_BY[reason]
         self._ended += 1
 
     def check(self) -> None:

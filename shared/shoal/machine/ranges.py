@@ -21,6 +21,11 @@ def indices(ranges: Ranges) -> Iterator[int]:
         yield from range(first, first + length)
 
 
+def holds(ranges: Ranges, index: int) -> bool:
+    """Return whether an index is among them."""
+    return any(first <= index < first + length for first, length in ranges)
+
+
 def collect(numbers: Iterable[int]) -> Ranges:
     """Return the ranges of these indices, which may come in any order and more than once."""
     known = set(numbers)

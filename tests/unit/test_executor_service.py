@@ -257,6 +257,39 @@ async def test_what_cannot_be_ended_keeps_its_slot_and_no_other_until_it_can(
     assert "1 could not be ended" in told
 
 
+class Confused(SimulatedDriver):
+    """Tells of the first, and then what `says` makes of all names."""
+
+    def __init__(self, says: Callable[[Sequence[str]], Sequence[str]]) -> None:
+        super().__init__()
+        self.says = says
+
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+        async for outcome in super().start(names[:1], spec):
+            yield outcome
+        yield Started(self.says(names))
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (lambda names: names[:2], "told again"),
+        (lambda names: [name_of(("r1", 0, "n1"), 7)], "never asked for"),
+        (lambda names: ["who"], "invalid literal"),
+        (lambda names: [], "no outcome"),
+    ],
+)
+async def test_of_whom_a_driver_says_nothing_true_has_failed_to_start(
+    says: Callable[[Sequence[str]], Sequence[str]], why: str
+) -> None:
+    async with benched(Profile(), None, Confused(says)) as bench:
+        await bench.order(n=3)
+        ended = await bench.heard(SandboxesEnded, lambda found: indices(found) == [1, 2])
+        assert {m.reason for m in ended} == {EndReason.START_FAILED}
+        assert all(why in m.detail for m in ended)
+        assert indices(await bench.heard(SandboxesReady)) == [0]
+
+
 async def test_interactive_commands_files_and_the_end(bench: Bench) -> None:
     await bench.order(n=2)
     ready = await bench.heard(SandboxesReady, covers(2))

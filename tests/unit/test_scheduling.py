@@ -205,6 +205,19 @@ def test_what_starts_late_starts_elsewhere_too_and_the_first_counts() -> None:
     assert cell.core.books.rollouts["r0"].ledger.attempt(7) == HEDGE
 
 
+def test_late_is_twice_as_long_as_95_of_100_of_the_first_256_took() -> None:
+    cell = Cell(512)
+    cell.submit(400)
+    for first, count in ((0, 240), (240, 10), (250, 100), (350, 1)):
+        cell.ready("r0", ((first, count),), passes_ms=1000)
+    rollout = cell.core.books.rollouts["r0"]
+    assert rollout.took_ms == [(1000, 240), (2000, 10), (3000, 6)]
+    submitted_ms = cell.now - 4000
+    assert rollout.hedge_ms == submitted_ms + 2000  # as it was when half of them were there
+    cell(m.Tick(cell.now), 1)
+    assert rollout.hedge_ms == cell.now + 4000
+
+
 def test_a_hedge_that_fails_leaves_the_first() -> None:
     cell = Cell(16)
     cell.submit(8)

@@ -29,9 +29,11 @@ def started(books: Books, rollout: Rollout, attempt: int, indices: m.Ranges, now
     """Note that these sandboxes are ready: how long they took, and when the others are late."""
     since = rollout.starting.over(attempt & (HEDGE - 1), indices)  # if a hedge has won, so has what it is of
     if attempt < HEDGE:
+        room = _SAMPLES - _samples(rollout)
         for since_ms, count in since:
-            if (few := min(count, _SAMPLES - _samples(rollout))) > 0:
-                rollout.took_ms.append((now - since_ms, few))
+            few = min(count, room)
+            room -= few
+            rollout.took_ms += [(now - since_ms, few)] if few else []
     if rollout.starting and not rollout.hedge_ms and rollout.request.spec.hedge and _known(rollout):
         _arm(books, rollout, rollout.starting.oldest_ms + _late_after(rollout))
 

@@ -180,6 +180,10 @@ class DriverConformance:
         two = driver.run_each(names[:2], jobs[:2], id="job")
         again = {names[at]: result async for some in two for at, result in some}
         assert again == {name: found[name] for name in names[:2]}
+        all_of_them = driver.run_each(names[:3], [Command(line="echo same")], id="same")
+        same = {at: result async for some in all_of_them for at, result in some}  # one is for all
+        assert sorted(same) == [0, 1, 2]
+        assert all(isinstance(result, CommandResult) and b"same" in result.stdout for result in same.values())
         assert b"two" in (await driver.run(names[0], Command(line="echo two"), id="other")).stdout
         await driver.destroy(names)
 

@@ -19,8 +19,14 @@ async def start_one(driver: Driver, name: str, spec: StartSpec) -> None:
             raise DriverError(outcome.detail)
 
 
+def paired(names: Sequence[str], commands: Sequence[Command]) -> list[tuple[str, Command]]:
+    """Return the command of each sandbox; one alone is for all of them."""
+    given = [*commands] * len(names) if len(commands) == 1 else commands
+    return list(zip(names, given, strict=True))
+
+
 async def side_by_side(run: Run, names: Sequence[str], commands: Sequence[Command]) -> AsyncIterator[Sequence[Ran]]:
-    """Yield what came of each command, as they come; what is under way ends with the caller. One may be for all."""
+    """Yield what came of each command, as they come; what is under way ends with the caller."""
     finished: asyncio.Queue[Ran] = asyncio.Queue()
 
     async def one(at: int, name: str, command: Command) -> None:
@@ -29,9 +35,7 @@ async def side_by_side(run: Run, names: Sequence[str], commands: Sequence[Comman
         except Exception as error:
             finished.put_nowait((at, error))
 
-    given = [*commands] * len(names) if len(commands) == 1 else commands
-    pairs = zip(names, given, strict=True)
-    tasks = [asyncio.create_task(one(at, name, command)) for at, (name, command) in enumerate(pairs)]
+    tasks = [asyncio.create_task(one(at, *pair)) for at, pair in enumerate(paired(names, commands))]
     left = len(tasks)
     try:
         while left:

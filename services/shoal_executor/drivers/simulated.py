@@ -17,7 +17,7 @@ from typing import Final
 
 from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
 from shoal_executor.drivers.crowd import Crowd, Sandbox
-from shoal_executor.drivers.each import side_by_side
+from shoal_executor.drivers.each import paired, side_by_side
 from shoal_executor.drivers.protocol import (
     Captured,
     DriverError,
@@ -152,9 +152,9 @@ class SimulatedDriver:
                 yield list(enumerate([result] * len(names)))
                 return
         found: list[Ran] = []
-        for at, name in enumerate(names):
+        for at, (name, command) in enumerate(paired(names, commands)):
             try:
-                found.append((at, await self.run(name, commands[at if len(commands) > 1 else 0], id=id)))
+                found.append((at, await self.run(name, command, id=id)))
             except DriverError as error:
                 found.append((at, error))
         yield found

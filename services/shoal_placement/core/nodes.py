@@ -10,7 +10,7 @@ from shoal.machine import ranges
 from shoal.wire import messages as m
 
 CHUNK: Final = 128
-"""Sandboxes in a start order, where one executor serves several nodes and there is room for as many."""
+"""Sandboxes in a start order, where one executor serves several nodes and there is room for as many. See ADR 0029."""
 
 FETCHED_PER_MS: Final = 100_000.0
 """Bytes that an executor is taken to fetch from the blob store in a millisecond."""

@@ -31,9 +31,9 @@ def started(books: Books, rollout: Rollout, attempt: int, indices: m.Ranges, now
     if attempt < HEDGE:
         room = _SAMPLES - _samples(rollout)
         for since_ms, count in since:
-            few = min(count, room)
-            room -= few
-            rollout.took_ms += [(now - since_ms, few)] if few else []
+            if room:
+                rollout.took_ms.append((now - since_ms, min(count, room)))
+                room -= min(count, room)
     if rollout.starting and not rollout.hedge_ms and rollout.request.spec.hedge and _known(rollout):
         _arm(books, rollout, rollout.starting.oldest_ms + _late_after(rollout))
 

@@ -207,6 +207,9 @@ async def test_a_memory_that_fits_no_more_is_refused_by_name(
     shutil.copytree(mounted, image)
     subprocess.run(["umount", mounted], check=True)
     about = memory.about(image)
+    head = (image / "checkpoint.img").read_bytes()[:4096]
+    pieces = 16 + int.from_bytes(head[8:16]) + 32
+    assert (head[:8], head[pieces : pieces + 4]) == (b"gVisorSF", bytes((0, 1, 0, 0))), "runsc's format has changed"
     for change, said in (
         ({"runsc": 20200101}, "another runsc: 20200101"),
         ({"platform": "kvm"}, "another runsc's platform: kvm"),

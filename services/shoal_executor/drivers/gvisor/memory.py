@@ -1,6 +1,7 @@
 """What a checkpoint of a whole sandbox is kept as: one EROFS file, which says what it can be restored with.
 
-So it is restored from where it lies: mounted, not unpacked, with one page cache for all who start from it.
+So it is restored from where it lies: mounted, not unpacked, with one page cache for all who start from it. Where it is
+inflated, the file system's own compression makes it small, which is undone once, on its way into that cache.
 """
 
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from shoal_executor.drivers.gvisor.inflated import inflate
 from shoal_executor.drivers.layers import make_layer
 from shoal_executor.drivers.protocol import DriverError
 
@@ -24,9 +26,10 @@ class About(msgspec.Struct, frozen=True):
 
 
 def pack(image: Path, about: About, memory: Path) -> None:
-    """Make one file of a checkpoint's directory. Raises DriverError, OSError."""
+    """Make one file of a checkpoint's directory, whose file may be rewritten. Raises DriverError, OSError."""
+    inflated = inflate(image)
     (image / _ABOUT).write_bytes(msgspec.json.encode(about))
-    make_layer(str(image), memory, compress=False)
+    make_layer(str(image), memory, compress=inflated)
 
 
 def about(image: Path) -> About:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,13 +20,15 @@ from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_sna
 from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.cgroups import Group
-from shoal_executor.drivers.gvisor import memory, runsc
+from shoal_executor.drivers.gvisor import fresh as fresh_ones, memory, runsc
+from shoal_executor.drivers.gvisor.box import Box
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
 from shoal_executor.drivers.protocol import (
     DriverError,
     IsolationFailedError,
     NoSuchSandboxError,
     NotEndedError,
+    SandboxFileError,
     Started,
     StartFailed,
     StartSpec,
@@ -58,8 +60,128 @@ def mounts_below(place: Path) -> list[str]:
     return [line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {place}/state/gvisor/" in line]
 
 
+class FromFresh(GvisorDriver):
+    """Every sandbox without a memory of its own starts from one that was kept when it was fresh."""
+
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+        await kept_fresh(self, spec)
+        async with contextlib.aclosing(super().start(names, spec)) as outcomes:  # type: ignore[type-var]  # the protocol says iterator; this driver's is a generator
+            async for outcome in outcomes:
+                yield outcome
+        assert spec.snapshot.memory or self._fresh.image(spec) or isinstance(outcome, StartFailed)
+
+
+async def kept_fresh(driver: GvisorDriver, spec: StartSpec) -> None:
+    """Wait until one of a kind is kept, or cannot be."""
+    driver._fresh.asked(spec, fresh_ones.WORTH)
+    making = [one.making for one in driver._fresh._kinds.values() if one.making is not None]
+    if making:
+        await asyncio.wait(making)
+
+
 class TestGvisorDriver(DriverConformance):
-    pass
+    @pytest_asyncio.fixture
+    async def driver(self, tmp_path: Path, blobs: Blobs) -> AsyncIterator[GvisorDriver]:
+        driver = FromFresh(tmp_path / "state", blobs)
+        await driver.open(lambda *_: None)
+        yield driver
+        await driver.close()
+        assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+
+
+async def test_what_starts_from_a_fresh_one_is_nobody_elses(driver: GvisorDriver) -> None:
+    spec = StartSpec(HOST, env=(("WHOSE", "first"),), user="nobody", files=(InputFile("/tmp/of", b"first"),))
+    (first,) = await started(driver, spec)
+    assert driver._fresh.image(spec) is None
+    await kept_fresh(driver, spec)
+    image = driver._fresh.image(spec)
+    assert image is not None
+    assert [path.name for path in image.iterdir()] == ["checkpoint.img"]
+    names = await started(driver, StartSpec(HOST, env=(("WHOSE", "others"),)), 2)
+    for name in names:
+        said = await sh(driver, name, "echo $WHOSE $HOME; id -un; date +%s; find /root /tmp /dev/shm -mindepth 1")
+        words = said.stdout.decode().splitlines()
+        assert words[:2] == ["others /root", "root"], said
+        assert abs(int(words[2]) - time.time()) < 60, "its clock is right"
+        assert words[3:] == ["/tmp/.X11-unix"], "nothing of the other's is there"
+    random = {(await sh(driver, name, "head -c 16 /dev/urandom | od -An -tx1")).stdout for name in names}
+    assert len(random) == 2
+    await sh(driver, names[0], "echo mine > /root/mine; echo also > /dev/shm/mine")
+    assert (await sh(driver, names[1], "cat /root/mine /dev/shm/mine; true")).stdout == b""
+    assert (await sh(driver, first, "echo $WHOSE; cat /tmp/of")).stdout == b"first\nfirst"
+    await driver.destroy([first, *names])
+    assert len(await driver.list()) == 0
+
+
+async def started(driver: GvisorDriver, spec: StartSpec, count: int = 1) -> list[str]:
+    names = [fresh() for _ in range(count)]
+    assert {type(outcome) for outcome in await start(driver, names, spec)} == {Started}
+    return names
+
+
+async def test_what_changed_in_a_directory_meanwhile_is_seen(driver: GvisorDriver, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("bin", "etc", "data"):
+        (root / name).mkdir(parents=True)
+    (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "data" / "old").write_text("old")
+    spec = StartSpec(Snapshot("dir-changing", "dir", str(root)))
+    await kept_fresh(driver, spec)
+    assert driver._fresh.image(spec) is not None
+    (root / "etc" / "passwd").write_text("root:x:0:0:root:/home:/bin/sh\n")
+    (root / "etc" / "ld.so.preload").write_text("new")
+    (root / "data" / "old").write_text("changed")
+    (root / "new").mkdir()
+    (root / "new" / "file").write_text("new")
+    (name,) = await started(driver, spec)
+    for path, data in (
+        ("/etc/passwd", b"root:x:0:0:root:/home:/bin/sh\n"), ("/etc/ld.so.preload", b"new"),
+        ("/data/old", b"changed"), ("/new/file", b"new"),
+    ):  # fmt: skip
+        assert (await driver.read_file(name, path)).data == data
+    shutil.rmtree(root / "etc")
+    (after,) = await started(driver, spec)
+    with pytest.raises(SandboxFileError, match="No such file"):
+        await driver.read_file(after, "/etc/passwd")
+    await driver.destroy([name, after])
+
+
+async def test_without_a_fresh_one_that_can_be_restored_it_starts_all_the_same(
+    driver: GvisorDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = StartSpec(HOST)
+    await kept_fresh(driver, spec)
+    image = driver._fresh.image(spec)
+    assert image is not None
+    whole = (image / "checkpoint.img").read_bytes()
+    (image / "checkpoint.img").write_bytes(whole[: len(whole) // 2])
+    names = await started(driver, spec, 3)
+    assert driver._fresh.image(spec) is None
+    for name in names:
+        assert (await sh(driver, name, "echo up")).stdout == b"up\n"
+    await driver.destroy(names)
+
+    async def nothing(*_: object) -> None:
+        raise DriverError("runsc checkpoint failed: it never does here")
+
+    monkeypatch.setattr(Box, "checkpoint", nothing)
+    other = StartSpec(HOST, Resources(memory=64 * 1024**2))
+    await kept_fresh(driver, other)
+    assert driver._fresh.image(other) is None
+    names = await started(driver, other)
+    await driver.destroy(names)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.45, 0.6])
+async def test_a_driver_that_closes_while_one_is_kept_leaves_nothing(tmp_path: Path, moment: float) -> None:
+    driver = GvisorDriver(tmp_path / "state")
+    await driver.open(lambda *_: None)
+    driver._fresh.asked(StartSpec(HOST), fresh_ones.WORTH)
+    await asyncio.sleep(moment)
+    await driver.close()
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert not [pid for pid in pids() if str(tmp_path) in arguments(pid)]
+    assert {path.name for path in (tmp_path / "state" / "gvisor").iterdir()} <= {"python", "points-usr"}
 
 
 async def test_nothing_of_a_killed_process_is_left_and_whoever_is_missed_is_told_of(tmp_path: Path) -> None:

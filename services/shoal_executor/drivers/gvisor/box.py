@@ -21,6 +21,7 @@ from shoal_executor.drivers.gvisor.runsc import Runsc, last_word
 from shoal_executor.drivers.inhabited import UP_S, Inhabited
 from shoal_executor.drivers.pipes import PipeEnd
 from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.threads import to_its_end
 
 _CAPABILITIES: Final = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
@@ -77,19 +78,8 @@ class Box(Inhabited):
     # --- its disk
 
     async def mount(self, root: Root, points: Path, layers: Sequence[int], disk: int) -> None:
-        """Mount its disk: `layers`, mounted filesystems, the lowest first, on the root. Raises OSError, DriverError.
-
-        A caller who is cancelled meanwhile is so when the thread is done: else it would mount behind whoever clears up.
-        """
-        mounting = asyncio.create_task(asyncio.to_thread(self._mount, root, points, layers, disk))
-        try:
-            await asyncio.shield(mounting)
-        except asyncio.CancelledError:
-            while not mounting.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([mounting])
-            mounting.exception()  # it is of no interest now
-            raise
+        """Mount its disk: `layers`, mounted filesystems, the lowest first, on the root. Raises OSError, DriverError."""
+        await to_its_end(self._mount, root, points, layers, disk)
 
     def _mount(self, root: Root, points: Path, layers: Sequence[int], disk: int) -> None:
         self.place.mkdir(parents=True, mode=0o700)

@@ -4,25 +4,27 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import IO, Final
 
-import msgspec
 import structlog
 
-from shoal.wire.messages import EndReason, Isolation, Resources, Snapshot
+from shoal.wire.messages import EndReason, Isolation, Snapshot
 from shoal_executor.drivers import roots
 from shoal_executor.drivers.agent import frames
-from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Groups
 from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.gvisor import closure, runsc
-from shoal_executor.drivers.gvisor.box import Box, Root, make_points, unmount_below
-from shoal_executor.drivers.gvisor.memory import About, about, pack
-from shoal_executor.drivers.inhabited import UP_S, AgentDriver, put, sizes, starts_at_once
+from shoal_executor.drivers.gvisor.box import Box, unmount_below
+from shoal_executor.drivers.gvisor.fresh import Fresh
+from shoal_executor.drivers.gvisor.inflated import inflate
+from shoal_executor.drivers.gvisor.memory import pack
+from shoal_executor.drivers.gvisor.starting import NotRestoredError, Starts
+from shoal_executor.drivers.inhabited import AgentDriver, starts_at_once
 from shoal_executor.drivers.layers import make_layer
 from shoal_executor.drivers.lock import hold as take_lock
 from shoal_executor.drivers.protocol import (
@@ -33,14 +35,14 @@ from shoal_executor.drivers.protocol import (
     ExitSink,
     IsolationFailedError,
     NoSuchSandboxError,
+    Started,
+    StartFailed,
     StartSpec,
     UnsupportedError,
 )
+from shoal_executor.drivers.threads import to_its_end
 from shoal_executor.drivers.walls import try_walls
 
-KERNEL_MEMORY: Final = 96 * 1024**2
-"""What a sandbox's kernel and its helpers may need beside what was asked for."""
-_KERNEL_PIDS: Final = 96
 _CAREFULLY: Final = ("setpriv", "--bounding-set=-all,+dac_read_search", "--inh-caps=-all", "--no-new-privs")
 _STARTS_A_CORE: Final = 4
 """A bare loop over this driver has most sandboxes a second with 8 to 16 at a time on two cores."""
@@ -65,14 +67,13 @@ class GvisorDriver(AgentDriver[Box]):
         name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
         super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel, a_core=_STARTS_A_CORE))
         self._mounted = Mounted(disks)
-        self._roots: dict[str, asyncio.Task[Root]] = {}
-        self._python = Path()
-        self._runsc: runsc.Runsc | None = None
+        self._fresh = Fresh(self._place / "fresh", self._keep_fresh)
+        self._opened: Starts | None = None
 
     @property
-    def _program(self) -> runsc.Runsc:
-        assert self._runsc is not None, "open it first"
-        return self._runsc
+    def _starts(self) -> Starts:
+        assert self._opened is not None, "open it first"
+        return self._opened
 
     # --- the node
 
@@ -84,38 +85,40 @@ class GvisorDriver(AgentDriver[Box]):
         try:
             if os.geteuid() != 0:
                 raise DriverError("isolation gvisor needs an executor that runs as root")
-            self._runsc = await runsc.find()
-            await asyncio.to_thread(self._make_ready)
-            await self._choose_platform()
+            program = await runsc.find()
+            python = await asyncio.to_thread(self._make_ready)
+            program.root = self._place / "runsc"
+            self._opened = Starts(self._state, self._groups, self._mounted, program, python)
+            await self._choose_platform(program)
             await self._try_memory()
         except (DriverError, OSError) as error:
             await self.close()
             raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}") from error
         for name in keep:
             on_exit(name, EndReason.NODE_LOST, _LEFT)
-        unenforced = (*self._groups.unenforced, *self._program.lacks)
-        return DriverReport(unenforced, 3.0 * (os.cpu_count() or 1), self._starts_at_once)
+        unenforced = (*self._groups.unenforced, *program.lacks)
+        return DriverReport(unenforced, 5.0 * (os.cpu_count() or 1), self._starts_at_once)
 
-    def _make_ready(self) -> None:
+    def _make_ready(self) -> Path:
+        """Leave nothing of an earlier process; return the agent's Python."""
         roots.clear(self._state)
         self._groups.look()
         self._groups.open()
         self._sweep()
         for name in ("boxes", "runsc"):
             (self._place / name).mkdir(parents=True, mode=0o700)
-        self._program.root = self._place / "runsc"
-        self._python = closure.gather(self._place / "python")
+        return closure.gather(self._place / "python")
 
     def _sweep(self) -> None:
         """Unmount and remove what sandboxes of an earlier process, or ours, had."""
         unmount_below(self._place)
-        for name in ("boxes", "runsc"):
+        for name in ("boxes", "runsc", "fresh"):
             shutil.rmtree(self._place / name, ignore_errors=True)
 
-    async def _choose_platform(self) -> None:
-        platforms = (self._platform,) if self._platform else self._program.platforms
+    async def _choose_platform(self, program: runsc.Runsc) -> None:
+        platforms = (self._platform,) if self._platform else program.platforms
         for platform in platforms:
-            self._program.platform = platform
+            program.platform = platform
             try:
                 await try_walls(self, own_kernel=True)
             except DriverError as error:
@@ -123,7 +126,7 @@ class GvisorDriver(AgentDriver[Box]):
                 if platform == platforms[-1]:
                     raise
             else:
-                log.info("runsc", release=self._program.release, platform=platform)
+                log.info("runsc", release=program.release, platform=platform)
                 return
 
     async def _try_memory(self) -> None:
@@ -137,6 +140,7 @@ class GvisorDriver(AgentDriver[Box]):
     async def close(self) -> None:
         """End every sandbox, and remove all but the templates' roots."""
         try:
+            await self._fresh.close()
             with contextlib.suppress(DriverError):
                 await self.destroy(list(self._live))
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -152,86 +156,37 @@ class GvisorDriver(AgentDriver[Box]):
 
     async def prepare(self, snapshot: Snapshot) -> None:
         """Have its root, its disks and its memory on this node."""
-        await self._root_of(snapshot)
-        for fd in await self._mounted.lend_all(snapshot.blobs, None):
-            os.close(fd)
+        await self._starts.prepare(snapshot)
 
-    async def _root_of(self, snapshot: Snapshot) -> Root:
-        if snapshot.warm:
-            raise DriverError("a warm interpreter is isolation zygote's: keep a running sandbox as a template instead")
-        template = snapshot.template or snapshot.digest
-        known = self._roots.get(template)
-        if known is None or (known.done() and (known.cancelled() or known.exception())):
-            known = self._roots[template] = asyncio.create_task(
-                asyncio.to_thread(self._make_root, msgspec.structs.replace(snapshot, digest=template))
-            )
-        return await asyncio.shield(known)
-
-    def _make_root(self, snapshot: Snapshot) -> Root:
-        if snapshot.kind == "disk":
-            return Root(None, "")
-        return Root(*roots.root_of(snapshot, self._state))
-
-    def _must_fit(self, kept: About) -> None:
-        """Raise DriverError where a checkpoint was made with what is not here."""
-        ours = self._about(kept.shm)
-        for what, theirs, mine in (
-            ("runsc", kept.runsc, ours.runsc),
-            ("runsc's platform", kept.platform, ours.platform),
-            ("the executor's Python and Shoal", kept.python, ours.python),
-        ):
-            if theirs != mine:
-                raise DriverError(f"this memory was kept with another {what}: {theirs}; this node has {mine}")
-
-    def _about(self, shm: int) -> About:
-        return About(self._program.release, self._program.platform, self._python.name, shm)
+    def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+        """Start all of them, so many at a time; of a kind that is asked for often, from one that was kept."""
+        self._fresh.asked(spec, len(names))
+        return super().start(names, spec)
 
     async def _start(self, name: str, spec: StartSpec) -> None:
-        root = await self._root_of(spec.snapshot)
-        memory = spec.snapshot.memory
-        lent = await self._mounted.lend_all(spec.snapshot.blobs, None)
-        disk, shm = sizes(spec.resources)
-        place = self._place / "boxes" / hashlib.blake2b(name.encode(), digest_size=9).hexdigest()
         try:
-            group = self._groups.make(name, _beside_kernel(spec.resources))
-        except BaseException:
-            _close(lent)
-            raise
-        box = Box(
-            name, Link(), group, place=place, runsc=self._program, over=self._box_over, shm=shm,
-            cpu_milli=spec.resources.cpu_milli,
-        )  # fmt: skip
-        self._starting[name] = box
-        try:
-            try:
-                points = make_points(self._place, usr=bool(root.usr))
-                await box.mount(root, points, lent[: -1 if memory else None], disk)
-                image: Path | None = None
-                if memory is not None:
-                    image = box.show(lent[-1])
-                    kept = about(image)
-                    self._must_fit(kept)
-                    box.shm = kept.shm
-            finally:
-                _close(lent)
-            box.configure(self._python, root.usr)
-            env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
-            with box.unhurried():
-                await box.launch(image)
-                box.link.say(frames.Begin(0, env, spec.user, len(spec.files)))
-                done, _ = await asyncio.wait([box.link.up], timeout=UP_S)
-            box.hide()
-            if not done or not isinstance(box.link.up.result(), frames.Up):
-                raise DriverError(f"the sandbox could not be made: {box.said}")
-            for file in spec.files:
-                await put(box.link, file)
-        except BaseException:
-            await self._clear_away(box)
-            self._starting.pop(name, None)
-            raise
-        self._live[name] = self._starting.pop(name)
+            box = await self._starts.start(name, spec, self._box_over, self._fresh.image(spec))
+        except NotRestoredError as error:
+            log.warning("what was kept of a fresh sandbox cannot be restored", error=str(error))
+            self._fresh.useless(spec)
+            box = await self._starts.start(name, spec, self._box_over)
+        self._live[name] = box
         if box.ended.is_set():
             self._gone(box)
+
+    async def _keep_fresh(self, spec: StartSpec, image: Path) -> None:
+        """Start one that nobody is given, and keep its checkpoint. Raises DriverError, OSError, TimeoutError."""
+        box = await self._starts.start(f"fresh-{secrets.token_hex(6)}", _nobodys(spec), self._box_over)
+        try:
+            frozen = await box.link.ask(lambda id: frames.Freeze(id, False, True))
+            if not isinstance(frozen, frames.Frozen):
+                raise DriverError(frozen.detail if isinstance(frozen, frames.Failed) else "it ended")
+            await asyncio.to_thread(image.mkdir, parents=True)
+            with box.unhurried():
+                await box.checkpoint(image)
+            await to_its_end(inflate, image)
+        finally:
+            await self._starts.clear_away(box)
 
     def _box_over(self, box: Box) -> None:
         """Its channel is closed: it has ended, or ends now that nobody can speak with it."""
@@ -245,13 +200,8 @@ class GvisorDriver(AgentDriver[Box]):
     async def _end(self, sandbox: Box) -> None:
         await sandbox.killed()
         async with sandbox.alone:  # what is being captured fails now, and must be done with it
-            await self._clear_away(sandbox)
+            await self._starts.clear_away(sandbox)
         del self._ending[sandbox.name]
-
-    async def _clear_away(self, box: Box) -> None:
-        await box.killed()
-        await self._groups.remove(box.group)
-        await asyncio.to_thread(box.removed)
 
     # --- snapshots
 
@@ -300,7 +250,7 @@ class GvisorDriver(AgentDriver[Box]):
             if not hold or not memory:
                 self._thaw(box)
             if memory:
-                await asyncio.to_thread(pack, box.held or image, self._about(box.shm), kept)
+                await asyncio.to_thread(pack, box.held or image, self._starts.about(box.shm), kept)
         except BaseException as error:
             for path in (layer, kept):
                 path.unlink(missing_ok=True)
@@ -374,14 +324,6 @@ class GvisorDriver(AgentDriver[Box]):
             self._thaw(box)
 
 
-def _close(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def _beside_kernel(limits: Resources) -> Resources:
-    """Return what the container's group may use, so that its processes may use what was asked for.
-
-    Each of them is a process of the host, too, and its threads are threads.
-    """
-    return msgspec.structs.replace(limits, memory=limits.memory + KERNEL_MEMORY, pids=2 * limits.pids + _KERNEL_PIDS)
+def _nobodys(spec: StartSpec) -> StartSpec:
+    """Return what one starts with that nobody is given: nothing of anybody, and nothing to look up in its image."""
+    return StartSpec(spec.snapshot, spec.resources, env=(("HOME", "/"),))

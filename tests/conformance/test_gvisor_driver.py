@@ -74,9 +74,12 @@ class FromFresh(GvisorDriver):
 async def kept_fresh(driver: GvisorDriver, spec: StartSpec) -> None:
     """Wait until one of a kind is kept, or cannot be."""
     driver._fresh.asked(spec, fresh_ones.WORTH)
-    making = [one.making for one in driver._fresh._kinds.values() if one.making is not None]
-    if making:
-        await asyncio.wait(making)
+    await nothing_in_the_making(driver)
+
+
+async def nothing_in_the_making(driver: GvisorDriver) -> None:
+    if driver._fresh._making:
+        await asyncio.wait(driver._fresh._making)
 
 
 class TestGvisorDriver(DriverConformance):
@@ -219,8 +222,14 @@ def arguments(pid: int) -> str:
 
 async def test_what_uses_up_its_memory_or_its_processes_ends_alone(tmp_path: Path) -> None:
     ends: dict[str, EndReason] = {}
+    details: dict[str, str] = {}
+
+    def ended(name: str, reason: EndReason, detail: str) -> None:
+        ends[name] = reason
+        details[name] = detail
+
     driver = GvisorDriver(tmp_path / "state")
-    await driver.open(lambda name, reason, _: ends.update({name: reason}))
+    await driver.open(ended)
     try:
         bystander = await one(driver)
         hog = await one(driver, resources=Resources(memory=128 * 1024**2))
@@ -232,6 +241,8 @@ async def test_what_uses_up_its_memory_or_its_processes_ends_alone(tmp_path: Pat
         line = "import os, time\nfor _ in range(2000):\n  if not os.fork():\n    time.sleep(60)\n    os._exit(0)"
         with contextlib.suppress(NoSuchSandboxError):  # its kernel cannot go on without threads
             await driver.run(bomb, Command(("python3", "-c", line), timeout_ms=5000))
+        if ends.get(bomb) is EndReason.DIED:
+            assert details[bomb].startswith(("its kernel failed: panic: ", "its kernel failed: fatal error: "))
         assert (await sh(driver, bystander, "echo on")).stdout == b"on\n"
         await driver.destroy([hog, bomb])
         assert await driver.list() == [bystander]
@@ -439,6 +450,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(driver: GvisorDriver, tmp
                         seen += outcome.names
         assert sorted(await driver.list()) == sorted(seen)
         await driver.destroy(seen)
+    await nothing_in_the_making(driver)  # so many were asked for that one is kept
     assert mounts_below(tmp_path) == []
 
 
@@ -484,6 +496,20 @@ async def test_a_full_disk_is_an_error_and_the_sandbox_goes_on(driver: GvisorDri
     finally:
         subprocess.run(["umount", small], check=True)
     await driver.destroy([name])
+
+
+@pytest.mark.parametrize(
+    ("wrote", "fault"),
+    [
+        ("", ""),
+        ("panic: ptrace set regs failed\n\ngoroutine 1 [running]:\n", "panic: ptrace set regs failed"),
+        ("runtime: failed to create new OS thread\nfatal error: newosproc\npanic: later", "fatal error: newosproc"),
+        ("a panic: said by nobody\n panic: nor here", ""),
+        (f"panic: {'x' * 1000}", f"panic: {'x' * 493}"),
+    ],
+)
+def test_what_a_kernel_failed_of_is_one_line(wrote: str, fault: str) -> None:
+    assert runsc.fault(wrote) == fault
 
 
 async def test_without_runsc_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

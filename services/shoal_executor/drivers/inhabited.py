@@ -77,6 +77,11 @@ class Inhabited(ABC):
         finally:
             del self._runs[id]
 
+    @property
+    def fault(self) -> str:
+        """What its kernel failed of, where it has one of its own that did."""
+        return ""
+
     @abstractmethod
     async def killed(self) -> None:
         """End it, and wait until it has: then `ended` is set. Raises TimeoutError after `UP_S`."""
@@ -244,6 +249,8 @@ class AgentDriver(ABC, Generic[_Kind]):
         killed = self._groups.oom_kills(sandbox.group) > sandbox.oom_kills
         sandbox.wanted = EndReason.OUT_OF_MEMORY if killed else EndReason.DIED
         detail = "its first process was killed" if killed else "its first process ended"
+        if sandbox.fault:
+            detail = f"its kernel failed: {sandbox.fault}"
         self._on_exit(sandbox.name, sandbox.wanted, detail)
 
     async def _ask(

@@ -17,7 +17,7 @@ from shoal_executor.drivers import kernel
 from shoal_executor.drivers.cgroups import Groups
 from shoal_executor.drivers.gvisor import closure
 from shoal_executor.drivers.gvisor.channel import Channel
-from shoal_executor.drivers.gvisor.runsc import Runsc, last_word
+from shoal_executor.drivers.gvisor.runsc import Runsc, fault, last_word
 from shoal_executor.drivers.inhabited import UP_S, Inhabited
 from shoal_executor.drivers.pipes import PipeEnd
 from shoal_executor.drivers.protocol import DriverError
@@ -30,6 +30,8 @@ _CAPABILITIES: Final = (
 """Of root in a sandbox: containers' usual ones. They are over the sandbox's own kernel, never over the host's."""
 _ENTER: Final = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 1; shift; done; shift; exec "$@"'
 _WORDS: Final = 16_384
+_PANIC: Final = 65_536
+"""What is looked at of a panic: it begins with what it is about."""
 _POINTS: Final = {"proc": 0o755, "dev": 0o755, "sys": 0o755, "root": 0o700, "tmp": 0o1777}
 _FULL: Final = ".X11-unix"
 """runsc mounts a /tmp of its own over an empty one, which would be no part of the disk."""
@@ -70,6 +72,10 @@ class Box(Inhabited):
     def upper(self) -> Path:
         """Where what it writes is."""
         return self.place / "d" / "u"
+
+    @property
+    def _panics(self) -> Path:
+        return self.place / "panics"
 
     @property
     def _id(self) -> str:
@@ -186,7 +192,8 @@ class Box(Inhabited):
         pid_file = self.place / "pid"
         pid_file.unlink(missing_ok=True)
         words = ["restore", f"--image-path={checkpoint}"] if checkpoint is not None else ["run"]
-        line = self.runsc.line(*words, "--detach", f"--bundle={self.place}", f"--pid-file={pid_file}", self._id)
+        told = ("--detach", f"--bundle={self.place}", f"--pid-file={pid_file}", self._id)
+        line = self.runsc.line(*words, *told, panics=self._panics)
         fds = [*os.pipe(), *os.pipe(), *os.pipe()]
         (theirs_in, ours_in), (ours_out, theirs_out), (ours_err, theirs_err) = zip(fds[::2], fds[1::2], strict=True)
         try:
@@ -221,9 +228,18 @@ class Box(Inhabited):
             self._pidfd = os.pidfd_open(int(pid_file.read_text()))
 
     @property
+    def fault(self) -> str:
+        """See `Inhabited`. No process of the sandbox can write there."""
+        try:
+            with self._panics.open("rb") as panics:
+                return fault(panics.read(_PANIC).decode(errors="replace"))
+        except OSError:
+            return ""
+
+    @property
     def said(self) -> str:
         """The line of what runsc and the agent complained of that says most."""
-        return last_word(self._words.decode(errors="replace"))
+        return self.fault or last_word(self._words.decode(errors="replace"))
 
     async def checkpoint(self, image: Path) -> None:
         """Write all its memory into an empty directory; its container has ended then. Raises DriverError."""

@@ -42,10 +42,11 @@ class Runsc:
             else ()
         )
 
-    def line(self, *words: str) -> list[str]:
-        """Return the whole command line."""
+    def line(self, *words: str, panics: Path | None = None) -> list[str]:
+        """Return the whole command line. `panics`: where to write what a container's kernel fails of."""
         flags = [f"--root={self.root}", f"--platform={self.platform}", "--network=none", "--ignore-cgroups"]
-        return [self.program, *flags, *self._overlay, "--file-access-mounts=exclusive", *words]
+        told = [f"--panic-log={panics}"] if panics is not None else []
+        return [self.program, *flags, *self._overlay, "--file-access-mounts=exclusive", *told, *words]
 
     async def call(self, *words: str) -> None:
         """Call it, and wait. Raises DriverError with the last it said."""
@@ -70,6 +71,11 @@ async def find() -> Runsc:
     platforms = tuple(name for name in PLATFORMS if offered and name in offered[1])
     overlay = ("--overlay2=none",) if "-overlay2" in flags else ()
     return Runsc(program, int(version[2]), platforms or ("ptrace",), overlay)
+
+
+def fault(said: str) -> str:
+    """Return the line that says what a Go program failed of, of what its runtime wrote; nothing if it did not."""
+    return next((line.strip()[:500] for line in said.splitlines() if line.startswith(("panic: ", "fatal error: "))), "")
 
 
 def last_word(said: str) -> str:

@@ -10,6 +10,7 @@ from shoal_executor.drivers.gvisor import fresh
 from shoal_executor.drivers.gvisor.fresh import WORTH, Fresh
 from shoal_executor.drivers.protocol import DriverError, StartSpec
 
+MANY = 8
 HOST = StartSpec(Snapshot("host", "host"))
 
 
@@ -45,7 +46,7 @@ def other(name: str) -> StartSpec:
 
 async def test_one_is_kept_when_it_is_worth_it_and_there_when_it_is_done(tmp_path: Path) -> None:
     keeping = Keeping()
-    kinds = Fresh(tmp_path, keeping)
+    kinds = Fresh(tmp_path, keeping, MANY)
     kinds.asked(HOST, WORTH - 1)
     kinds.asked(other("another"), WORTH - 1)
     await settled()
@@ -67,7 +68,7 @@ async def test_one_is_kept_when_it_is_worth_it_and_there_when_it_is_done(tmp_pat
 async def test_a_kind_is_what_is_on_the_disk_and_mounted_beside_it(tmp_path: Path) -> None:
     keeping = Keeping()
     keeping.go.set()
-    kinds = Fresh(tmp_path, keeping)
+    kinds = Fresh(tmp_path, keeping, MANY)
     kinds.asked(HOST, WORTH)
     await settled()
     assert kinds.image(StartSpec(HOST.snapshot, env=(("A", "b"),), user="nobody")) is not None
@@ -85,7 +86,7 @@ async def test_what_cannot_be_kept_is_not_tried_again(tmp_path: Path, problem: E
     keeping = Keeping()
     keeping.go.set()
     keeping.problem = problem
-    kinds = Fresh(tmp_path, keeping)
+    kinds = Fresh(tmp_path, keeping, MANY)
     for _ in range(3):
         kinds.asked(HOST, WORTH)
         await settled()
@@ -97,7 +98,7 @@ async def test_what_cannot_be_kept_is_not_tried_again(tmp_path: Path, problem: E
 async def test_what_cannot_be_restored_is_used_no_more(tmp_path: Path) -> None:
     keeping = Keeping()
     keeping.go.set()
-    kinds = Fresh(tmp_path, keeping)
+    kinds = Fresh(tmp_path, keeping, MANY)
     kinds.asked(HOST, WORTH)
     await settled()
     kinds.useless(HOST)
@@ -113,7 +114,7 @@ async def test_those_asked_for_longest_ago_are_let_go(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fresh, "KEPT", 2)
     keeping = Keeping()
     keeping.go.set()
-    kinds = Fresh(tmp_path, keeping)
+    kinds = Fresh(tmp_path, keeping, MANY)
     for name in ("a", "b", "a", "c"):
         kinds.asked(other(name), WORTH)
         await settled()
@@ -140,7 +141,7 @@ async def test_what_is_given_up_has_ended_when_all_is_closed(tmp_path: Path, mon
             await asyncio.sleep(0.05)
             ended.append(spec.snapshot.digest)
 
-    kinds = Fresh(tmp_path, keep)
+    kinds = Fresh(tmp_path, keep, MANY)
     for name in ("a", "b"):
         kinds.asked(other(name), WORTH)
         await settled()
@@ -154,11 +155,58 @@ async def test_one_let_go_that_is_asked_for_again_is_kept_again(
     monkeypatch.setattr(fresh, "KEPT", 1)
     keeping = Keeping()
     keeping.go.set()
-    kinds = Fresh(tmp_path, keeping)
+    kinds = Fresh(tmp_path, keeping, MANY)
     for name in ("a", "b", "a"):
         kinds.asked(other(name), WORTH)
         await settled()
     assert kinds.image(other("a")) == keeping.asked[2][1]
     assert len({image for _, image in keeping.asked}) == 3
     assert [path.name for path in tmp_path.iterdir()] == [keeping.asked[2][1].name]
+    await kinds.close()
+
+
+@pytest.mark.parametrize(("sandboxes", "waits"), [(MANY - 1, False), (MANY, True)])
+async def test_many_wait_until_one_is_kept_and_few_do_not(tmp_path: Path, sandboxes: int, waits: bool) -> None:
+    keeping = Keeping()
+    kinds = Fresh(tmp_path, keeping, MANY)
+    kinds.asked(HOST, sandboxes)
+    image = asyncio.create_task(kinds.awaited(HOST))
+    await settled()
+    assert image.done() is not waits
+    keeping.go.set()
+    assert await image == (keeping.asked[0][1] if waits else None)
+    await settled()
+    assert await kinds.awaited(HOST) == keeping.asked[0][1]
+    assert await kinds.awaited(other("another")) is None
+    await kinds.close()
+
+
+@pytest.mark.parametrize("problem", [None, DriverError("runsc failed")])
+async def test_nobody_waits_for_long_nor_for_what_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception | None
+) -> None:
+    monkeypatch.setattr(fresh, "_PATIENCE_S", 0.05 if problem is None else 60.0)
+    keeping = Keeping()
+    keeping.problem = problem
+    if problem is not None:
+        keeping.go.set()
+    kinds = Fresh(tmp_path, keeping, MANY)
+    kinds.asked(HOST, MANY)
+    async with asyncio.timeout(10):
+        assert await kinds.awaited(HOST) is None
+    assert len(kinds._making) == (1 if problem is None else 0)
+    await kinds.close()
+
+
+async def test_who_waits_and_gives_up_leaves_it_being_kept(tmp_path: Path) -> None:
+    keeping = Keeping()
+    kinds = Fresh(tmp_path, keeping, MANY)
+    kinds.asked(HOST, MANY)
+    waiting = asyncio.create_task(kinds.awaited(HOST))
+    await settled()
+    waiting.cancel()
+    await settled()
+    keeping.go.set()
+    await settled()
+    assert kinds.image(HOST) is not None
     await kinds.close()

@@ -67,7 +67,7 @@ class GvisorDriver(AgentDriver[Box]):
         name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
         super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel, a_core=_STARTS_A_CORE))
         self._mounted = Mounted(disks)
-        self._fresh = Fresh(self._place / "fresh", self._keep_fresh)
+        self._fresh = Fresh(self._place / "fresh", self._keep_fresh, self._starts_at_once)
         self._opened: Starts | None = None
 
     @property
@@ -165,7 +165,8 @@ class GvisorDriver(AgentDriver[Box]):
 
     async def _start(self, name: str, spec: StartSpec) -> None:
         try:
-            box = await self._starts.start(name, spec, self._box_over, self._fresh.image(spec))
+            image = await self._fresh.awaited(spec)
+            box = await self._starts.start(name, spec, self._box_over, image)
         except NotRestoredError as error:
             log.warning("what was kept of a fresh sandbox cannot be restored", error=str(error))
             self._fresh.useless(spec)

@@ -22,6 +22,8 @@ WORTH: Final = 4
 """When so many of a kind were asked for, one is kept: what is asked for less often costs no more than it did."""
 KEPT: Final = 32
 """Kinds on a node; those asked for longest ago are let go first. One takes some 8 MB of disk."""
+_PATIENCE_S: Final = 2.0
+"""Keeping one takes 0.6 s on an idle node; whoever waited longer than this starts without."""
 
 log = structlog.get_logger()
 
@@ -33,15 +35,21 @@ class _One:
     place: Path
     asked: int = 0
     ready: bool = False
+    awaited: bool = False
     making: asyncio.Task[None] | None = None
 
 
 class Fresh:
-    """Has `keep` start one of a kind and keep its checkpoint in a directory that it makes."""
+    """Has `keep` start one of a kind and keep its checkpoint in a directory that it makes.
 
-    def __init__(self, place: Path, keep: Callable[[StartSpec, Path], Awaitable[None]]) -> None:
+    `many`: as many as start at a time. So many of them, one by one on all cores, are up no sooner than from one that is
+    kept first, and all that come after them later.
+    """
+
+    def __init__(self, place: Path, keep: Callable[[StartSpec, Path], Awaitable[None]], many: int) -> None:
         self._place = place
         self._keep = keep
+        self._many = max(many, WORTH)
         self._kinds: OrderedDict[_Kind, _One] = OrderedDict()
         self._making: set[asyncio.Task[None]] = set()
         self._count = 0
@@ -61,6 +69,7 @@ class Fresh:
             one.making = asyncio.create_task(self._make(one, spec))
             self._making.add(one.making)
             one.making.add_done_callback(self._making.discard)
+        one.awaited = one.awaited or sandboxes >= self._many
         while len(self._kinds) > KEPT:
             self._let_go(self._kinds.popitem(last=False)[1])
 
@@ -68,6 +77,13 @@ class Fresh:
         """Return the checkpoint that such a sandbox starts from, if there is one by now."""
         one = None if spec.snapshot.memory is not None else self._kinds.get(_kind_of(spec))
         return one.place if one is not None and one.ready else None
+
+    async def awaited(self, spec: StartSpec) -> Path | None:
+        """As `image`, but where many were asked for and one is being kept, that is awaited for a while."""
+        one = self._kinds.get(_kind_of(spec))
+        if one is not None and one.awaited and one.making in self._making:
+            await asyncio.wait([one.making], timeout=_PATIENCE_S)
+        return self.image(spec)
 
     def useless(self, spec: StartSpec) -> None:
         """A sandbox did not start from its kind's: no other will."""

@@ -92,6 +92,7 @@ async def test_what_cannot_be_kept_is_not_tried_again(tmp_path: Path, problem: E
         await settled()
         assert kinds.image(HOST) is None
     assert len(keeping.asked) == 1
+    assert list(tmp_path.iterdir()) == [], "nothing of it stays"
     await kinds.close()
 
 
@@ -103,6 +104,7 @@ async def test_what_cannot_be_restored_is_used_no_more(tmp_path: Path) -> None:
     await settled()
     kinds.useless(HOST)
     kinds.useless(other("never-asked-for"))
+    assert list(tmp_path.iterdir()) == []
     kinds.asked(HOST, WORTH)
     await settled()
     assert kinds.image(HOST) is None

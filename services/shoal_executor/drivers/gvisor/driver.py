@@ -182,7 +182,7 @@ class GvisorDriver(AgentDriver[Box]):
             frozen = await box.link.ask(lambda id: frames.Freeze(id, False, True))
             if not isinstance(frozen, frames.Frozen):
                 raise DriverError(frozen.detail if isinstance(frozen, frames.Failed) else "it ended")
-            await asyncio.to_thread(image.mkdir, parents=True)
+            await to_its_end(image.mkdir, parents=True)
             with box.unhurried():
                 await box.checkpoint(image)
             await to_its_end(inflate, image)

@@ -88,8 +88,9 @@ class Fresh:
     def useless(self, spec: StartSpec) -> None:
         """A sandbox did not start from its kind's: no other will."""
         one = self._kinds.get(_kind_of(spec))
-        if one is not None:
+        if one is not None and one.ready:
             one.ready = False
+            shutil.rmtree(one.place, ignore_errors=True)
 
     async def close(self) -> None:
         """Give up what is being made, and have nothing any more."""
@@ -105,6 +106,7 @@ class Fresh:
             await self._keep(spec, one.place)
         except (DriverError, OSError, TimeoutError) as error:
             log.warning("sandboxes start slower than they could", snapshot=spec.snapshot.digest[:12], why=str(error))
+            shutil.rmtree(one.place, ignore_errors=True)
         else:
             one.ready = True
 

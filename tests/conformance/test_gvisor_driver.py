@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.gvisor import fresh as fresh_ones, memory, runsc
 from shoal_executor.drivers.gvisor.box import Box
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
+from shoal_executor.drivers.gvisor.starting import Starts
 from shoal_executor.drivers.protocol import (
     DriverError,
     IsolationFailedError,
@@ -63,12 +64,11 @@ def mounts_below(place: Path) -> list[str]:
 class FromFresh(GvisorDriver):
     """Every sandbox without a memory of its own starts from one that was kept when it was fresh."""
 
-    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+    async def _start(self, name: str, spec: StartSpec) -> None:
         await kept_fresh(self, spec)
-        async with contextlib.aclosing(super().start(names, spec)) as outcomes:  # type: ignore[type-var]  # the protocol says iterator; this driver's is a generator
-            async for outcome in outcomes:
-                yield outcome
-        assert spec.snapshot.memory or self._fresh.image(spec) or isinstance(outcome, StartFailed)
+        await super()._start(name, spec)
+        if spec.snapshot.memory is None and self._fresh.image(spec) is None:
+            raise DriverError("it did not start from a fresh one")
 
 
 async def kept_fresh(driver: GvisorDriver, spec: StartSpec) -> None:
@@ -173,6 +173,25 @@ async def test_without_a_fresh_one_that_can_be_restored_it_starts_all_the_same(
     assert driver._fresh.image(other) is None
     names = await started(driver, other)
     await driver.destroy(names)
+
+
+async def test_where_nothing_starts_the_fresh_one_is_not_to_blame(
+    driver: GvisorDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = StartSpec(HOST)
+    await kept_fresh(driver, spec)
+
+    async def down(*_: object) -> None:
+        raise DriverError("nothing starts now")
+
+    with monkeypatch.context() as while_down:
+        while_down.setattr(Starts, "_up", staticmethod(down))
+        (failed,) = await start(driver, [fresh()], spec)
+    assert isinstance(failed, StartFailed)
+    assert failed.detail == "nothing starts now"
+    assert mounts_below(tmp_path) == []
+    assert driver._fresh.image(spec) is not None
+    await driver.destroy(await started(driver, spec))
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.45, 0.6])

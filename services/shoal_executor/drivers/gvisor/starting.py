@@ -79,7 +79,7 @@ class Starts:
                 raise DriverError(f"this memory was kept with another {what}: {theirs}; this node has {mine}")
 
     async def start(self, name: str, spec: StartSpec, over: Callable[[Box], None], fresh: Path | None = None) -> Box:
-        """Start one, from its snapshot's memory, or `fresh`, a checkpoint of one like it, where there is either.
+        """Start one from its snapshot's memory, else from `fresh`, a checkpoint of one like it, where there is either.
 
         Raises DriverError, OSError, TimeoutError, having left nothing.
         """
@@ -113,7 +113,7 @@ class Starts:
             try:
                 await self._up(box, spec, image)
             except DriverError as error:
-                if image is None or image is not fresh:
+                if fresh is None:
                     raise
                 raise NotRestoredError(str(error)) from error
             box.hide()

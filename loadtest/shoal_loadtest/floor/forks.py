@@ -14,6 +14,7 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.inhabited import sizes
 from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.zygote.filter import compile_filter
 from shoal_executor.drivers.zygote.forkserver import ForkServer
 from shoal_loadtest.floor.bare import Missing
 from shoal_loadtest.floor.loops import TRUE
@@ -39,7 +40,8 @@ class ForkLoop:
         root, usr = await asyncio.to_thread(roots.root_of, Snapshot("host", "host"), place)
         (place / "scratch").mkdir()
         base = _BASE if os.geteuid() == 0 else -1
-        template = frames.Template(str(root), usr, str(place / "scratch"), base, -1, -1, _PATIENCE_S)
+        scratch, program = str(place / "scratch"), compile_filter()
+        template = frames.Template(str(root), usr, scratch, base, -1, -1, _PATIENCE_S, program)
         server = ForkServer(self._hear, lambda _: None)
         try:
             await server.launch(template, place / "diary", place / "fork", "host")

@@ -5,8 +5,9 @@ ends. Where a fork server is, what runs goes on, and the fork server hands it a 
 """
 
 import contextlib
+import math
 import os
-import selectors
+import select
 import signal
 import socket
 import time
@@ -15,12 +16,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
-from shoal.wire.values import Command, CommandResult
+from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent import files, frames, recall, stillness
-from shoal_executor.drivers.agent.commands import Call, Running, account, spawn
+from shoal_executor.drivers.agent.commands import Call, Running, not_started, spawn
 from shoal_executor.drivers.agent.interpreter import Interpreter
+from shoal_executor.drivers.agent.programs import account
 from shoal_executor.drivers.agent.serial import Serial
 from shoal_executor.drivers.agent.session import Session
+from shoal_executor.drivers.agent.watching import Watching
 
 _READ: Final = 65_536
 
@@ -45,18 +48,27 @@ class Line(Protocol):
         ...
 
 
+def heed_signals() -> None:
+    """Have ends of children wake the agent that this process becomes, or its clones do."""
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # commands must not inherit Python's
+
+
 class Agent:
     """Serves one link after the other, until the fork server at the end of its lifeline is gone.
 
-    Without a lifeline it serves one link until its end, and begins when it is told to.
+    Without a lifeline it serves one link until its end, and begins when it is told to. `few_calls`: see `programs`.
     """
 
-    def __init__(self, link: Line, lifeline: socket.socket | None, env: dict[str, str], user: str, inputs: int) -> None:
+    def __init__(
+        self, link: Line, lifeline: socket.socket | None, env: dict[str, str], user: str, inputs: int, *,
+        few_calls: bool = False,
+    ) -> None:  # fmt: skip
+        self._few_calls = few_calls
         self._link: Line | None = link
         self._lifeline = lifeline
         self._settings(env, user, inputs)
-        # Not epoll: what it watches outside the sandbox is forgotten where a checkpoint is restored.
-        self._selector = selectors.PollSelector()
+        self._watching = Watching()
         self._unpacker = frames.Unpacker()
         self._out = bytearray()
         self._by_pid: dict[int, Running] = {}
@@ -72,10 +84,17 @@ class Agent:
         self._env = env
         self._user = user
         self._missing = inputs
-        try:
-            self._home = env.get("HOME") or account(user or "root")[2]
-        except OSError:
-            self._home = "/"
+        self._home_: str | None = env.get("HOME")
+
+    @property
+    def _home(self) -> str:
+        """Where relative paths of files begin; looked up when there is one, because most sandboxes are given none."""
+        if not self._home_:
+            try:
+                self._home_ = account(self._user or "root")[2]
+            except OSError:
+                self._home_ = "/"
+        return self._home_
 
     def warmed(self, requests: socket.socket, cgroups: list[int], capabilities: frozenset[int]) -> None:
         """Take the interpreter as a copy of the template's warm one, which takes requests on this socket."""
@@ -86,29 +105,28 @@ class Agent:
 
     def serve(self) -> None:
         """Run for ever; the process ends with the lifeline, or with the link where there is none."""
+        self.begin()
+        while True:
+            self.turn()
+
+    def begin(self) -> None:
+        """Say that you are there."""
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # commands must not inherit Python's
         assert self._link is not None
-        self.watch(self._link.fileno(), selectors.EVENT_READ, self._from_driver)
-        self.watch(wake_r, selectors.EVENT_READ, lambda: self._reap(wake_r))
+        self.watch(self._link.fileno(), select.POLLIN, self._from_driver)
+        self.watch(wake_r, select.POLLIN, partial(self._reap, wake_r))
         if self._lifeline is not None:
-            self.watch(self._lifeline.fileno(), selectors.EVENT_READ, partial(self._from_server, self._lifeline))
+            self.watch(self._lifeline.fileno(), select.POLLIN, partial(self._from_server, self._lifeline))
             self.tell(frames.Up(0, missing=self._missing))
         if self._eager:
             with contextlib.suppress(OSError):  # whoever asks for it will be told
                 self._python.open()
-        while True:
-            for key, mask in self._selector.select(self._patience()):
-                if self._link is not None and key.fd == self._link.fileno():
-                    if mask & selectors.EVENT_WRITE:
-                        self._flush()
-                    if mask & selectors.EVENT_READ:
-                        self._from_driver()
-                else:
-                    key.data()
-            self._expire()
+
+    def turn(self) -> None:
+        """Wait until something is to be done, and do it."""
+        self._watching.turn(self._patience())
+        self._expire()
 
     # --- the link
 
@@ -129,16 +147,14 @@ class Agent:
         except OSError:
             self._unlink()
             return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
-        if self._selector.get_key(self._link.fileno()).events != events:
-            self._selector.modify(self._link.fileno(), events, self._from_driver)
+        self._watching.press(self._link.fileno(), self._flush if self._out else None)
 
     def _unlink(self) -> None:
         """The driver is gone. What runs goes on, and nobody waits for it."""
         if self._lifeline is None:
             os._exit(0)
         if self._link is not None:
-            self._selector.unregister(self._link.fileno())
+            self.unwatch(self._link.fileno())
             self._link.close()
             self._link = None
         self._forget_driver()
@@ -160,7 +176,7 @@ class Agent:
         link.setblocking(False)
         link.set_inheritable(False)
         self._link = link
-        self.watch(link.fileno(), selectors.EVENT_READ, self._from_driver)
+        self.watch(link.fileno(), select.POLLIN, self._from_driver)
         self.tell(frames.Up(0, missing=self._missing))
 
     def _from_driver(self) -> None:
@@ -258,7 +274,7 @@ class Agent:
 
     def _run(self, call: Call) -> None:
         try:
-            running = spawn(call, self._env, self._user)
+            running = spawn(call, self._env, self._user, few_calls=self._few_calls)
         except OSError as error:
             self.not_started(call, error)
             return
@@ -266,7 +282,7 @@ class Agent:
 
     def not_started(self, call: Call, error: OSError) -> None:
         """A command could not be begun: that is a result, too."""
-        self.done(call, _not_started(call.command, error))
+        self.done(call, not_started(call.command, error))
 
     def done(self, call: Call, result: CommandResult) -> None:
         """Keep a result, and tell whoever waits for it."""
@@ -282,9 +298,9 @@ class Agent:
     def _adopt(self, running: Running) -> None:
         self._by_pid[running.pid] = running
         for channel, fd in running.outputs.items():
-            self.watch(fd, selectors.EVENT_READ, partial(self._drain, running, channel))
+            self.watch(fd, select.POLLIN, partial(self._drain, running, channel))
         if running.stdin is not None:
-            self.watch(running.stdin, selectors.EVENT_WRITE, partial(self._feed, running))
+            self.watch(running.stdin, select.POLLOUT, partial(self._feed, running))
 
     def _drain(self, running: Running, channel: int) -> None:
         fd = running.outputs.get(channel)
@@ -318,8 +334,7 @@ class Agent:
             running.stdin = None
 
     def _reap(self, wake: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(wake, 4096)
+        os.read(wake, 4096)  # there is something
         self._collect()
 
     def _collect(self) -> None:
@@ -346,12 +361,13 @@ class Agent:
             running.stdin = None
         self.done(running.call, running.result(code))
 
-    def _patience(self) -> float | None:
+    def _patience(self) -> int | None:
+        """Return for how many ms nothing has to be done by itself."""
         if self._stopped is not None:
             return None
         deadlines = [running.deadline for running in self._by_pid.values() if running.deadline is not None]
         deadlines += [serial.deadline for serial in self._serials if serial.deadline is not None]
-        return max(min(deadlines) - time.monotonic(), 0) if deadlines else None
+        return math.ceil(max(min(deadlines) - time.monotonic(), 0) * 1000) if deadlines else None
 
     def _expire(self) -> None:
         if self._stopped is not None:
@@ -370,19 +386,12 @@ class Agent:
 
     def watch(self, fd: int, events: int, react: Callable[[], None]) -> None:
         """Call react whenever the descriptor is ready."""
-        self._selector.register(fd, events, react)
+        self._watching.add(fd, events, react)
 
     def unwatch(self, fd: int) -> None:
-        """Watch it no longer."""
-        self._selector.unregister(fd)
+        """Watch it no longer. May come twice."""
+        self._watching.remove(fd)
 
     def _forget(self, fd: int) -> None:
-        self._selector.unregister(fd)
+        self.unwatch(fd)
         os.close(fd)
-
-
-def _not_started(command: Command, error: OSError) -> CommandResult:
-    program = command.argv[0] if command.argv else "/bin/sh"
-    if isinstance(error, FileNotFoundError) and error.filename in (program, None):
-        return CommandResult(127, stderr=f"command not found in the sandbox: {program}\n".encode())
-    return CommandResult(126, stderr=f"{error.filename or program}: {error.strerror}\n".encode())

@@ -7,7 +7,7 @@ import msgspec
 
 from shoal.wire.values import Command, CommandResult
 
-PROTOCOL: Final = 7
+PROTOCOL: Final = 8
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 IN_FRAME: Final = 1024 * 1024
@@ -162,8 +162,9 @@ class Template(msgspec.Struct, frozen=True):
     """What a fork server is started with: the paths of its image and of the host's /usr (or ""), and of an empty
 
     directory; the first of its uids outside, -1 without root; descriptors of sockets to the driver and for the next
-    one, and how many seconds it waits for that; of mounted disks, the lowest first, in the place of an image; code for
-    its warm interpreter, which has this environment, and descriptors of that one's control groups.
+    one, and how many seconds it waits for that; the compiled filter of its sandboxes; of mounted disks, the lowest
+    first, in the place of an image; code for its warm interpreter, which has this environment, this filter, and
+    descriptors of its control groups.
     """
 
     image: str
@@ -173,9 +174,11 @@ class Template(msgspec.Struct, frozen=True):
     control: int
     listener: int
     patience_s: float
+    filter: bytes
     disks: tuple[int, ...] = ()
     warm: str = ""
     env: tuple[tuple[str, str], ...] = ()
+    warm_filter: bytes = b""
     cgroups: tuple[int, ...] = ()
 
 

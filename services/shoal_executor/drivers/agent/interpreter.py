@@ -10,7 +10,8 @@ import time
 from typing import Final
 
 from shoal.wire.values import CommandResult
-from shoal_executor.drivers.agent.commands import PATH, Call, Running, account, start
+from shoal_executor.drivers.agent.commands import Call, Running
+from shoal_executor.drivers.agent.programs import PATH, account, start
 
 with open(os.path.join(os.path.dirname(__file__), "served.py"), encoding="utf-8") as _file:
     SERVED: Final = _file.read()

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import selectors
+import select
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +27,7 @@ class Host(Protocol):
         ...
 
     def unwatch(self, fd: int) -> None:
-        """Watch it no longer."""
+        """Watch it no longer. May come twice."""
         ...
 
     def done(self, call: Call, result: CommandResult) -> None:
@@ -76,9 +76,9 @@ class Serial:
             return
         fed = self._fed = self._make()
         for channel, fd in fed.outputs.items():
-            self._host.watch(fd, selectors.EVENT_READ, partial(self._heard, channel))
+            self._host.watch(fd, select.POLLIN, partial(self._heard, channel))
         if isinstance(fed, Interpreter):
-            self._host.watch(fed.control.fileno(), selectors.EVENT_READ, self._answered)
+            self._host.watch(fed.control.fileno(), select.POLLIN, self._answered)
 
     def expire(self) -> None:
         """The time of the call under way is up."""
@@ -97,8 +97,7 @@ class Serial:
         assert fed is not None
         self._drain()
         for fd in (*fed.outputs.values(), *((fed.control.fileno(),) if isinstance(fed, Interpreter) else ())):
-            with contextlib.suppress(KeyError):
-                self._host.unwatch(fd)
+            self._host.unwatch(fd)
         unbegun = fed.unbegun
         self._in_vain = self._in_vain + 1 if unbegun is not None else 0
         answer = fed.gone(code)
@@ -122,7 +121,7 @@ class Serial:
             self._fed.begin(call)
             if isinstance(self._fed, Interpreter) and self._fed.say():
                 self._host.unwatch(self._fed.control.fileno())
-                both = selectors.EVENT_READ | selectors.EVENT_WRITE
+                both = select.POLLIN | select.POLLOUT
                 self._host.watch(self._fed.control.fileno(), both, self._answered)
 
     def _heard(self, channel: int) -> None:
@@ -148,9 +147,8 @@ class Serial:
         if not isinstance(fed, Interpreter):
             return
         if not fed.say():
-            with contextlib.suppress(KeyError):
-                self._host.unwatch(fed.control.fileno())
-            self._host.watch(fed.control.fileno(), selectors.EVENT_READ, self._answered)
+            self._host.unwatch(fed.control.fileno())
+            self._host.watch(fed.control.fileno(), select.POLLIN, self._answered)
         if fed.listen():
             self._finish(fed)
             return

@@ -10,7 +10,8 @@ import termios
 from typing import Final
 
 from shoal.wire.values import CommandResult
-from shoal_executor.drivers.agent.commands import PATH, Call, Running, start
+from shoal_executor.drivers.agent.commands import Call, Running
+from shoal_executor.drivers.agent.programs import PATH, start
 
 _SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
 _HIGH: Final = 60  # descriptors that nobody counts on

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 
 from shoal_executor.drivers.agent import interpreter
-from shoal_executor.drivers.agent.agent import Agent
+from shoal_executor.drivers.agent.agent import Agent, heed_signals
 
 _DATA = (interpreter.__file__.replace("interpreter.py", "served.py"),)
 
@@ -38,7 +38,8 @@ def main() -> None:
     for fd in (0, 1, 2):
         os.set_inheritable(fd, False)
     os.umask(0o022)
-    Agent(Pipes(), None, {}, "", 0).serve()
+    heed_signals()
+    Agent(Pipes(), None, {}, "", 0, few_calls=True).serve()
 
 
 def needs() -> str:

@@ -21,7 +21,7 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.layers import make_layer
 from shoal_executor.drivers.protocol import Captured, DriverError, UnsupportedError
-from shoal_executor.drivers.zygote.entering import UPPER
+from shoal_executor.drivers.zygote.becoming import UPPER
 from shoal_executor.drivers.zygote.forkserver import ForkServer
 
 _PLACES: Final = ("/mnt", "/media", "/srv", "/opt")

@@ -1,10 +1,9 @@
 """The seccomp filter of every sandbox, compiled once by libseccomp: it denies what could be a way out."""
 
 import errno
+import functools
 import os
 from typing import Final
-
-import pyseccomp
 
 _NAMESPACES: Final = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
 
@@ -21,8 +20,11 @@ _DENIED: Final = (
 ).split()
 
 
+@functools.cache
 def compile_filter(allow: tuple[str, ...] = ()) -> bytes:
-    """Return the program, which lets these calls pass besides. Raises OSError where libseccomp is not there."""
+    """Return the program, which lets these calls pass besides. Raises RuntimeError where libseccomp is not there."""
+    import pyseccomp  # it needs a library that only this isolation does
+
     rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ALLOW)
     for name in (each for each in _DENIED if each not in allow):
         try:

@@ -12,23 +12,26 @@ and hands it new links to the agents. When none comes in time it ends, and its s
 import contextlib
 import gc
 import os
-import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.agent import frames
-from shoal_executor.drivers.zygote.entering import RANGE, arrange, descend, enter, enter_template
-from shoal_executor.drivers.zygote.filter import compile_filter
+from shoal_executor.drivers.agent.agent import heed_signals
+from shoal_executor.drivers.zygote.becoming import LINK, Entrance, Way
+from shoal_executor.drivers.zygote.entering import RANGE, descend, enter_template
+from shoal_executor.drivers.zygote.rehearsal import rehearse
 from shoal_executor.drivers.zygote.warm import WarmingError, launch
 
 _ENDS: Final = 1024
 """How many of the last ends are told again to the next driver: more than a socket holds unread."""
+_ROOM: Final = socket.CMSG_SPACE(16 * struct.calcsize("i"))  # of descriptors that come with an order
 _READY: Final = frames.Event("ready", status=frames.PROTOCOL)
 _FLAGS: Final = (
     kernel.NEWUSER | kernel.NEWNS | kernel.NEWPID | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET
@@ -46,25 +49,21 @@ class Server:
     """One template's fork server. `patience_s`: how long it waits for a driver when it has none."""
 
     def __init__(
-        self, control: socket.socket, listener: socket.socket, single: bool, patience_s: float, lowers: list[str],
-        warm: socket.socket | None, program: bytes,
-    ) -> None:  # fmt: skip
-        self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit[1], self._limit[1]))  # a lifeline for each sandbox
+        self, control: socket.socket, listener: socket.socket, single: bool, patience_s: float, entrance: Entrance
+    ) -> None:
         self._control: socket.socket | None = control
         self._listener = listener
         self._patience_s = patience_s
         self._alone_since = 0.0
-        self._map = "0 0 1" if single else f"0 0 {RANGE}"
-        self._filter = program
-        self._lowers = lowers
-        self._warm = warm
+        self._entrance = entrance
+        self._single = single
+        self._map = b"0 0 1" if single else b"0 0 %d" % RANGE
         self._sandboxes: dict[str, Sandbox] = {}
         self._names: dict[int, str] = {}
         self._ends: dict[str, int] = {}
+        self._buffer = memoryview(bytearray(1 << 18))
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         self._poll = select.poll()
         self._poll.register(self._wake_r, select.POLLIN)
         self._poll.register(control, select.POLLIN)
@@ -92,7 +91,10 @@ class Server:
     def _say(self, event: frames.Event, *fds: int) -> None:
         if self._control is not None:
             try:
-                socket.send_fds(self._control, [frames.encode(event)], fds)
+                if fds:
+                    socket.send_fds(self._control, [frames.encode(event)], fds)
+                else:
+                    self._control.send(frames.encode(event))
                 return
             except OSError:
                 self._lose_driver()
@@ -142,13 +144,14 @@ class Server:
         if self._control is None:
             return
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, 1 << 18, 16)
+            size, ancillary, _, _ = self._control.recvmsg_into((self._buffer,), _ROOM)
         except OSError:
-            data, fds = b"", []
-        if not data:
+            size, ancillary = 0, []
+        if not size:
             self._lose_driver()
             return
-        order = frames.orders.decode(data)
+        fds = [fd for _, _, data in ancillary for (fd,) in struct.iter_unpack("i", data)]
+        order = frames.orders.decode(self._buffer[:size])
         if order.kill:
             with contextlib.suppress(KeyError, ProcessLookupError):
                 os.kill(self._sandboxes[order.name].pid, signal.SIGKILL)
@@ -169,52 +172,47 @@ class Server:
                 os.close(fd)
 
     def _fork(self, order: frames.Order, fds: list[int]) -> None:
-        gate_r, gate_w = os.pipe()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = kernel.clone(_FLAGS)
-        if pid == 0:
-            link, lifeline, *others = arrange(fds[0], theirs.fileno(), *fds[1:])
-            layers, cgroups = others[: order.layers], others[order.layers :]
-            try:
-                os.close(gate_w)
-                if not os.read(gate_r, 1):
-                    os._exit(1)
-                signal.set_wakeup_fd(-1)
-                resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
-                link_, lifeline_ = socket.socket(fileno=link), socket.socket(fileno=lifeline)
-                agent = enter(order, link_, lifeline_, cgroups, self._filter, self._lowers, layers, self._warm)
-            except BaseException as error:
-                with contextlib.suppress(OSError):
-                    os.write(link, frames.pack(frames.Up(0, f"{type(error).__name__}: {error}")))
-                os._exit(1)
-            try:
-                agent.serve()
-            except BaseException:
-                traceback.print_exc()  # into the fork server's log, on the host
-            finally:
-                os._exit(1)
-        os.close(gate_r)
-        theirs.close()
         try:
-            for kind in ("uid", "gid"):
-                if kind == "gid" and self._map == "0 0 1":
-                    with open(f"/proc/{pid}/setgroups", "w") as file:
-                        file.write("deny")
-                with open(f"/proc/{pid}/{kind}_map", "w") as file:
-                    file.write(self._map)
-            os.write(gate_w, b"x")
-        except OSError:
+            way = self._entrance.prepare(order, fds[0], theirs.fileno(), fds[1:])
+            pid = kernel.clone(_FLAGS)
+            if pid == 0:
+                self._become(way)
+        except BaseException:
             ours.close()
             raise
         finally:
-            os.close(gate_w)
+            theirs.close()
+        try:
+            if self._single:
+                _write(f"/proc/{pid}/setgroups", b"deny")
+            _write(f"/proc/{pid}/uid_map", self._map)
+            _write(f"/proc/{pid}/gid_map", self._map)
+            ours.send(b"x")
+        except OSError:
+            ours.close()  # then it ends
+            raise
         self._ends.pop(order.name, None)  # another of that name
         self._sandboxes[order.name] = Sandbox(pid, ours)
         self._names[pid] = order.name
 
+    def _become(self, way: Way) -> NoReturn:
+        """Be the sandbox."""
+        try:
+            agent = self._entrance.become(way)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.write(LINK, frames.pack(frames.Up(0, f"{type(error).__name__}: {error}")))
+            os._exit(1)
+        try:
+            agent.serve()
+        except BaseException:
+            traceback.print_exc()  # into the fork server's log, on the host
+        finally:
+            os._exit(1)
+
     def _reap(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_r, 4096)
+        os.read(self._wake_r, 4096)  # there is something
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -229,6 +227,14 @@ class Server:
                 self._say(frames.Event("ended", name, status))
 
 
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
 def main() -> None:
     """`server`, with a `Template` on standard input: see `frames`. Descriptors it names are inherited."""
     with open(os.dup(0), "rb") as given:
@@ -238,13 +244,15 @@ def main() -> None:
     os.close(nothing)
     control, listener = socket.socket(fileno=template.control), socket.socket(fileno=template.listener)
     try:
-        program = compile_filter()
         lowers = enter_template(template.image, template.usr, template.scratch, template.base, list(template.disks))
         descend()
         warm: socket.socket | None = None
         if template.warm:
-            warm = launch(template.warm, lowers, dict(template.env), list(template.cgroups), program)
-        server = Server(control, listener, template.base < 0, template.patience_s, lowers, warm, program)
+            warm = launch(template, lowers)
+        heed_signals()
+        rehearse()
+        entrance = Entrance(lowers, template.filter, warm)
+        server = Server(control, listener, template.base < 0, template.patience_s, entrance)
     except (OSError, WarmingError) as error:
         control.send(frames.encode(frames.Event("broken", detail=str(error))))
         sys.exit(1)

@@ -18,6 +18,7 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.cgroups import Group, Groups
 from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.zygote.filter import compile_filter
 from shoal_executor.drivers.zygote.forkserver import ForkServer, entries, sweep
 
 _FIRST_UID: Final = 1_879_048_192
@@ -135,12 +136,14 @@ class Templates:
             if snapshot.warm:
                 group = self._groups.make(f"warm-{place.name}", WARM_LIMITS)
                 entrances = self._groups.entrances(group)
+            own = compile_filter()
+            warm = compile_filter(("setns",)) if snapshot.warm else b""
             template = frames.Template(
-                root, usr, str(scratch), base, -1, -1, self._patience_s, tuple(lent), snapshot.warm, snapshot.env,
-                tuple(entrances),
+                root, usr, str(scratch), base, -1, -1, self._patience_s, own, tuple(lent), snapshot.warm, snapshot.env,
+                warm, tuple(entrances),
             )  # fmt: skip
             await server.launch(template, diary, place, digest, group)
-        except DriverError as error:
+        except (DriverError, RuntimeError) as error:
             if group is not None:
                 await self._groups.remove(group)
             name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else f"{snapshot.kind} {digest[:12]}"

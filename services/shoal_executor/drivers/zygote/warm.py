@@ -13,10 +13,11 @@ import socket
 from typing import Final
 
 from shoal_executor.drivers import kernel
-from shoal_executor.drivers.agent.commands import PATH
+from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.interpreter import MAIN, find, source
-from shoal_executor.drivers.zygote.entering import confine, make_root
-from shoal_executor.drivers.zygote.filter import compile_filter
+from shoal_executor.drivers.agent.programs import PATH
+from shoal_executor.drivers.zygote.becoming import Root, confine, inside, stacked
+from shoal_executor.drivers.zygote.steps import take
 
 _DISK: Final = 256 * 1024**2
 _SHM: Final = 64 * 1024**2
@@ -26,21 +27,21 @@ class WarmingError(Exception):
     """The template's code failed; the text is what it said."""
 
 
-def launch(code: str, lowers: list[str], env: dict[str, str], cgroups: list[int], program: bytes) -> socket.socket:
+def launch(template: frames.Template, lowers: list[str]) -> socket.socket:
     """Start it; returns the socket on which sandboxes ask for copies. Raises WarmingError, OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = kernel.clone(kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET)
     if pid == 0:
         try:
-            _become(lowers, env, cgroups, theirs, asked)
+            _become(template, lowers, theirs, asked)
         except BaseException as error:
             theirs.send(f"{type(error).__name__}: {error}".encode())
         finally:
             os._exit(1)
     theirs.close()
     asked.close()
-    told = {"code": code, "filter": program.hex(), "requests": _REQUESTS}
+    told = {"code": template.warm, "filter": template.filter.hex(), "requests": _REQUESTS}
     with ours:
         ours.send(json.dumps(told).encode())
         said = ours.recv(1 << 16)
@@ -54,11 +55,9 @@ _REQUESTS: Final = 4
 _SOURCE: Final = 5
 
 
-def _become(
-    lowers: list[str], env: dict[str, str], cgroups: list[int], control: socket.socket, requests: socket.socket
-) -> None:
+def _become(template: frames.Template, lowers: list[str], control: socket.socket, requests: socket.socket) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    for fd in cgroups:
+    for fd in template.cgroups:
         os.write(fd, b"0")
     text = source()
     for fd, place in ((control.fileno(), 64), (requests.fileno(), 65), (text, 66)):
@@ -67,10 +66,10 @@ def _become(
         os.dup2(place, fd)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    make_root(_DISK, _SHM, lowers, [])
+    Root(stacked(_DISK, lowers, []), inside(_SHM)).make()
     os.closerange(6, 1 << 20)
-    confine(frozenset(), compile_filter(allow=("setns",)))
-    full = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **env}
+    take(confine(frozenset(), template.warm_filter))
+    full = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **dict(template.env)}
     os.chdir("/root")
     main = MAIN.format(text=_SOURCE, what="warm", control=_CONTROL)
     os.execve(find(full), ["python3", "-c", main], full)  # noqa: S606 - no shell is wanted

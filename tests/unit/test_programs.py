@@ -1,0 +1,164 @@
+"""How the agent starts a program: which one is found, what it is given, and what it is not."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from shoal_executor.drivers.agent.programs import Program, start as start_any
+
+Start = Callable[..., Program]
+
+USUAL = os.defpath
+
+
+@pytest.fixture(params=[False, True], ids=["spawn", "popen"])
+def start(request: pytest.FixtureRequest) -> Start:
+    """Both ways, which differ in nothing but what they cost."""
+    return partial(start_any, few_calls=request.param)
+
+
+def ran(program: Program) -> tuple[int, str, str]:
+    """Return its exit code, and what it wrote."""
+    _, status = os.waitpid(program.pid, 0)
+    wrote = {}
+    for channel, fd in program.outputs.items():
+        os.set_blocking(fd, True)
+        with open(fd, "rb") as pipe:
+            wrote[channel] = pipe.read().decode()
+    if program.stdin is not None:
+        os.close(program.stdin)
+    return os.waitstatus_to_exitcode(status), wrote[1], wrote[2]
+
+
+def executable(path: Path, text: str) -> Path:
+    """Make a program."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def same_descriptors() -> Iterator[None]:
+    """Nothing stays open."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_it_has_what_was_asked_for(start: Start, tmp_path: Path) -> None:
+    env = {"PATH": USUAL, "HOME": str(tmp_path), "WHO": "me"}
+    (tmp_path / "in").mkdir()
+    here = os.getcwd()
+    line = 'echo "$WHO in $PWD"; echo to err >&2; exit 3'
+    assert ran(start(["sh", "-c", line], env, "in", "", stdin=False)) == (3, f"me in {tmp_path}/in\n", "to err\n")
+    assert os.getcwd() == here
+
+
+def test_without_a_directory_it_is_at_home_or_in_the_root(start: Start, tmp_path: Path) -> None:
+    assert ran(start(["pwd"], {"PATH": USUAL, "HOME": str(tmp_path)}, "", "", stdin=False))[1] == f"{tmp_path}\n"
+    assert ran(start(["pwd"], {"PATH": USUAL, "HOME": "/gone"}, "", "", stdin=False))[1] == "/\n"
+
+
+def test_what_is_written_to_it_it_reads(start: Start) -> None:
+    program = start(["cat"], {"PATH": USUAL, "HOME": "/"}, "", "", stdin=True)
+    assert program.stdin is not None
+    os.write(program.stdin, b"said")
+    os.close(program.stdin)
+    assert ran(program._replace(stdin=None)) == (0, "said", "")
+
+
+def test_without_input_it_reads_nothing(start: Start) -> None:
+    assert ran(start(["cat"], {"PATH": USUAL, "HOME": "/"}, "", "", stdin=False)) == (0, "", "")
+
+
+def test_it_has_the_descriptors_it_is_given_and_none_of_ours(start: Start, tmp_path: Path) -> None:
+    own = os.open(tmp_path, os.O_RDONLY)
+    given = os.open("/dev/null", os.O_RDONLY)
+    try:
+        line = "cd /proc/self/fd && echo *"
+        program = start(["sh", "-c", line], {"PATH": USUAL, "HOME": "/"}, "", "", stdin=False, fds=(given,))
+        there = set(ran(program)[1].split())
+        assert {"0", "1", "2", str(given)} <= there
+        assert str(own) not in there
+        assert not os.get_inheritable(given)
+    finally:
+        os.close(own)
+        os.close(given)
+
+
+def test_it_leads_a_session_and_ignores_no_signal_that_python_does(start: Start) -> None:
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN, "or this would show nothing"
+    line = "echo $$; cut -d' ' -f6 /proc/$$/stat; grep SigIgn /proc/$$/status"
+    _, out, _ = ran(start(["sh", "-c", line], {"PATH": USUAL, "HOME": "/"}, "", "", stdin=False))
+    pid, session, _, ignored = out.split()
+    assert pid == session
+    assert not int(ignored, 16) & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
+
+
+def test_the_first_in_its_path_is_taken(start: Start, tmp_path: Path) -> None:
+    executable(tmp_path / "a/tool", "#!/bin/sh\necho a")
+    executable(tmp_path / "b/tool", "#!/bin/sh\necho b")
+    env = {"PATH": f"{tmp_path}/none:{tmp_path}/b:{tmp_path}/a", "HOME": "/"}
+    assert ran(start(["tool"], env, "", "", stdin=False))[1] == "b\n"
+
+
+def test_what_may_not_be_run_gives_way_to_what_may(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "a/tool").mkdir(parents=True)
+    executable(tmp_path / "b/tool", "#!/bin/sh\necho b")
+    assert ran(start(["tool"], {"PATH": f"{tmp_path}/a:{tmp_path}/b", "HOME": "/"}, "", "", stdin=False))[1] == "b\n"
+    with pytest.raises(PermissionError) as told:
+        start(["tool"], {"PATH": f"{tmp_path}/a:{tmp_path}/none", "HOME": "/"}, "", "", stdin=False)
+    assert told.value.filename == "tool"
+
+
+def test_an_empty_place_in_its_path_is_where_it_is(start: Start, tmp_path: Path) -> None:
+    executable(tmp_path / "tool", "#!/bin/sh\necho here")
+    assert ran(start(["tool"], {"PATH": ":/none", "HOME": str(tmp_path)}, "", "", stdin=False))[1] == "here\n"
+
+
+def test_a_path_is_seen_from_its_directory(start: Start, tmp_path: Path) -> None:
+    executable(tmp_path / "in/tool", "#!/bin/sh\necho here")
+    assert ran(start(["./tool"], {"HOME": str(tmp_path)}, "in", "", stdin=False))[1] == "here\n"
+    with pytest.raises(FileNotFoundError) as told:
+        start(["./other"], {"HOME": str(tmp_path)}, "in", "", stdin=False)
+    assert told.value.filename == "./other"
+
+
+@pytest.mark.parametrize("user", ["", "65534"])
+def test_what_is_missing_is_named(start: Start, tmp_path: Path, user: str) -> None:
+    if user and os.geteuid():
+        pytest.skip("only root starts programs as others")
+    env = {"PATH": USUAL, "HOME": str(tmp_path)}
+    with pytest.raises(FileNotFoundError) as told:
+        start(["no-such-program"], env, "", user, stdin=False)
+    assert told.value.filename == "no-such-program"
+    with pytest.raises(FileNotFoundError) as told:
+        start(["true"], env, "no/such", user, stdin=True)
+    assert told.value.filename == f"{tmp_path}/no/such"
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "cwd"),
+    [(["a\0b"], {}, ""), (["true", "\0"], {}, ""), (["true"], {"A": "\0"}, ""), (["true"], {}, "a\0")],
+)
+def test_what_cannot_be_told_to_a_program_is_said(start: Start, argv: list[str], env: dict[str, str], cwd: str) -> None:
+    with pytest.raises(OSError, match="embedded null") as told:
+        start(argv, {"PATH": USUAL, "HOME": "/", **env}, cwd, "", stdin=True)
+    assert told.value.filename == argv[0]
+
+
+def test_what_is_no_program_is_said(start: Start, tmp_path: Path) -> None:
+    executable(tmp_path / "empty", "no program")
+    with pytest.raises(OSError, match="Exec format error"):
+        start([str(tmp_path / "empty")], {"HOME": "/"}, "", "", stdin=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs as others")
+def test_another_user_has_none_of_our_groups(start: Start) -> None:
+    env = {"PATH": USUAL, "HOME": "/"}
+    assert ran(start(["sh", "-c", "id -u; id -g; id -G"], env, "", "12345", stdin=False))[1].split() == ["12345"] * 3

@@ -223,6 +223,24 @@ async def test_templates_made_at_once_share_no_uids(driver: ZygoteDriver, tmp_pa
     assert len(bases) == len(set(bases)) == 3
 
 
+def opened(scratch: Path, *places: str) -> list[str]:
+    """Return what a command begins with that sees these places, though a directory above them (a home) is closed."""
+    inside: dict[Path, set[Path]] = {}
+    for place in map(Path, places):
+        closed = next((each for each in reversed(place.parents) if not each.stat().st_mode & 0o001), None)
+        if closed is not None:
+            inside.setdefault(closed, set()).add(closed / place.relative_to(closed).parts[0])
+    lines = []
+    for closed, found in inside.items():
+        spares = {inner: scratch / f"spare-{inner.name}" for inner in found}
+        for inner, spare in spares.items():
+            spare.mkdir()
+            lines.append(f"mount --bind {inner} {spare}")
+        lines.append(f"mount -t tmpfs -o mode=755 tmpfs {closed}")
+        lines += [f"mkdir {inner}; mount --bind {spare} {inner}" for inner, spare in spares.items()]
+    return ["unshare", "--mount", "sh", "-ec", "\n".join([*lines, 'exec "$@"']), "sh"] if lines else []
+
+
 async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: Path) -> None:
     nobody = 65_534
     if os.geteuid() != 0:
@@ -230,7 +248,8 @@ async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: 
     state = tmp_path / "state"
     state.mkdir()
     os.chown(state, nobody, nobody)
-    reachable = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
+    seen = opened(tmp_path, sys.base_prefix, sys.prefix, str(Path(__file__).resolve()))
+    reachable = [*seen, "setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
     program = f"""
 import asyncio, pathlib
 from shoal.wire.messages import Command, Resources, Snapshot

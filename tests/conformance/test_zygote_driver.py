@@ -223,6 +223,24 @@ async def test_templates_made_at_once_share_no_uids(driver: ZygoteDriver, tmp_pa
     assert len(bases) == len(set(bases)) == 3
 
 
+async def test_a_start_without_a_control_group_leaves_nothing_open(
+    driver: ZygoteDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one(driver)
+    before = sorted(os.listdir("/proc/self/fd"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room for a control group")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(driver._groups, "make", full)
+        (outcome,) = await start(driver, [fresh()], StartSpec(HOST))
+    assert isinstance(outcome, StartFailed)
+    assert "no room for a control group" in outcome.detail
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert await one(driver)
+
+
 def opened(scratch: Path, *places: str) -> list[str]:
     """Return what a command begins with that sees these places, though a directory above them (a home) is closed."""
     inside: dict[Path, set[Path]] = {}

@@ -27,6 +27,11 @@ class Link(asyncio.Protocol):
         self.up: asyncio.Future[frames.Tell | None] = asyncio.get_running_loop().create_future()
         self._waiting[_UP] = (self.up, None)
 
+    @property
+    def connected(self) -> bool:
+        """Whether it has, or had, a transport, which then is what closes the socket."""
+        return self._transport is not None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The link is there."""
         self._transport = cast(asyncio.Transport, transport)

@@ -190,46 +190,44 @@ class ZygoteDriver(AgentDriver[Sandbox]):
 
     async def _start(self, name: str, spec: StartSpec) -> None:
         zygote = await self._templates.server_of(spec.snapshot)
-        layers = await zygote.borrow(self._mounted, spec.snapshot.layers)
-        ours, theirs = socket.socketpair()
-        link = Link()
-        group = self._groups.make(name, spec.resources)
-        sandbox = Sandbox(name, link, group, zygote=zygote)
-        self._starting[name] = sandbox
-        entrances: list[int] = []
-        ordered = False
-        try:
-            await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
-            entrances = self._groups.entrances(group)
-            disk, shm = sizes(spec.resources)
-            env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
-            order = frames.Order(
-                name, disk=disk, shm=shm, user=spec.user, env=env, inputs=len(spec.files), layers=len(layers)
-            )
-            zygote.fork(order, [theirs.fileno(), *layers, *entrances])
-            ordered = True
-            theirs.close()
-            async with asyncio.timeout(UP_S):
-                up = await link.up
-            if not isinstance(up, frames.Up) or up.error:
-                raise DriverError(
-                    f"the sandbox could not be made: {up.error if isinstance(up, frames.Up) else 'it ended'}"
-                )
-            for file in spec.files:
-                await put(link, file)
-        except BaseException:
-            theirs.close()
-            link.close()
+        with contextlib.ExitStack() as lent:
+            layers = await zygote.borrow(self._mounted, spec.snapshot.layers)
+            for fd in layers:
+                lent.callback(os.close, fd)
+            group = self._groups.make(name, spec.resources)
+            ours, theirs = socket.socketpair()
+            link = Link()
+            sandbox = Sandbox(name, link, group, zygote=zygote)
+            self._starting[name] = sandbox
+            ordered = False
             try:
-                if ordered:  # then its end is told, or that it could not be forked
-                    await sandbox.killed()
-            finally:
-                self._starting.pop(name, None)
-                await self._groups.remove(group)
-            raise
-        finally:
-            for fd in (*entrances, *layers):
-                os.close(fd)
+                entrances = self._groups.entrances(group)
+                for fd in entrances:
+                    lent.callback(os.close, fd)
+                zygote.fork(_order(name, spec, len(layers)), [theirs.fileno(), *layers, *entrances])
+                ordered = True
+                theirs.close()  # so that its end is heard of
+                await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)  # while it is forked
+                async with asyncio.timeout(UP_S):
+                    up = await link.up
+                if not isinstance(up, frames.Up) or up.error:
+                    raise DriverError(
+                        f"the sandbox could not be made: {up.error if isinstance(up, frames.Up) else 'it ended'}"
+                    )
+                for file in spec.files:
+                    await put(link, file)
+            except BaseException:
+                theirs.close()
+                if not link.connected:
+                    ours.close()
+                link.close()
+                try:
+                    if ordered:  # then its end is told, or that it could not be forked
+                        await sandbox.killed()
+                finally:
+                    self._starting.pop(name, None)
+                    await self._groups.remove(group)
+                raise
         self._live[name] = self._starting.pop(name)
         if sandbox.ended.is_set():
             self._gone(sandbox)
@@ -259,3 +257,9 @@ class ZygoteDriver(AgentDriver[Sandbox]):
 
     def _busy(self) -> set[int]:
         return {id(s.zygote) for group in (self._live, self._starting, self._ending) for s in group.values()}
+
+
+def _order(name: str, spec: StartSpec, layers: int) -> frames.Order:
+    disk, shm = sizes(spec.resources)
+    env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
+    return frames.Order(name, disk=disk, shm=shm, user=spec.user, env=env, inputs=len(spec.files), layers=layers)

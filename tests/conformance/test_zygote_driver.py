@@ -16,6 +16,7 @@ import pytest_asyncio
 from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
 from shoal.wire.messages import Command, Resources, Snapshot
 from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.protocol import (
     DriverError,
@@ -145,6 +146,30 @@ async def test_a_template_cannot_lead_mounts_astray(driver: ZygoteDriver, tmp_pa
     (outcome,) = await start(driver, [fresh()], StartSpec(Snapshot("dir-led", "dir", str(root))))
     assert isinstance(outcome, StartFailed)
     assert f"/{place} is a symbolic link" in outcome.detail
+
+
+async def test_why_it_could_not_be_made_is_heard_after_its_end(
+    driver: ZygoteDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root").mkdir(mode=0o755)
+    (tmp_path / "root/proc").symlink_to("/")
+    made = Link.connection_made
+
+    def slow(link: Link, transport: asyncio.BaseTransport) -> None:
+        made(link, transport)
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        asyncio.get_running_loop().call_later(0.3, resume, transport)
+
+    def resume(transport: asyncio.Transport) -> None:
+        if not transport.is_closing():
+            transport.resume_reading()
+
+    await driver.prepare(Snapshot("dir-led", "dir", str(tmp_path / "root")))
+    monkeypatch.setattr(Link, "connection_made", slow)
+    (outcome,) = await start(driver, [fresh()], StartSpec(Snapshot("dir-led", "dir", str(tmp_path / "root"))))
+    assert isinstance(outcome, StartFailed)
+    assert "/proc is a symbolic link" in outcome.detail
 
 
 async def test_an_agent_that_sends_more_than_it_may_is_ended(driver: ZygoteDriver) -> None:
@@ -386,6 +411,21 @@ async def test_a_warm_template_runs_its_code_once_and_every_sandbox_goes_on_from
     forked = await one(driver, second)
     assert (await driver.run(forked, Command(python="count"))).stdout == b"41\n"  # the template's, not names[1]'s
     await driver.destroy([*names, outcome, forked])
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+async def test_what_is_made_in_a_sandbox_is_readable_whatever_the_executor_makes(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        driver = ZygoteDriver(tmp_path / "state")
+        await driver.open(lambda *_: None)
+        name = await one(driver, Snapshot("warm", "host", warm="import os"))
+        look = "open('/tmp/by-python', 'w').close(); os.stat('/tmp/by-python').st_mode & 0o777"
+        assert (await driver.run(name, Command(python=look))).stdout == b"%d\n" % 0o644
+        assert (await sh(driver, name, "touch /tmp/new && stat -c %a /tmp/new /tmp")).stdout == b"644\n1777\n"
+        await driver.close()
+    finally:
+        os.umask(before)
 
 
 async def test_many_copies_at_once_though_one_that_waited_to_be_one_was_killed(driver: ZygoteDriver) -> None:

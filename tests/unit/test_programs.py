@@ -1,5 +1,6 @@
 """How the agent starts a program: which one is found, what it is given, and what it is not."""
 
+import builtins
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal_executor.drivers.agent.programs import Program, start as start_any
+from shoal_executor.drivers.agent.programs import Program, account, start as start_any
 
 Start = Callable[..., Program]
 
@@ -17,7 +18,7 @@ USUAL = os.defpath
 
 @pytest.fixture(params=[False, True], ids=["spawn", "popen"])
 def start(request: pytest.FixtureRequest) -> Start:
-    """Both ways, which differ in nothing but what they cost."""
+    """Both ways: whoever asks for a program notices nothing of it."""
     return partial(start_any, few_calls=request.param)
 
 
@@ -152,6 +153,22 @@ def test_what_cannot_be_told_to_a_program_is_said(start: Start, argv: list[str],
     assert told.value.filename == argv[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/etc/passwd/x", "Not a directory"),
+        ("loop", "Too many levels"),
+        ("/x" + 300 * "x", "too long"),
+        (300 * "x", "too long"),
+    ],
+)
+def test_what_cannot_be_looked_for_is_said(start: Start, tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=said) as told:
+        start([name], {"PATH": f"{tmp_path}:/none", "HOME": "/"}, "", "", stdin=False)
+    assert told.value.filename == name
+
+
 def test_what_is_no_program_is_said(start: Start, tmp_path: Path) -> None:
     executable(tmp_path / "empty", "no program")
     with pytest.raises(OSError, match="Exec format error"):
@@ -162,3 +179,12 @@ def test_what_is_no_program_is_said(start: Start, tmp_path: Path) -> None:
 def test_another_user_has_none_of_our_groups(start: Start) -> None:
     env = {"PATH": USUAL, "HOME": "/"}
     assert ran(start(["sh", "-c", "id -u; id -g; id -G"], env, "", "12345", stdin=False))[1].split() == ["12345"] * 3
+
+
+def test_a_line_of_passwd_that_makes_no_sense_is_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_text("odd:x:many:0::/odd:/bin/sh\n")
+    there = open
+    monkeypatch.setattr(builtins, "open", lambda path, **how: there(tmp_path / "passwd", **how))
+    with pytest.raises(OSError, match="no such user"):
+        account("odd")
+    assert account("7") == (7, 7, "/")

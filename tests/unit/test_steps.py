@@ -67,6 +67,20 @@ def test_what_is_no_directory_is_refused(
         take([steps.be_directory("proc", 0o755)])
 
 
+def test_what_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="mkdir gone/proc: No such file"):
+        take([steps.be_directory("gone/proc", 0o755)])
+
+
+def test_what_is_not_there_need_not_be_covered(tmp_path: Path) -> None:
+    take([steps.read_only(f"{tmp_path}/gone", 0), steps.masked(f"{tmp_path}/gone")])
+    (tmp_path / "file").touch()
+    for step in (steps.read_only(f"{tmp_path}/file/x", 0), steps.masked(f"{tmp_path}/file/x")):
+        with pytest.raises(NotADirectoryError, match=f"{tmp_path}/file/x"):
+            take([step])
+
+
 def test_capabilities_the_kernel_does_not_know_are_left_alone() -> None:
     known = int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1
     assert len(steps.drop_bounding(frozenset())) == known

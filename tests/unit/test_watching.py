@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from functools import partial
 
@@ -22,7 +23,18 @@ def pair() -> Iterator[Pair]:
         yield ours, theirs
 
 
-def test_it_waits_as_long_as_it_may(pair: Pair) -> None:
+def test_it_waits_until_something_comes(pair: Pair) -> None:
+    watching = Watching()
+    heard: list[bytes] = []
+    watching.add(pair[0].fileno(), select.POLLIN, lambda: heard.append(pair[0].recv(10)))
+    timer = threading.Timer(0.05, pair[1].send, [b"word"])
+    timer.start()
+    watching.turn(10_000)
+    timer.join()
+    assert heard == [b"word"]
+
+
+def test_it_waits_no_longer_than_it_may(pair: Pair) -> None:
     watching = Watching()
     watching.add(pair[0].fileno(), select.POLLIN, lambda: pytest.fail("nothing came"))
     watching.turn(1)

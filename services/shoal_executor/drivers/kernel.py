@@ -113,8 +113,9 @@ def setns(fd: int, kind: int) -> None:
 def clone(flags: int) -> int:
     """Fork into new namespaces; returns as fork does. It saves the fork that unshare needs for a pid namespace.
 
-    What Python repairs after a fork (locks, other threads) is not repaired in the child: a process of one thread has
-    nothing of it. It would be 1 ms, and a copy of 200 pages.
+    What Python repairs after a fork (locks, other threads, what modules have asked for, such as `random` a new seed) is
+    not repaired in the child, for which a process must have one thread and no such modules. It would be 1 ms, and a
+    copy of 200 pages.
     """
     pid = _holding.syscall(_CLONE, ctypes.c_ulong(flags | signal.SIGCHLD), 0, 0, 0, 0)
     return _check(pid, f"clone {flags:#x}")

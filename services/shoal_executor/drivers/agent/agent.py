@@ -1,6 +1,6 @@
 """The first process of a sandbox: carries out what the driver asks, reaps, and ends with its fork server.
 
-One thread, one selector, everything imported, so it needs nothing of the image. Its driver may be killed: then its link
+One thread, one poll, everything imported, so it needs nothing of the image. Its driver may be killed: then its link
 ends. Where a fork server is, what runs goes on, and the fork server hands it a link to the next one; else it ends.
 """
 
@@ -76,8 +76,8 @@ class Agent:
         self._heard: deque[frames.Ask] = deque()
         self._stopped: list[int] | None = None
         self._eager = False
-        self._session = Serial(self, lambda: Session(self._env, self._user))
-        self._python = Serial(self, lambda: Interpreter.cold(self._env, self._user))
+        self._session = Serial(self, lambda: Session(self._env, self._user, few_calls=few_calls))
+        self._python = Serial(self, lambda: Interpreter.cold(self._env, self._user, few_calls=few_calls))
         self._serials = (self._session, self._python)
 
     def _settings(self, env: dict[str, str], user: str, inputs: int) -> None:
@@ -111,17 +111,23 @@ class Agent:
 
     def begin(self) -> None:
         """Say that you are there."""
-        wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         assert self._link is not None
         self.watch(self._link.fileno(), select.POLLIN, self._from_driver)
-        self.watch(wake_r, select.POLLIN, partial(self._reap, wake_r))
+        self.watch(self._wake[0], select.POLLIN, partial(self._reap, self._wake[0]))
         if self._lifeline is not None:
             self.watch(self._lifeline.fileno(), select.POLLIN, partial(self._from_server, self._lifeline))
             self.tell(frames.Up(0, missing=self._missing))
         if self._eager:
             with contextlib.suppress(OSError):  # whoever asks for it will be told
                 self._python.open()
+
+    def end(self) -> None:
+        """Let go of what `begin` took; the link and the lifeline are whoever's made them."""
+        signal.set_wakeup_fd(-1)
+        for fd in self._wake:
+            os.close(fd)
 
     def turn(self) -> None:
         """Wait until something is to be done, and do it."""
@@ -170,11 +176,11 @@ class Agent:
         data, fds, _, _ = socket.recv_fds(lifeline, 16, 1)
         if not data:
             os._exit(0)
+        link = socket.socket(fileno=fds[0])
+        link.set_inheritable(False)  # before a command that waits could inherit it
+        link.setblocking(False)
         self._unlink()  # what was half said on the old link is said anew on the new one
         self._work()
-        link = socket.socket(fileno=fds[0])
-        link.setblocking(False)
-        link.set_inheritable(False)
         self._link = link
         self.watch(link.fileno(), select.POLLIN, self._from_driver)
         self.tell(frames.Up(0, missing=self._missing))

@@ -70,7 +70,7 @@ class Interpreter:
         self._interrupted = False
 
     @classmethod
-    def cold(cls, env: dict[str, str], user: str) -> "Interpreter":
+    def cold(cls, env: dict[str, str], user: str, *, few_calls: bool = False) -> "Interpreter":
         """Start the image's own Python. Raises OSError where it has none."""
         full = {"PATH": PATH, "LANG": "C.UTF-8", **env}
         here, there = socket.socketpair()
@@ -78,7 +78,8 @@ class Interpreter:
         try:
             main = MAIN.format(text=text, what="serve", control=there.fileno())
             fds = (text, there.fileno())
-            program = start([find(full), "-c", main], full, "", user, stdin=False, fds=fds)
+            argv = [find(full), "-c", main]
+            program = start(argv, full, "", user, stdin=False, fds=fds, few_calls=few_calls)
         except BaseException:
             here.close()
             raise

@@ -30,7 +30,7 @@ class Session:
     is.
     """
 
-    def __init__(self, env: dict[str, str], user: str) -> None:
+    def __init__(self, env: dict[str, str], user: str, *, few_calls: bool = False) -> None:
         shell = next((path for path in _SHELLS if os.path.exists(path)), _SHELLS[-1])
         full = {"PATH": PATH, "LANG": "C.UTF-8", **env}
         self._file = _file() if shell.endswith("bash") else None
@@ -38,7 +38,8 @@ class Session:
         self._taught = False
         self._fed = 0
         try:
-            program = start([shell], full, "", user, stdin=True, fds=(self._file,) if self._file is not None else ())
+            fds = (self._file,) if self._file is not None else ()
+            program = start([shell], full, "", user, stdin=True, fds=fds, few_calls=few_calls)
         except OSError:
             self._forget_file()
             raise

@@ -72,7 +72,6 @@ class Entrance:
         self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit[1], self._limit[1]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.umask(0o022)
         _take_first_descriptors()
         self._warm = fcntl.fcntl(warm, fcntl.F_DUPFD_CLOEXEC, _TAKEN) if warm is not None else None
 
@@ -160,12 +159,8 @@ def _around_memory() -> tuple[list[Step], list[Step]]:
         steps.mount("proc", "proc", "proc", flags),
         *steps.pivot_here(),
     ]
-    for path in (f"/proc/{name}" for name in _READ_ONLY):
-        if os.path.exists(path):
-            after += [steps.bind(path, path, recursive=True), steps.remount_read_only(path, flags)]
-    for path in (f"/proc/{name}" for name in _MASKED):
-        if os.path.exists(path):
-            after.append(steps.bind("/dev/null", path))
+    after += [steps.read_only(f"/proc/{name}", flags) for name in _READ_ONLY]
+    after += [steps.masked(f"/proc/{name}") for name in _MASKED]
     return before, [*after, steps.sethostname("sandbox"), steps.loopback_up()]
 
 
@@ -198,9 +193,11 @@ def _arguments() -> tuple[int, int]:
 
 def _take_first_descriptors() -> None:
     """What comes later has higher numbers, so that a clone can put it at its place in any order."""
-    with open("/dev/null") as nothing:
-        for number in range(_TAKEN):
-            try:
-                os.fstat(number)
-            except OSError:
-                os.dup2(nothing.fileno(), number, inheritable=False)
+    with open("/dev/null") as low:
+        nothing = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _TAKEN)
+    for number in range(_TAKEN):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)

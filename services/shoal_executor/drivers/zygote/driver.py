@@ -243,7 +243,8 @@ class ZygoteDriver(AgentDriver[Sandbox]):
             return
         if event.kind == "failed" and not sandbox.link.up.done():
             sandbox.link.up.set_result(frames.Up(0, event.detail))
-        sandbox.link.close()
+        if sandbox.link.up.done():  # else why it ended may be in there: it comes to its end by itself
+            sandbox.link.close()
         sandbox.ended.set()
         self._gone(sandbox)
 

@@ -4,8 +4,6 @@ Python learns of code by running it (which functions are busy, where names are f
 in pages that every clone would have to copy for it.
 """
 
-import os
-import signal
 import socket
 from typing import Final
 
@@ -28,4 +26,4 @@ def rehearse() -> None:
             agent.begin()
             driver.send(frames.pack(frames.Run(1, Command(("/dev/null/true",)), False, f"{number}")))
             agent.turn()
-            os.close(signal.set_wakeup_fd(-1))
+            agent.end()

@@ -190,7 +190,8 @@ class Server:
             _write(f"/proc/{pid}/gid_map", self._map)
             ours.send(b"x")
         except OSError:
-            ours.close()  # then it ends
+            ours.close()
+            os.kill(pid, signal.SIGKILL)  # it waits for a word, and has the other end of that link itself
             raise
         self._ends.pop(order.name, None)  # another of that name
         self._sandboxes[order.name] = Sandbox(pid, ours)
@@ -242,6 +243,7 @@ def main() -> None:
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
+    os.umask(0o022)
     control, listener = socket.socket(fileno=template.control), socket.socket(fileno=template.listener)
     try:
         lowers = enter_template(template.image, template.usr, template.scratch, template.base, list(template.disks))
@@ -249,6 +251,8 @@ def main() -> None:
         warm: socket.socket | None = None
         if template.warm:
             warm = launch(template, lowers)
+        for fd in template.cgroups:
+            os.close(fd)
         heed_signals()
         rehearse()
         entrance = Entrance(lowers, template.filter, warm)
@@ -256,8 +260,6 @@ def main() -> None:
     except (OSError, WarmingError) as error:
         control.send(frames.encode(frames.Event("broken", detail=str(error))))
         sys.exit(1)
-    for fd in template.cgroups:
-        os.close(fd)
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -6,6 +6,7 @@ worked out before the clone is, and what is left is one loop over calls of the C
 """
 
 import ctypes
+import errno
 import os
 import stat
 import struct
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from shoal_executor.drivers import kernel
 
 _SIOCSIFFLAGS: Final = 0x8914
-_UP: Final = struct.pack("16sh", b"lo", 0x1 | 0x40)  # IFF_UP | IFF_RUNNING
+_UP: Final = struct.pack("16sh22x", b"lo", 0x1 | 0x40)  # IFF_UP | IFF_RUNNING
 _AF_INET: Final = 2
 _SOCK_DGRAM_CLOEXEC: Final = 2 | os.O_CLOEXEC
 _CAPABILITIES: Final = 64  # more than any kernel knows
@@ -77,9 +78,14 @@ def bind(source: str, target: str, *, recursive: bool = False) -> Step:
     return mount(source, target, flags=kernel.MS_BIND | (kernel.MS_REC if recursive else 0))
 
 
-def remount_read_only(target: str, flags: int = 0) -> Step:
-    """Make one bind mount read-only."""
-    return mount("none", target, flags=kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | flags)
+def read_only(path: str, flags: int) -> Step:
+    """Make what is there, if anything is, read-only."""
+    return Step(f"make {path} read-only", _read_only, (path.encode(), flags))
+
+
+def masked(path: str) -> Step:
+    """Have nothing in this file, if it is there."""
+    return Step(f"mask {path}", _masked, (path.encode(),))
 
 
 def attach_mount(tree: int, target: str) -> Step:
@@ -149,10 +155,25 @@ def load_filter(program: bytes) -> Step:
 def _be_directory(name: bytes, mode: int) -> int:
     if _libc.mkdir(name, mode) == 0:
         os.chmod(name, mode)  # whatever the umask takes away
+    elif ctypes.get_errno() != errno.EEXIST:
+        return -1
     found = os.lstat(name).st_mode
     if not stat.S_ISDIR(found):
         it = "a symbolic link" if stat.S_ISLNK(found) else "no directory"  # a mount would follow a link
         raise OSError(0, f"the template's /{name.decode()} is {it}; it must be a directory, or not there")
+    return 0
+
+
+def _read_only(path: bytes, flags: int) -> int:
+    if _libc.mount(path, path, None, kernel.MS_BIND | kernel.MS_REC, None) < 0:
+        return 0 if ctypes.get_errno() == errno.ENOENT else -1
+    flags |= kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY
+    return int(_libc.mount(b"none", path, None, flags, None))
+
+
+def _masked(path: bytes) -> int:
+    if _libc.mount(b"/dev/null", path, None, kernel.MS_BIND, None) < 0:
+        return 0 if ctypes.get_errno() == errno.ENOENT else -1
     return 0
 
 

@@ -136,14 +136,14 @@ class Templates:
             if snapshot.warm:
                 group = self._groups.make(f"warm-{place.name}", WARM_LIMITS)
                 entrances = self._groups.entrances(group)
-            own = compile_filter()
-            warm = compile_filter(("setns",)) if snapshot.warm else b""
+            own = await asyncio.to_thread(compile_filter)
+            warm = await asyncio.to_thread(compile_filter, ("setns",)) if snapshot.warm else b""
             template = frames.Template(
                 root, usr, str(scratch), base, -1, -1, self._patience_s, own, tuple(lent), snapshot.warm, snapshot.env,
                 warm, tuple(entrances),
             )  # fmt: skip
             await server.launch(template, diary, place, digest, group)
-        except (DriverError, RuntimeError) as error:
+        except (DriverError, OSError, ImportError, RuntimeError) as error:
             if group is not None:
                 await self._groups.remove(group)
             name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else f"{snapshot.kind} {digest[:12]}"

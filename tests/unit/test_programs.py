@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal_executor.drivers.agent import programs
 from shoal_executor.drivers.agent.programs import Program, account, start as start_any
 
 Start = Callable[..., Program]
@@ -188,3 +189,10 @@ def test_a_line_of_passwd_that_makes_no_sense_is_nobody(monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="no such user"):
         account("odd")
     assert account("7") == (7, 7, "/")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs in other groups")
+def test_a_user_may_be_root_by_another_name_and_in_another_group(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "account", lambda user: (0, 5, "/"))
+    program = start(["sh", "-c", "id -u; id -g"], {"PATH": USUAL, "HOME": "/"}, "", "toor", stdin=False)
+    assert ran(program)[1] == "0\n5\n"

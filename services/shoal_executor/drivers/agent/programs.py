@@ -68,7 +68,7 @@ def start(
                 raise
             os.chdir("/")
         try:
-            if uid or few_calls:
+            if uid or gid or few_calls:
                 pid = _popen(uid, gid, argv, full, theirs, fds)
             else:
                 pid = _spawn(argv, full, theirs, fds)
@@ -118,7 +118,7 @@ def _spawn(argv: list[str], env: dict[str, str], theirs: list[int], fds: tuple[i
 
 
 def _popen(uid: int, gid: int, argv: list[str], env: dict[str, str], theirs: list[int], fds: tuple[int, ...]) -> int:
-    """Start it as that user."""
+    """Start it as that user, in that group."""
     process = subprocess.Popen(
         argv,
         stdin=theirs[2],

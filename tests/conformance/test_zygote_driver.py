@@ -416,16 +416,16 @@ async def test_a_warm_template_runs_its_code_once_and_every_sandbox_goes_on_from
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 async def test_what_is_made_in_a_sandbox_is_readable_whatever_the_executor_makes(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
+    driver = ZygoteDriver(tmp_path / "state")
     try:
-        driver = ZygoteDriver(tmp_path / "state")
         await driver.open(lambda *_: None)
         name = await one(driver, Snapshot("warm", "host", warm="import os"))
         look = "open('/tmp/by-python', 'w').close(); os.stat('/tmp/by-python').st_mode & 0o777"
         assert (await driver.run(name, Command(python=look))).stdout == b"%d\n" % 0o644
         assert (await sh(driver, name, "touch /tmp/new && stat -c %a /tmp/new /tmp")).stdout == b"644\n1777\n"
-        await driver.close()
     finally:
         os.umask(before)
+        await driver.close()
 
 
 async def test_many_copies_at_once_though_one_that_waited_to_be_one_was_killed(driver: ZygoteDriver) -> None:

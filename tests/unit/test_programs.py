@@ -189,6 +189,7 @@ def test_a_line_of_passwd_that_makes_no_sense_is_nobody(monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="no such user"):
         account("odd")
     assert account("7") == (7, 7, "/")
+    assert programs.home("odd") == "/"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs in other groups")

@@ -20,7 +20,7 @@ from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent import files, frames, recall, stillness
 from shoal_executor.drivers.agent.commands import Call, Running, not_started, spawn
 from shoal_executor.drivers.agent.interpreter import Interpreter
-from shoal_executor.drivers.agent.programs import account
+from shoal_executor.drivers.agent.programs import home
 from shoal_executor.drivers.agent.serial import Serial
 from shoal_executor.drivers.agent.session import Session
 from shoal_executor.drivers.agent.watching import Watching
@@ -89,11 +89,7 @@ class Agent:
     @property
     def _home(self) -> str:
         """Where relative paths of files begin; looked up when there is one, because most sandboxes are given none."""
-        if not self._home_:
-            try:
-                self._home_ = account(self._user or "root")[2]
-            except OSError:
-                self._home_ = "/"
+        self._home_ = self._home_ or home(self._user)
         return self._home_
 
     def warmed(self, requests: socket.socket, cgroups: list[int], capabilities: frozenset[int]) -> None:

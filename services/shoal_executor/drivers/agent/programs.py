@@ -32,6 +32,14 @@ def account(user: str) -> tuple[int, int, str]:
     raise OSError(0, "no such user in the sandbox", user)
 
 
+def home(user: str) -> str:
+    """Return the home of a user, or of root without one; the root directory where nobody knows."""
+    try:
+        return account(user or "root")[2]
+    except OSError:
+        return "/"
+
+
 def start(
     argv: list[str], env: dict[str, str], cwd: str, user: str, *, stdin: bool, fds: tuple[int, ...] = (),
     few_calls: bool = False,
@@ -41,8 +49,8 @@ def start(
     `stdin`: whether there is something to be written to it. `few_calls`: system calls are dear here. Raises OSError
     naming the program or directory that is not there, or the program that cannot be told what is asked.
     """
-    uid, gid, home = account(user) if user else (0, 0, "/root")
-    full = env if "HOME" in env else {**env, "HOME": home}
+    uid, gid, own = account(user) if user else (0, 0, "/root")
+    full = env if "HOME" in env else {**env, "HOME": own}
     place = full["HOME"]
     if cwd:
         place = os.path.join(place, cwd)

@@ -134,7 +134,7 @@ def test_a_path_is_seen_from_its_directory(start: Start, tmp_path: Path) -> None
 @pytest.mark.parametrize("user", ["", "65534"])
 def test_what_is_missing_is_named(start: Start, tmp_path: Path, user: str) -> None:
     if user and os.geteuid():
-        pytest.skip("only root starts programs as others")
+        pytest.skip("only root starts programs as others")  # setuid is refused to anybody else; "" is tried by all
     env = {"PATH": USUAL, "HOME": str(tmp_path)}
     with pytest.raises(FileNotFoundError) as told:
         start(["no-such-program"], env, "", user, stdin=False)

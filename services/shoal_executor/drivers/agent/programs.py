@@ -80,6 +80,7 @@ def start(
                 pid = _popen(uid, gid, argv, full, theirs, fds)
             else:
                 pid = _spawn(argv, full, theirs, fds)
+            _end_first(pid)
         finally:
             os.chdir(before)
     except BaseException as error:
@@ -91,14 +92,20 @@ def start(
     finally:
         for fd in theirs:
             os.close(fd)
-    # When memory runs out the kernel ends commands first, never the agent.
+    return Program(pid, {1: ours[0], 2: ours[1]}, ours[2] if stdin else None)
+
+
+def _end_first(pid: int) -> None:
+    """Have the kernel end commands first when memory runs out, and never the agent.
+
+    Before anything else: what the program has started by then is not ended first, and goes on where it was ended.
+    """
     with contextlib.suppress(OSError):
         score = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(score, b"1000")
         finally:
             os.close(score)
-    return Program(pid, {1: ours[0], 2: ours[1]}, ours[2] if stdin else None)
 
 
 def _spawn(argv: list[str], env: dict[str, str], theirs: list[int], fds: tuple[int, ...]) -> int:

@@ -269,7 +269,7 @@ def test_an_executor_is_waited_for_once_more_when_the_log_took_nothing_for_a_whi
     third = drive.core.wake_at_ms()
     assert third is not None
     drive.now = third + 30_000
-    assert [type(said) for said in drive(Tick(third))] == [SandboxesEnded, CellCapacity], "late again, and never heard"
+    assert [type(said) for said in drive(Tick(third))] == [CellCapacity, SandboxesEnded], "late again, and never heard"
 
 
 def test_a_silent_executor_that_comes_back_ends_its_orphans_before_their_room_is_used_again() -> None:

@@ -133,9 +133,14 @@ def test_a_hedge_goes_to_another_node_or_nowhere() -> None:
     fleet = Fleet()
     fleet.join("n1")
     fleet.place(2)
-    assert started(fleet.place(2, attempt=HEDGE)) == {}
-    assert started(fleet.join("n2")) == {"n2": 2}
-    (destroy,) = fleet(m.ReleaseRequested("r", ((0, 2),), m.EndReason.RELEASED, 0))
+    said = fleet.place(2, attempt=HEDGE)
+    assert started(said) == {}
+    (back,) = [each for each in said if isinstance(each, m.SandboxesEnded)]  # it is hedged again while it is late
+    assert (back.attempt, back.indices, back.reason) == (HEDGE, ((0, 2),), m.EndReason.PREEMPTED)
+    fleet.join("n2")
+    assert started(fleet.place(2, "r2")) == {"n2": 2}
+    assert started(fleet.place(2, "r2", attempt=HEDGE)) == {"n1": 2}
+    (destroy,) = fleet(m.ReleaseRequested("r2", ((0, 2),), m.EndReason.RELEASED, 0))
     assert (destroy.attempt, destroy.boot) == (0, "b")
 
 
@@ -167,7 +172,7 @@ def test_a_drained_node_takes_nothing_more_and_lets_sleep_what_can() -> None:
     said = fleet(m.NodeDrained("n1", drained=True, hibernate=True))
     (preempt,) = [each for each in said if isinstance(each, m.PreemptSandboxes)]
     assert (preempt.rollout, ranges.count(preempt.indices), preempt.how) == ("r", 2, m.OnPreempted.HIBERNATE)
-    assert [each.slots for each in said if isinstance(each, m.CellCapacity)] == [8]
+    assert [each.slots for each in said if isinstance(each, m.CellCapacity)] == [8 + 2]
     assert set(started(fleet.place(4, "r2"))) == {"n2"}
     fleet(m.ExecutorJoined("e-n1", "b2", "zygote", (m.NodeSpec("n1", 8, 8 * GIB),)))  # it restarts, and stays drained
     assert set(started(fleet.place(2, "r3"))) == {"n2"}
@@ -208,7 +213,8 @@ def test_an_executor_whose_nodes_are_all_drained_and_empty_may_leave() -> None:
     fleet.join("n1")
     fleet.place(2)
     assert not [each for each in fleet(m.NodeDrained("n1", drained=True)) if isinstance(each, m.ExecutorDismissed)]
-    assert fleet(m.SlotsReleased("e-n1", "b", "n1", "r", 0, ((0, 1),))) == []
+    said = fleet(m.SlotsReleased("e-n1", "b", "n1", "r", 0, ((0, 1),)))
+    assert [type(each) for each in said] == [m.CellCapacity]
     said = fleet(m.SlotsReleased("e-n1", "b", "n1", "r", 0, ((1, 1),)))
     assert [each for each in said if isinstance(each, m.ExecutorDismissed)] == [m.ExecutorDismissed("b")]
     again = fleet(m.ExecutorJoined("e-n1", "b2", "zygote", (m.NodeSpec("n1", 8, 8 * GIB),)))

@@ -6,14 +6,19 @@ been given. An executor leaves an index when it is full for that kind, and comes
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Final, NamedTuple
 
+from shoal.machine import ranges
 from shoal.wire import messages as m
-from shoal_placement.core.nodes import Demand, Executor
+from shoal_placement.core.nodes import Demand, Executor, Group, could_hold
 
 _INDEXES: Final = 64
 """Kinds of sandboxes that are kept track of; the least recently asked for are forgotten."""
+_AWAY_MS: Final = 3_600_000
+"""How long an executor that left may take to come back before what only its nodes could hold is called impossible."""
 
 
 def pace_class(start_ms: float) -> int:
@@ -101,11 +106,20 @@ class Choice(NamedTuple):
     fetch_ms: float
 
 
+class Away(NamedTuple):
+    """The nodes of an executor that left, and until when it is counted on to come back (broker's time, ms)."""
+
+    isolation: str
+    specs: tuple[m.NodeSpec, ...]
+    until_ms: int
+
+
 class Fleet:
     """The executors by name. Whoever changes one says so here, so that the indexes stay right."""
 
     def __init__(self) -> None:
         self.executors: dict[str, Executor] = {}
+        self.away: dict[str, Away] = {}
         self.joined = 0
         self._indexes: dict[tuple[Demand, str], Index] = {}
         self._values: dict[str, list[str]] = {}
@@ -113,6 +127,7 @@ class Fleet:
     def add(self, executor: Executor) -> None:
         """Take in an executor that joined."""
         self.executors[executor.name] = executor
+        self.away.pop(executor.name, None)
         self._values.clear()
         self.gained(executor)
 
@@ -122,6 +137,16 @@ class Fleet:
         self._values.clear()
         for index in self._indexes.values():
             index.leave(executor)
+
+    def expect(self, executor: Executor, now: int) -> None:
+        """Remember how large the nodes of an executor that left were: most that leave are started anew."""
+        self.away[executor.name] = Away(
+            executor.isolation, tuple(node.spec for node in executor.by_number), now + _AWAY_MS
+        )
+
+    def give_up(self, now: int) -> None:
+        """Count no longer on those that left too long ago."""
+        self.away = {name: away for name, away in self.away.items() if now < away.until_ms}
 
     def gained(self, executor: Executor) -> None:
         """Note that an executor has room, bytes or life that it had not."""
@@ -178,30 +203,39 @@ class Fleet:
             found = self._values[label] = sorted(values)
         return found
 
-    def could_ever(self, demand: Demand) -> bool:
-        """Return whether some living node would hold one such sandbox, were it empty."""
-        return any(
-            node.could_hold(demand)
-            for executor in self.executors.values()
-            if executor.alive and demand.isolation in ("", executor.isolation)
-            for node in executor.by_number
-        )
+    def spread(self, names: Iterable[str], groups: Sequence[Group], label: str) -> dict[str, int]:
+        """Return how many sandboxes of a rollout these executors hold, those that live, by a label of their nodes."""
+        found: dict[str, int] = {}
+        for executor in (self.executors.get(name) for name in names):
+            for node in executor.by_number if executor is not None and executor.alive else ():
+                count = sum(ranges.count(node.held[group].indices) for group in groups if group in node.held)
+                for name, value in node.spec.labels if count else ():
+                    if name == label:
+                        found[value] = found.get(value, 0) + count
+        return found
+
+    def _able(self, demand: Demand) -> Iterator[m.NodeSpec]:
+        """Yield the nodes that would hold one such sandbox, were they empty; also what is silent, or just left."""
+        here = ((each.isolation, [node.spec for node in each.by_number]) for each in self.executors.values())
+        away = ((each.isolation, each.specs) for each in self.away.values())
+        for isolation, specs in chain(here, away):
+            if demand.isolation in ("", isolation):
+                yield from (spec for spec in specs if could_hold(spec, demand))
 
     def impossible(self, demand: Demand) -> str:
-        """Return what of a kind of sandbox no living node could hold, were it empty; empty where one could.
+        """Return what of a kind of sandbox no known node could hold, were it empty; empty where one could.
 
-        Nothing is impossible while no node at all would do: one may join.
+        Nothing is impossible while no node at all would do: one may join. Nodes that are lost for the moment would do.
         """
-        if self.could_ever(demand):
+        if next(self._able(demand), None) is not None:
             return ""
-        specs = [node.spec for each in self.executors.values() if each.alive for node in each.by_number]
-        for what, unit, less, have in (
-            (f"{demand.memory}", "bytes of memory", demand._replace(memory=0), [spec.memory for spec in specs]),
-            (f"{demand.cpu_milli}", "thousandths of a cpu", demand._replace(cpu_milli=0), [s.cpu_milli for s in specs]),
-            (f"{demand.disk}", "bytes of disk", demand._replace(disk=0), [spec.disk for spec in specs]),
+        for what, unit, less, of in (
+            (f"{demand.memory}", "bytes of memory", demand._replace(memory=0), attrgetter("memory")),
+            (f"{demand.cpu_milli}", "thousandths of a cpu", demand._replace(cpu_milli=0), attrgetter("cpu_milli")),
+            (f"{demand.disk}", "bytes of disk", demand._replace(disk=0), attrgetter("disk")),
         ):
-            if self.could_ever(less):
-                return f"it asks for {what} {unit}, and the largest node has {max(have)}"
+            if have := [of(spec) for spec in self._able(less)]:
+                return f"it asks for {what} {unit}, and the largest node that would do has {max(have)}"
         return ""
 
     def check(self) -> None:

@@ -40,6 +40,16 @@ def demand_of(spec: m.RolloutSpec) -> Demand:
     return Demand(spec.isolation, spec.labels, limits.memory, limits.cpu_milli, limits.disk)
 
 
+def could_hold(spec: m.NodeSpec, demand: Demand) -> bool:
+    """Return whether a node would hold one, were it empty."""
+    return (
+        spec.slots > 0 and demand.memory <= spec.memory
+        and (not spec.cpu_milli or demand.cpu_milli <= spec.cpu_milli)
+        and (not spec.disk or demand.disk <= spec.disk)
+        and all(label in spec.labels for label in demand.labels)
+    )  # fmt: skip
+
+
 class Held(NamedTuple):
     """What is reserved on a node for a group: the sandboxes, and what each takes."""
 
@@ -65,16 +75,6 @@ class Node:
     def __post_init__(self) -> None:
         spec = self.spec
         self.slots, self.memory, self.cpu_milli, self.disk = spec.slots, spec.memory, spec.cpu_milli, spec.disk
-
-    def could_hold(self, demand: Demand) -> bool:
-        """Return whether it would hold one, were it empty."""
-        spec = self.spec
-        return (
-            spec.slots > 0 and demand.memory <= spec.memory
-            and (not spec.cpu_milli or demand.cpu_milli <= spec.cpu_milli)
-            and (not spec.disk or demand.disk <= spec.disk)
-            and all(label in spec.labels for label in demand.labels)
-        )  # fmt: skip
 
     def fits(self, demand: Demand) -> int:
         """Return how many of these sandboxes there is room for."""

@@ -15,7 +15,8 @@ from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.machine.ledger import HEDGE
 from shoal.wire import messages as m, subjects
 from shoal_placement.core.expiries import Expiries
-from shoal_placement.core.nodes import Demand, DumpedExecutor, Executor, demand_of
+from shoal_placement.core.fleet import Away
+from shoal_placement.core.nodes import DumpedExecutor, Executor, demand_of
 from shoal_placement.core.placing import Placing
 from shoal_placement.core.policies import POLICIES
 from shoal_placement.core.records import (
@@ -50,6 +51,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     told: m.CellCapacity | None
     wake_ms: int | None
     policy: str
+    away: list[tuple[str, Away]]
 
 
 class PlacementCore(Roster):
@@ -58,7 +60,7 @@ class PlacementCore(Roster):
     `policy` names how nodes are chosen (`policies`).
     """
 
-    state_version = 5
+    state_version = 6
 
     def __init__(self, cell: int, policy: str = "soonest") -> None:
         super().__init__(cell)
@@ -88,9 +90,7 @@ class PlacementCore(Roster):
             case m.ExecutorBeat(executor=name, boot=boot):
                 executor = self._executors.get(name)
                 if executor is not None and executor.boot == boot and executor.alive:
-                    executor.heard(now)
-                    executor.learn(message, now)
-                    self._fleet.sooner(executor)
+                    self._beat(executor, message, now, effects)
             case m.ExecutorHolds(executor=name, boot=boot, blobs=blobs):
                 executor = self._executors.get(name)
                 if executor is not None and executor.boot == boot:
@@ -108,6 +108,7 @@ class PlacementCore(Roster):
                 if executor is not None and executor.boot == boot:
                     self._lose(executor, "its executor left", effects)
                     self._forget(executor)
+                    self._fleet.expect(executor, now)
             case m.NodeDrained():
                 self._drain(message, now, effects)
             case m.SettingsChanged(settings=settings):
@@ -146,7 +147,7 @@ class PlacementCore(Roster):
         rollouts = [(name, record.dump()) for name, record in self._rollouts.items()]
         state = State(
             executors, self._fleet.joined, list(self._boots.items()), rollouts, self._over, list(self._waiting),
-            list(self._drained), self._told, self._wake_ms, self._chosen,
+            list(self._drained), self._told, self._wake_ms, self._chosen, list(self._fleet.away.items()),
         )  # fmt: skip
         return msgspec.msgpack.encode(state)
 
@@ -158,6 +159,7 @@ class PlacementCore(Roster):
         for each in found.executors:
             self._fleet.add(each.load())
         self._fleet.joined = found.joined
+        self._fleet.away = dict(found.away)
         self._boots = {name: list(boots) for name, boots in found.boots}
         self._rollouts = {name: record.load() for name, record in found.rollouts}
         self._over = found.over
@@ -287,26 +289,31 @@ class PlacementCore(Roster):
             if self._over.pop(name, None) is None:
                 del self._rollouts[name]
                 self._waiting.drop(name)
+        self._fleet.give_up(now)
         due = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
         if (first := self._expiries.first()) is not None:
             due.append(first)
         self._wake_ms = min(due, default=None)
         self._place_waiting(now, effects)
 
+    def _beat(self, executor: Executor, beat: m.ExecutorBeat, now: int, effects: list[Effect]) -> None:
+        executor.heard(now)
+        queue_ms = executor.busy_until_ms
+        executor.learn(beat, now)
+        self._fleet.sooner(executor)
+        if executor.busy_until_ms < queue_ms and self._waiting:
+            self._place_waiting(now, effects)  # some of them wait for just that
+
     # --- choosing nodes
 
     def _place_waiting(self, now: int, effects: list[Effect]) -> None:
         """Place what fits, first come first served among those that want the same; give back what waited too long."""
-        blocked: dict[Demand, int | None] = {}
         heads = self._waiting.heads()
         while heads:
-            number, demand, request, since = heads.first
-            rest = request.indices
-            if demand not in blocked:
-                rest, again_ms = self._place(request, now, effects)
-                if rest:
-                    blocked[demand] = again_ms
-            if rest and blocked[demand] is None and now >= since + PARKED_MS:
+            number, request, since = heads.first
+            rest, again_ms = self._place(request, now, effects)
+            hedge = request.attempt >= HEDGE  # it is being started elsewhere, and has only some of the nodes to go to
+            if rest and (hedge or (again_ms is None and now >= since + PARKED_MS)):
                 self._give_back(narrowed(request, rest), "there was no room for it after all", effects)
                 rest = ()
             if not rest:
@@ -314,7 +321,6 @@ class PlacementCore(Roster):
                 heads.next()
                 continue
             self._waiting.put(number, request, narrowed(request, rest))
-            again_ms = blocked[demand]
             self._wake_by(since + PARKED_MS if again_ms is None else max(again_ms, now + 1))
             heads.leave()  # those behind it came later, and wait for the same
 

@@ -18,7 +18,7 @@ class Placing:
         self._fleet = fleet
         self._policy = policy
         self._request = request
-        self._record = record
+        self._there: dict[str, int] = {}  # its sandboxes, by the value of the label that they are spread over
         self._now = now
         self._group: Group = (request.rollout, request.attempt)
         self._parts: dict[tuple[int, int], tuple[Executor, Node, m.Ranges]] = {}
@@ -28,6 +28,8 @@ class Placing:
         self.rest = request.indices
         demand = demand_of(request.spec)
         if request.spec.spread_over:
+            groups = [(request.rollout, attempt) for attempt, _ in record.seen]
+            self._there = fleet.spread(record.where, groups, request.spec.spread_over)
             self._spread(demand, request.spec.spread_over)
         else:
             self._anywhere(demand, ranges.count(self.rest))
@@ -67,8 +69,8 @@ class Placing:
             for node, number in executor.take(part, demand, avoid):
                 self._reserve(executor, node, number, demand)
                 taken += number
-            if taken < part:
-                executor.busy_until_ms -= (part - taken) * executor.start_ms
+            if taken:
+                executor.busy_until_ms = max(executor.busy_until_ms, self._now) + taken * executor.start_ms
             if not taken:
                 aside[executor.order] = None  # what slots it has are too small, or are to be avoided
             placed += taken
@@ -83,18 +85,11 @@ class Placing:
         label = self._request.spec.spread_over
         for name, value in node.spec.labels:
             if name == label:
-                spread = self._spread_so_far
-                spread[value] = spread.get(value, 0) + count
-
-    @property
-    def _spread_so_far(self) -> dict[str, int]:
-        if self._record.spread is None:
-            self._record.spread = {}
-        return self._record.spread
+                self._there[value] = self._there.get(value, 0) + count
 
     def _spread(self, demand: Demand, label: str) -> None:
         """Place as many on the nodes of each value of a label, as far as there is room."""
-        spread = self._spread_so_far
+        spread = self._there
         open_ = [value for value in self._fleet.values(label) if self._fleet.index(_of(demand, label, value)).any()]
         while self.rest and open_:
             open_.sort(key=lambda value: (spread.get(value, 0), value))
@@ -113,9 +108,6 @@ class Placing:
     def _undo(self) -> None:
         for executor, node, part in self._parts.values():
             executor.release(node, self._group, part)
-            for name, value in node.spec.labels:
-                if name == self._request.spec.spread_over:
-                    self._spread_so_far[value] -= ranges.count(part)
         for executor, busy_until_ms in self._queues.values():
             executor.busy_until_ms = busy_until_ms
             self._fleet.sooner(executor)

@@ -1,7 +1,7 @@
 """Policies: which executors take the next sandboxes. Each is a small pure function; `POLICIES` names them.
 
-A policy says how many of `count` sandboxes one executor takes next, and what its start queue is then; it is asked again
-for the rest. `aside` are executors that turned out to have no node for this group.
+A policy says how many of `count` sandboxes one executor takes next; it is asked again for the rest. `aside` are
+executors that turned out to have no node for this group.
 """
 
 import math
@@ -61,7 +61,6 @@ def soonest(
     begins = max(executor.busy_until_ms, now)
     if throttle_ms < math.inf:
         part = min(part, max(int((now + throttle_ms - begins) / executor.start_ms), 0) + 1)
-    executor.busy_until_ms = begins + part * executor.start_ms
     return executor, part
 
 
@@ -76,7 +75,6 @@ def at_random(
         number = lot % len(executors) if draw < _DRAWS else draw - _DRAWS
         each = executors[number]
         if each.alive and each.order not in aside and demand.isolation in ("", each.isolation) and each.room(demand):
-            each.busy_until_ms = max(each.busy_until_ms, now) + each.start_ms
             return each, 1
     return None
 

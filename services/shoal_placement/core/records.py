@@ -27,7 +27,6 @@ class Record:
     gone: m.Ranges = ()
     gone_attempts: ByAttempt = ()
     where: tuple[str, ...] = ()  # executors that were told to start some of it
-    spread: dict[str, int] | None = None  # sandboxes, by the value of the label it is spread over
 
     def unwanted(self, attempt: int, indices: m.Ranges) -> m.Ranges:
         """Return those of these sandboxes that were released before."""
@@ -35,10 +34,8 @@ class Record:
 
     def dump(self) -> "DumpedRecord":
         """Return it as data."""
-        spread = tuple(self.spread.items()) if self.spread else ()
         return DumpedRecord(
             self.expires_ms, self.tenant, self.run, self.cell, self.seen, self.gone, self.gone_attempts, self.where,
-            spread,
         )  # fmt: skip
 
 
@@ -64,13 +61,11 @@ class DumpedRecord(msgspec.Struct, frozen=True, array_like=True):
     gone: m.Ranges
     gone_attempts: ByAttempt
     where: tuple[str, ...]
-    spread: tuple[tuple[str, int], ...]
 
     def load(self) -> Record:
         """Return the record."""
         return Record(
             self.expires_ms, self.tenant, self.run, self.cell, self.seen, self.gone, self.gone_attempts, self.where,
-            dict(self.spread) or None,
         )  # fmt: skip
 
 

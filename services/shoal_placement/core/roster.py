@@ -6,6 +6,7 @@ from typing import Final
 from shoal.machine import ranges
 from shoal.machine.core import Effect, LawBrokenError, Publish
 from shoal.wire import messages as m, subjects
+from shoal.wire.quantities import BadValueError
 from shoal_placement.core.capacity import capacity_of
 from shoal_placement.core.fleet import Fleet
 from shoal_placement.core.nodes import Executor, Node
@@ -13,6 +14,10 @@ from shoal_placement.core.records import Record
 
 SILENCE_MS: Final = 10_000
 _BOOTS_KEPT: Final = 16
+_SLOWEST, _FASTEST = 0.001, 1e6
+"""Starts a second that an executor may say it carries out."""
+_MOST: Final = 2**53
+"""Of anything that a node may say it has."""
 
 
 class Roster(ABC):
@@ -38,12 +43,7 @@ class Roster(ABC):
     def _place_waiting(self, now: int, effects: list[Effect]) -> None: ...
 
     def _join(self, message: m.ExecutorJoined, now: int, effects: list[Effect]) -> None:
-        names = [node.node for node in message.nodes]
-        if len(dict.fromkeys(names)) != len(names) or not message.starts_per_s > 0:
-            raise LawBrokenError("an executor names each node once and starts more than none a second")
-        if any(min(node.slots, node.memory, node.cpu_milli, node.disk) < 0 for node in message.nodes):
-            raise LawBrokenError("a node has no fewer than 0 slots, bytes and cpus")
-        subjects.executor_control(message.executor)
+        _lawful(message)
         known = self._executors.get(message.executor)
         if known is not None and known.boot == message.boot:
             known.heard(now)
@@ -136,12 +136,8 @@ class Roster(ABC):
             return
         self._fleet.gained(executor)
         if node.drained:
+            self._fleet_changed = True  # what is held there was counted
             self._dismiss(executor, effects)
-        record = self._rollouts.get(message.rollout)
-        spread = (record.spread if record is not None else None) or {}
-        for _, value in node.spec.labels if spread else ():
-            if value in spread:
-                spread[value] = max(spread[value] - freed, 0)
 
     def _end(
         self, record: Record, rollout: str, attempt: int, indices: m.Ranges, node: str, reason: m.EndReason,
@@ -157,4 +153,22 @@ class Roster(ABC):
         capacity = capacity_of(self._executors.values())
         if capacity != self._told and (self._told is not None or capacity.nodes):
             self._told = capacity
-            effects.append(Publish(subjects.rollout_system(self._cell), capacity))
+            # Before all else: what ended because of it is asked for again, and that depends on what there is now.
+            effects.insert(0, Publish(subjects.rollout_system(self._cell), capacity))
+
+
+def _lawful(message: m.ExecutorJoined) -> None:
+    """Raise LawBrokenError for an offer that makes no sense."""
+    names = [node.node for node in message.nodes]
+    if len(dict.fromkeys(names)) != len(names):
+        raise LawBrokenError("an executor names each of its nodes once")
+    if not _SLOWEST <= message.starts_per_s <= _FASTEST:
+        raise LawBrokenError(f"an executor starts {_SLOWEST} to {_FASTEST:g} a second, not {message.starts_per_s}")
+    for node in message.nodes:
+        amounts = (node.slots, node.memory, node.cpu_milli, node.disk)
+        if min(amounts) < 0 or max(amounts) > _MOST:
+            raise LawBrokenError(f"a node has 0 to 2**53 slots, bytes and thousandths of a cpu, not {amounts}")
+    try:
+        subjects.executor_control(message.executor)
+    except BadValueError as error:
+        raise LawBrokenError(f"an executor's name is a part of subjects: {error}") from error

@@ -81,10 +81,10 @@ class Heads:
         return bool(self._heap)
 
     @property
-    def first(self) -> tuple[int, Demand, m.PlaceRequested, int]:
-        """The oldest: its number, what it wants, the request, and since when it waits."""
+    def first(self) -> tuple[int, m.PlaceRequested, int]:
+        """The oldest: its number, the request, and since when it waits."""
         number, demand = self._heap[0]
-        return (number, demand, *self._lines[demand][number])
+        return (number, *self._lines[demand][number])
 
     def next(self) -> None:
         """Go on with the one behind it in its line, now that it waits no longer."""

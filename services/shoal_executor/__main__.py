@@ -1,10 +1,13 @@
 """`python -m shoal_executor`: the composition root."""
 
+import asyncio
 import os
 import secrets
 from pathlib import Path
+from typing import NoReturn
 
 import click
+import structlog
 
 from shoal.blobs.cache import Cache
 from shoal.blobs.opening import open_store
@@ -25,6 +28,8 @@ from shoal_executor.service.journal import Journal, JournalError
 from shoal_executor.service.leaving import until_wanted
 
 _HOST = Snapshot("host", "host")
+
+log = structlog.get_logger()
 
 
 class _Size(click.ParamType[int]):
@@ -194,10 +199,8 @@ def main(
             real = GvisorDriver(place, disks, parallel=parallel, platform=gvisor_platform or "")
         else:
             real = ZygoteDriver(place, disks, parallel=parallel, tune_host=tune_host)
-        if not pool:
-            return real
         ahead = Budget(pool, (memory or _machine_memory()) // 16 if pool_memory is None else pool_memory)
-        return Pool(real, place / "pool", ahead)
+        return Pool(real, place / "pool", ahead)  # with 0, too: an earlier process may have given some away
 
     async def run(context: Context) -> None:
         while await serve_once(context):
@@ -207,7 +210,12 @@ def main(
 
     async def serve_once(context: Context) -> bool:
         # What is simulated ends with this process, so there is nothing to remember.
-        journal = None if simulated else Journal(place)
+        journal = None if simulated else Journal(place, _end_at_once)
+        try:
+            if journal is not None:
+                await asyncio.to_thread(journal.hold)  # before anything here is touched: it may be another's
+        except JournalError as error:
+            raise BadValueError("state", str(error)) from error
         store = None if simulated else open_store(kept)
         cache = Cache(store, place / "cache", blob_cache) if store else None
         boot = secrets.token_hex(8)
@@ -216,11 +224,19 @@ def main(
         except JournalError as error:
             raise BadValueError("state", str(error)) from error
         finally:
+            if journal is not None:
+                journal.close(remove=False)
             if cache is not None and store is not None:
                 await cache.close()
                 await store.close()
 
     serve("executor", settings, run)
+
+
+def _end_at_once(error: OSError) -> NoReturn:
+    """End as if killed, for what happened cannot be written down: the next process finds the sandboxes as they are."""
+    log.critical("the journal cannot be written: ending, and leaving the sandboxes as they are", error=str(error))
+    os._exit(os.EX_IOERR)
 
 
 if __name__ == "__main__":

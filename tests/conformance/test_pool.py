@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,15 @@ from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapsh
 from shoal_executor.drivers import pool as module
 from shoal_executor.drivers.heat import Budget
 from shoal_executor.drivers.pool import Pool
-from shoal_executor.drivers.protocol import NoSuchSandboxError, NotEndedError, Started, StartFailed, StartSpec
+from shoal_executor.drivers.protocol import (
+    DriverReport,
+    ExitSink,
+    NoSuchSandboxError,
+    NotEndedError,
+    Started,
+    StartFailed,
+    StartSpec,
+)
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 
@@ -195,3 +203,49 @@ async def test_the_next_process_knows_who_was_given_what(tmp_path: Path) -> None
     finally:
         await driver.close()
     assert not (tmp_path / "pool").exists()
+
+
+async def test_one_that_was_never_opened_leaves_the_notes_of_who_has_them(tmp_path: Path) -> None:
+    notes = tmp_path / "pool"
+    driver = Pool(SimulatedDriver(Profile()), notes, Budget(4, 1 << 30))
+    await driver.open(lambda *_: None)
+    (notes / "given").symlink_to("inner")
+    await Pool(SimulatedDriver(Profile()), notes, Budget(4, 1 << 30)).close()
+    assert (notes / "given").is_symlink()
+    await driver.close()
+
+
+async def test_the_pool_is_filled_again_after_an_idle_one_ended_while_another_was_started(tmp_path: Path) -> None:
+    class Killing(SimulatedDriver):
+        """The first that is started ahead ends while the second is."""
+
+        ahead = 0
+
+        async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
+            self.told = on_exit
+            return await super().open(on_exit, keep)
+
+        async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+            if names[0].startswith("pool-"):
+                self.ahead += 1
+                if self.ahead == 2:
+                    (idle,) = [name for name in await self.list() if name.startswith("pool-")]
+                    self.told(idle, EndReason.OUT_OF_MEMORY, "killed")
+            async for outcome in super().start(names, spec):
+                yield outcome
+
+    driver = Pool(Killing(Profile()), tmp_path / "pool", Budget(4, 1 << 30))
+    await driver.open(lambda *_: None)
+    for _ in range(2):
+        names = [fresh() for _ in range(4)]
+        await start(driver, names, StartSpec(HOST))
+        await driver.destroy(names)
+    async with asyncio.timeout(20):
+        while driver._heat._known:  # until the end of the idle one was taken in
+            await asyncio.sleep(0.01)
+    for _ in range(3):
+        names = [fresh() for _ in range(4)]
+        await start(driver, names, StartSpec(HOST))
+        await driver.destroy(names)
+    await until(driver, 4)
+    await driver.close()

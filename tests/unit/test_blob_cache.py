@@ -110,3 +110,23 @@ async def test_what_is_added_is_in_the_store_and_at_hand(store: Counting, tmp_pa
     assert await store.has(blob)
     assert (await cache.path_of(blob)).stat().st_size == 77
     assert store.fetched == []
+
+
+async def test_what_is_fetched_stays_until_those_who_wait_for_it_have_it(store: Counting, tmp_path: Path) -> None:
+    cache = Cache(store, tmp_path / "cache", 1000)
+    blobs = [await stored(store, tmp_path) for _ in range(40)]
+
+    async def content(blob: Blob) -> int:
+        return (await cache.path_of(blob)).stat().st_size
+
+    for _ in range(5):
+        assert set(await asyncio.gather(*map(content, blobs))) == {100}
+    await cache.close()
+
+
+async def test_what_a_killed_process_was_adding_is_removed(store: Counting, tmp_path: Path) -> None:
+    left = tmp_path / "node" / ".adding-x" / "layer"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    Cache(store, tmp_path / "node" / "cache", 1000)
+    assert list((tmp_path / "node").iterdir()) == [tmp_path / "node" / "cache"]

@@ -375,6 +375,25 @@ async def test_an_output_that_fits_no_message_is_cut_and_counted_where_there_is_
     assert "ReadBlob" in (await bench.heard(DeadLetter))[0].reason  # in another tenant's name
 
 
+async def test_an_output_waits_while_nobody_can_be_told_that_it_is_kept(tmp_path: Path) -> None:
+    async with benched(Profile(), Cache(FileStore(tmp_path / "blobs"), tmp_path / "cache", 2**30)) as bench:
+        await bench.order(n=1)
+        await bench.heard(SandboxesReady)
+        log = bench.bus._broker._logs["SHOAL_SNAPSHOT"]
+        whole = log.spec
+        log.spec = replace(whole, max_bytes=1)
+        await bench.command(RunCommand("c1", *HEAD, 0, 0, Command(line="0123456789" * 60_000, output_limit=2**20)))
+        async with asyncio.timeout(20):  # until it was refused
+            while not any(subject.endswith(".added") for _, subject, _ in bench.service._loose.unstored):
+                assert not [each for each in bench.said if isinstance(each, CommandFinished)]
+                await asyncio.sleep(0.01)
+        await bench.command(RunCommand("c2", *HEAD, 0, 0, Command(line="short")))
+        await bench.heard(CommandFinished, lambda found: [each.id for each in found] == ["c2"])
+        log.spec = whole
+        first = (await bench.heard(CommandFinished, lambda found: len(found) == 2))[-1].result
+        assert (first.stdout_dropped, first.stdout_blob is not None) == (0, True)
+
+
 async def test_what_cannot_be_understood_is_kept_as_a_dead_letter(bench: Bench) -> None:
     await bench.bus.publish(subjects.executor_control("e1"), b"\xc1", "bad")
     await bench.send(subjects.executor_control("e1"), ExecutorLeft("e1", "b1"))

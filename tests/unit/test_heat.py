@@ -86,3 +86,10 @@ def test_the_budget_holds_whatever_is_asked_for(
         assert sum(wanted.values()) <= sandboxes
         assert sum(each.resources.memory * number for each, number in wanted.items()) <= memory * MIB
         assert all(number > 0 for number in wanted.values())
+
+
+def test_of_a_kind_that_failed_nothing_is_known() -> None:
+    heat = Heat(Budget(8, 1024 * MIB))
+    ask(heat, kind(), 64, 0.0, 1.0)
+    heat.failed(kind())
+    assert heat.snapshot(kind()) is None

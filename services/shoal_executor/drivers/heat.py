@@ -83,9 +83,10 @@ class Heat:
                 memory -= number * kind.resources.memory
         return wanted
 
-    def snapshot(self, kind: Kind) -> Snapshot:
-        """Return what a kind that is wanted starts from."""
-        return self._known[kind].snapshot
+    def snapshot(self, kind: Kind) -> Snapshot | None:
+        """Return what a kind starts from; None for one that failed, or faded, since it was wanted."""
+        warmth = self._known.get(kind)
+        return warmth.snapshot if warmth is not None else None
 
     @staticmethod
     def _now(warmth: _Warmth, now: float) -> float:

@@ -134,7 +134,8 @@ class Pool:
         await self._driver.close()
         self._given.clear()
         self._called.clear()
-        await asyncio.to_thread(partial(shutil.rmtree, self._notes, ignore_errors=True))
+        if keeper is not None:  # else it was never opened, and the notes are another's
+            await asyncio.to_thread(partial(shutil.rmtree, self._notes, ignore_errors=True))
 
     # --- starts
 
@@ -231,8 +232,11 @@ class Pool:
                         break
 
     async def _start_ahead(self, kind: Kind) -> bool:
+        snapshot = self._heat.snapshot(kind)
+        if snapshot is None:
+            return False  # one of them ended by itself meanwhile: the next orders decide anew
         name = f"pool-{secrets.token_hex(8)}"
-        spec = StartSpec(self._heat.snapshot(kind), kind.resources, (), kind.env, kind.user)
+        spec = StartSpec(snapshot, kind.resources, (), kind.env, kind.user)
         try:
             await start_one(self._driver, name, spec)
         except DriverError as error:

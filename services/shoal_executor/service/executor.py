@@ -105,7 +105,7 @@ class ExecutorService:
         self._loose = Outgoing(publisher, "")  # beats and the like: nothing that another process would repeat
         self._cache = cache
         self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
-        self._outputs = Outputs(bus, cache, self._loose)
+        self._outputs = Outputs(cache, self._loose)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._outputs, self._happened)
         self._inbox = Inbox(bus, offer.executor, self._known, self._take)
         self._gathering = Gathering(self._take_up)

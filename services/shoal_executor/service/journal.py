@@ -5,14 +5,16 @@ process, not the machine, so nothing waits for the disk. A machine that started 
 executor that finds such a journal begins a new life.
 """
 
+import contextlib
 import fcntl
 import os
 import secrets
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NoReturn
 
 import msgspec
 
@@ -177,23 +179,43 @@ _encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[AnyRecord] = msgspec.msgpack.Decoder(AnyRecord)
 
 
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 class Journal:
     """The journal in a directory, held by one process at a time."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, unwritten: Callable[[OSError], NoReturn] = _raise) -> None:
+        """`unwritten` is called where something cannot be written down, and does not return.
+
+        A process that knows more than its journal must end there and then, as if it had been killed: its sandboxes live
+        on, and the next one asks what became of them. It may not tell anybody anything, nor end them.
+        """
         self._path = directory / "journal"
+        self._unwritten = unwritten
         self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
         self.size = 0
+
+    def hold(self) -> None:
+        """Take hold of it, unless this process has. Raises JournalError when another process will not let go."""
+        if self._lock is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lock = (self._path.parent / "journal.lock").open("ab")
+            try:
+                self._wait_for_lock(lock)
+            except BaseException:
+                lock.close()
+                raise
+            self._lock = lock
 
     def open(self) -> list[AnyRecord]:
         """Take hold of it, and return what it says. Raises JournalError when another process will not let go.
 
         A record that was cut off, and whatever follows it, was as good as never written: nothing followed from it.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._path.parent / "journal.lock").open("ab")
-        self._wait_for_lock(self._lock)
+        self.hold()
         records: list[AnyRecord] = []
         try:
             data = self._path.read_bytes()
@@ -231,19 +253,30 @@ class Journal:
                 time.sleep(0.05)
 
     def append(self, *records: AnyRecord) -> None:
-        """Write records down; they survive this process when this returns. Raises OSError."""
+        """Write records down; they survive this process when this returns. Raises OSError, having written nothing."""
         assert self._file is not None
         data = b"".join(map(_packed, records))
-        self._file.write(data)
+        try:
+            _write(self._file, data)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self.size)
+            self._file.seek(self.size)
+            self._unwritten(error)
         self.size += len(data)
 
     def rewrite(self, *records: AnyRecord) -> None:
-        """Put these records in the place of all there are."""
+        """Put these records in the place of all there are. Raises OSError; they stay as they are then."""
         fresh = self._path.with_suffix(".new")
-        file = fresh.open("wb", buffering=0)
         data = b"".join(map(_packed, records))
-        file.write(data)
-        os.replace(fresh, self._path)
+        try:
+            file = fresh.open("wb", buffering=0)
+            _write(file, data)
+            os.replace(fresh, self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            self._unwritten(error)
         if self._file is not None:
             self._file.close()
         self._file, self.size = file, len(data)
@@ -256,6 +289,13 @@ class Journal:
             if file is not None:
                 file.close()
         self._file = self._lock = None
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    """Write all of it: a disk that is nearly full takes a part, and says no more than how much."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _packed(record: AnyRecord) -> bytes:

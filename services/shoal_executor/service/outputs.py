@@ -11,7 +11,6 @@ import structlog
 
 from shoal.blobs.cache import Cache
 from shoal.blobs.protocol import BlobError, BlobMissingError
-from shoal.bus.protocol import Bus, BusError
 from shoal.wire import subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import Blob, BlobKept, BlobRead, CommandFinished, ReadBlob
@@ -30,8 +29,7 @@ log = structlog.get_logger()
 class Outputs:
     """See the module. Without a `cache` there is no store, and what does not fit into a message is dropped, counted."""
 
-    def __init__(self, bus: Bus, cache: Cache | None, loose: Outgoing) -> None:
-        self._bus = bus
+    def __init__(self, cache: Cache | None, loose: Outgoing) -> None:
         self._cache = cache
         self._loose = loose
         self._storing = asyncio.Semaphore(_AT_ONCE)
@@ -68,12 +66,12 @@ class Outputs:
                     path = Path(place, "output")
                     await asyncio.to_thread(path.write_bytes, heading(tenant) + output)
                     blob = await self._cache.add(path)
-            kept = BlobKept(tenant, blob, int((time.time() + TRAJECTORY_S) * 1000))
-            id = f"output:{tenant}:{blob.digest}:{kept.until_ms}"
-            await self._bus.publish(subjects.snapshot(tenant, "added"), encode(kept), id)
-        except (BlobError, BusError, OSError) as error:
+        except (BlobError, OSError) as error:
             log.warning("an output is cut off: it could not be stored", bytes=len(output), error=str(error))
             return None
+        kept = BlobKept(tenant, blob, int((time.time() + TRAJECTORY_S) * 1000))
+        number = self._loose.send(subjects.snapshot(tenant, "added"), kept)
+        await self._loose.until(lambda: self._loose.is_stored(number))  # or it would be collected
         return blob
 
     async def serve(self, asked: ReadBlob) -> None:

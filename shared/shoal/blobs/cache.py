@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from collections import OrderedDict
@@ -15,7 +16,8 @@ from shoal.wire.messages import Blob
 
 GRACE_S: Final = 60.0
 """How long a file that was handed out stays at least: whoever asked mounts or opens it meanwhile."""
-_PARTS: Final = (".fetching-", ".adding-")
+_FETCHING: Final = ".fetching-"
+_ADDING: Final = ".adding-"
 
 
 @dataclass(slots=True)
@@ -38,10 +40,12 @@ class Cache:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
         for path in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime):
-            if path.name.startswith(_PARTS):
+            if path.name.startswith(_FETCHING):
                 path.unlink(missing_ok=True)
             else:
                 self._kept[path.name] = _Kept(path.stat().st_size, verified=False)
+        for path in directory.parent.glob(f"{_ADDING}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def holds(self) -> tuple[str, ...]:
         """Return the digests that are here, the most recently used first."""
@@ -56,7 +60,7 @@ class Cache:
         known = self._kept.get(blob.digest)
         if known is not None and not known.verified:
             await self._verify(blob, known)
-        if blob.digest not in self._kept:
+        while blob.digest not in self._kept:  # it may have gone again before its turn came to be handed out
             if blob.digest not in self._fetching:
                 self._fetching[blob.digest] = asyncio.create_task(self._fetch(blob, path))
             await asyncio.shield(self._fetching[blob.digest])
@@ -79,7 +83,7 @@ class Cache:
 
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
         """Return a directory for files that are to be added."""
-        return tempfile.TemporaryDirectory(dir=self._directory.parent, prefix=".adding-")
+        return tempfile.TemporaryDirectory(dir=self._directory.parent, prefix=_ADDING)
 
     async def close(self) -> None:
         """Give up what is being fetched."""
@@ -90,7 +94,7 @@ class Cache:
     async def _fetch(self, blob: Blob, path: Path) -> None:
         try:
             await self._store.fetch(blob, path)
-            self._kept[blob.digest] = _Kept(blob.size, verified=True)
+            self._kept[blob.digest] = _Kept(blob.size, verified=True, handed_s=time.monotonic())
         finally:
             del self._fetching[blob.digest]
 

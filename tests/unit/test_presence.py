@@ -8,7 +8,7 @@ import shoal
 from shoal.client.fold import Ready
 from shoal.client.link import Pending
 from shoal.client.presence import Presence
-from shoal.wire.messages import EndReason
+from shoal.wire.messages import Command, CommandFinished, CommandRefused, CommandResult, EndReason, FileRead, Step
 
 LOST = EndReason.NODE_LOST
 
@@ -32,10 +32,10 @@ class Wakes:
 
 async def test_what_a_loss_undid_is_told_once_by_the_next_operation() -> None:
     presence = Presence("r-3", ready(), Wakes())
-    for what in ("a", "b", "c"):
-        presence.done(what)
-    presence.kept(0, 1)
-    presence.kept(9, 3)  # of another attempt
+    for number, what in enumerate(("a", "b", "c"), 1):
+        presence.done(number, what)
+    presence.kept(0, ((1, 1),))
+    presence.kept(9, ((1, 3),))  # of another attempt
     presence.lost(LOST, "gone")
     with pytest.raises(shoal.SandboxResumed, match="2 commands") as told:
         await presence.here()
@@ -50,12 +50,40 @@ async def test_what_a_loss_undid_is_told_once_by_the_next_operation() -> None:
     await presence.here()
 
 
+async def test_of_very_many_undone_the_last_are_named_and_all_are_counted() -> None:
+    presence = Presence("r-3", ready(), Wakes())
+    for number in range(1, 5002):
+        presence.done(number, f"c{number}")
+        presence.done(max(number - 3000, 1), "once more")
+    presence.kept(0, ((1, 1000), (1002, 3999)))
+    told = presence.lost(LOST, "gone")
+    assert (told.count, told.undone[-1]) == (2, "c5001")
+
+
+async def test_what_has_its_answer_when_a_loss_is_told_is_undone_and_does_not_tell() -> None:
+    presence = Presence("r-3", ready(), Wakes())
+    head = ("r-3:x", "r", 3, 0)
+    finished, read = Pending(None), Pending(None)  # nobody has looked at their answers yet
+    finished.resolve(CommandFinished(*head, Command(line="a"), CommandResult(0), Step(1)))
+    read.resolve(FileRead(*head, "f", b"", 0, True, Step(2)))
+    presence.pending.update((finished, read))
+    presence.lost(LOST, "gone")
+    presence.done(1, "a")  # now somebody has
+    presence.back(ready(1))
+    with pytest.raises(shoal.SandboxResumed) as told:
+        await presence.here()
+    assert (told.value.undone, told.value.under_way) == (("a",), 0)
+    presence.lost(LOST, "gone again")  # and that is not undone once more
+    presence.back(ready(2))
+    await presence.here()
+
+
 @pytest.mark.parametrize("log_first", [True, False])
 async def test_whoever_tells_of_a_loss_first_the_trainer_hears_all_of_it(log_first: bool) -> None:
     presence = Presence("r-3", ready(), Wakes())
-    presence.done("a")
+    presence.done(1, "a")
     answered = Pending(None)  # its refusal has come, and nobody has looked at it yet
-    answered.answer.set_result(None)  # type: ignore[arg-type]  # whatever it says
+    answered.resolve(CommandRefused("r-3:x", "r", 3, 0, "sandbox_gone", "it is gone", LOST))
     presence.pending.add(answered)
     if log_first:
         presence.lost(LOST, "by the log")
@@ -69,7 +97,7 @@ async def test_whoever_tells_of_a_loss_first_the_trainer_hears_all_of_it(log_fir
     assert told.under_way == 1
     presence.back(ready(1))
     await presence.here()  # it was told
-    presence.done("b")
+    presence.done(1, "b")
     assert presence.lost(LOST, "late", told=True, attempt=0) is told  # an answer of the attempt that was lost
     await presence.here()
 

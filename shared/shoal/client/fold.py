@@ -54,14 +54,14 @@ class Ready(msgspec.Struct):
 class News:
     """What one message changed: sandboxes that became ready, ended for good, start again, sleep or were kept.
 
-    Of those kept: index, attempt, and how many of its commands the snapshot has.
+    Of those kept: index, attempt, and the numbers of its steps that the snapshot has.
     """
 
     ready: list[Ready] = field(default_factory=list)
     ended: list[SandboxOutcome] = field(default_factory=list)
     again: list[tuple[int, EndReason, str]] = field(default_factory=list)
     slept: list[tuple[int, Ready]] = field(default_factory=list)  # and the attempt that does
-    kept: list[tuple[int, int, int]] = field(default_factory=list)
+    kept: list[tuple[int, int, Ranges]] = field(default_factory=list)
 
 
 _PASSING: Final = (
@@ -88,8 +88,8 @@ class RolloutFold:
         self.concluded: RolloutConcluded | None = None
         self.concluded_ms: int | None = None
         self.where: dict[int, Ready] = {}
-        self.kept: dict[int, tuple[int, int]] = {}
-        """Of sandboxes that have a snapshot: the attempt it is of, and how many of its commands it has."""
+        self.kept: dict[int, tuple[int, Ranges]] = {}
+        """Of sandboxes that have a snapshot: the attempt it is of, and the numbers of its steps that it has."""
         self.key = ""
         self._came: dict[int, Ready] = {}  # of those that wait for commands, all that ever were ready, in that order
         self.outcomes: list[SandboxOutcome] = []
@@ -155,9 +155,11 @@ class RolloutFold:
             case SandboxesWanted():
                 self.ledger.wake(indices)
                 return news
-            case SandboxSaved(attempt=attempt, index=index, commands=commands):
-                news.kept.append((index, attempt, commands))
-                self.kept[index] = (attempt, commands)
+            case SandboxSaved(attempt=attempt, index=index, commands=commands, steps=steps):
+                if commands and not steps:
+                    steps = ((1, commands),)  # an old executor does not number them
+                news.kept.append((index, attempt, steps))
+                self.kept[index] = (attempt, steps)
             case SandboxesHedged(attempt=attempt):
                 self.ledger.hedge(attempt, indices)
                 return news

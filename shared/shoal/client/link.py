@@ -70,6 +70,14 @@ class Pending:
         self._on_output = on_output
         self._part = 0
 
+    @property
+    def told(self) -> Answer | None:
+        """The answer, if it has come."""
+        answer = self.answer
+        if not answer.done() or answer.cancelled() or answer.exception() is not None:
+            return None
+        return answer.result()
+
     def output(self, message: CommandOutput) -> None:
         """Hand a piece of output on, each once. What the callback raises becomes the answer."""
         if self._on_output is None or message.part < self._part or self.answer.done():

@@ -7,8 +7,10 @@ from typing import Final
 from shoal.client.errors import SandboxResumed, ShoalError, Timeout
 from shoal.client.fold import Ready
 from shoal.client.link import Pending
+from shoal.client.requests import shown
+from shoal.machine import ranges
 from shoal.machine.ledger import HEDGE, next_attempt
-from shoal.wire.messages import EndReason
+from shoal.wire.messages import CommandFinished, CommandRefused, EndReason, FileWritten, Ranges
 
 _KEPT: Final = 1000
 """Commands since the last snapshot that a loss can name; of more than that, the last are named and all are counted."""
@@ -59,9 +61,10 @@ class Presence:
         self._error: Callable[[], ShoalError] | None = None
         self._told: SandboxResumed | None = None
         self._loss: SandboxResumed | None = None
-        self._since: list[str] = []
-        self._forgotten = 0  # how many of `_since` were let go
-        self._kept = 0  # how many of them its last snapshot has
+        self._done: dict[int, str] = {}  # by the number of its step
+        self._forgotten = 0  # the numbers of those let go, as bits
+        self._kept: Ranges = ()  # the numbers of all that its last snapshot has, whoever asked for it
+        self._unnumbered = 0
         (self._logged if where.asleep else self._back).set()
 
     @property
@@ -91,17 +94,24 @@ class Presence:
                     await self._wake(self.attempt)
             await self._back.wait()
 
-    def done(self, what: str) -> None:
-        """Note that something was done in it."""
-        self._since.append(what)
-        if len(self._since) > 2 * _KEPT:
-            self._forgotten += len(self._since) - _KEPT
-            del self._since[:-_KEPT]
+    def done(self, number: int, what: str) -> None:
+        """Note that the step of this number was done in it, once; 0: its executor is old, and does not number them."""
+        if self.away:
+            return  # it was done before the loss, and counted there
+        if not number:
+            self._unnumbered = number = self._unnumbered + 1
+        if number in self._done or self._forgotten >> number & 1:
+            return
+        self._done[number] = what
+        if len(self._done) > 2 * _KEPT:
+            for oldest in list(self._done)[:-_KEPT]:
+                self._forgotten |= 1 << oldest
+                del self._done[oldest]
 
-    def kept(self, attempt: int, commands: int) -> None:
-        """Note that a snapshot of it has its first so many commands."""
+    def kept(self, attempt: int, steps: Ranges) -> None:
+        """Note that its last snapshot has the steps of these numbers."""
         if attempt == self.attempt:
-            self._kept = max(self._kept, commands)
+            self._kept = steps
 
     def slept(self, attempt: int, within_s: float, *, logged: bool = False) -> None:
         """Note that this attempt sleeps. Commands under way were answered before, or are refused: within that time.
@@ -128,10 +138,10 @@ class Presence:
         """
         if self._loss is not None and (self.away or attempt not in (None, self.attempt)):
             return self._loss  # or it could not be started there, and is tried elsewhere
-        under_way = len(self.pending) + told
-        since = self._since[max(self._kept - self._forgotten, 0) :]
-        count = max(len(self._since) + self._forgotten - self._kept, 0)
-        error = SandboxResumed(self.name, reason, detail, tuple(since), count, under_way)
+        under_way = self._under_way() + told
+        undone = tuple(what for number, what in self._done.items() if not ranges.holds(self._kept, number))
+        count = len(undone) + (self._forgotten & ~ranges.mask(self._kept)).bit_count()
+        error = SandboxResumed(self.name, reason, detail, undone, count, under_way)
         if self.away:
             return error  # it was asleep, and could not be woken there: nothing was undone
         self._loss = error
@@ -160,10 +170,26 @@ class Presence:
 
     def _anew(self) -> None:
         self._back.clear()
-        self._since.clear()
-        self._forgotten = self._kept = 0
+        self._done.clear()
+        self._forgotten = self._unnumbered = 0
+        self._kept = ()
+
+    def _under_way(self) -> int:
+        """Return how many operations will hear of a loss; what has its answer is noted, though nobody has seen that."""
+        under_way = 0
+        for pending in self.pending:
+            answer = pending.told
+            if isinstance(answer, CommandFinished | FileWritten) and answer.attempt == self.attempt:
+                self.done(answer.step.number, _shown(answer))
+            gone = isinstance(answer, CommandRefused) and answer.code == "sandbox_gone"
+            under_way += gone or not pending.answer.done()
+        return under_way
 
     def _give_up(self, waiting: set[Pending]) -> None:
         for pending in waiting & self.pending:
             text = f"sandbox {self.name} went to sleep, and its executor has not said whether this was done before"
             pending.fail(Timeout(text))
+
+
+def _shown(answer: CommandFinished | FileWritten) -> str:
+    return f"writing {answer.path}" if isinstance(answer, FileWritten) else shown(answer.command)

@@ -249,9 +249,9 @@ class Rollout:
         for attempt, where in news.slept:
             if where.index in self._live:
                 self._live[where.index].presence.slept(attempt, self.link.grace_s, logged=True)
-        for index, attempt, commands in news.kept:
+        for index, attempt, steps in news.kept:
             if index in self._live:
-                self._live[index].presence.kept(attempt, commands)
+                self._live[index].presence.kept(attempt, steps)
         for where in news.ready:
             known = self._live.get(where.index)
             if known is not None and known.presence.away:

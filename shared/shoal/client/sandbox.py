@@ -331,7 +331,7 @@ class Sandbox:
     def done(self, answer: Answer, what: str) -> None:
         """Note that something was done in it."""
         if answer.attempt == self.attempt:  # else it is in what this attempt began as
-            self.presence.done(what)
+            self.presence.done(answer.step.number, what)
 
     def _wake(self, attempt: int) -> "asyncio.Future[None]":
         return asyncio.ensure_future(self.rollout.want(self.index, attempt))

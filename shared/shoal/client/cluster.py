@@ -222,24 +222,24 @@ class Cluster(Resumable):
 
     async def attach(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> Rollout:
         """Return a rollout that somebody submitted, as the log has it. Raises BadRequest when it is not there."""
-        known = self._link.rollouts.get(rollout_id)
-        if isinstance(known, Rollout):
-            return known
         link = self._link
-        fold, last = await self._find(rollout_id, run, tenant)
-        rollout = Rollout(link, fold, self._start)
-        rollout.catch_up()
-        if fold.concluded is None and fold.rejected is None:
-            if not fold.spec.commands:
-                await link.follow_answers(rollout.cell, fold.tenant, fold.run)
-            link.rollouts[rollout_id] = rollout
-            rollout.fed_by(await link.follow_from(rollout.cell, fold.tenant, fold.run, rollout_id, last))
-        return rollout
+        async with link.opening(rollout_id):
+            known = self._known(rollout_id)
+            if known is not None:
+                return known
+            fold, last = await self._find(rollout_id, run, tenant)
+            rollout = Rollout(link, fold, self._start)
+            rollout.catch_up()
+            if fold.concluded is None and fold.rejected is None:
+                if not fold.spec.commands:
+                    await link.follow_answers(rollout.cell, fold.tenant, fold.run)
+                await rollout.follow(last)
+            return rollout
 
     async def cancel(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> None:
         """Stop a rollout, whatever it is doing. Raises BadRequest when it is not there."""
-        known = self._link.rollouts.get(rollout_id)
-        if isinstance(known, Rollout):
+        known = self._known(rollout_id)
+        if known is not None:
             await known.cancel()
             return
         fold, _ = await self._find(rollout_id, run, tenant)
@@ -336,6 +336,9 @@ class Cluster(Resumable):
         if not self._closed:
             self._closed = True
             await self._link.close()
+
+    def _known(self, rollout: str) -> Rollout | None:
+        return next((each for each in self._link.followers(rollout) if isinstance(each, Rollout)), None)
 
     def _cell(self, rollout: str) -> int:
         return subjects.cell_of(rollout, self._link.cells)

@@ -7,7 +7,8 @@ event loop in which it came.
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from shoal.bus.protocol import (
     Bus,
@@ -40,6 +41,8 @@ from shoal.wire.messages import (
 
 ANSWER_GRACE_S: Final = 30.0
 """How long an answer may take beyond the command's own timeout."""
+
+T = TypeVar("T")
 
 OutputSink = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr" and a piece of output, as it comes."""
@@ -109,14 +112,16 @@ class Link:
         self.cells = cells
         self.grace_s = grace_s
         self.rollouts: dict[str, Follower] = {}
-        self.records: dict[str, Record] = {}
+        """Who hears of a rollout by the reader that its run has in common."""
         self.memory = Memory()
         self.pieces: dict[str, asyncio.Future[BlobRead]] = {}
         """Pieces of blobs that are waited for, by the id they were asked with."""
         self._pending: dict[tuple[str, int], Pending] = {}  # by id and attempt
         self._shared: dict[tuple[str, str], asyncio.Task[Feed]] = {}
         self._own: set[Feed] = set()
-        self._apart: set[str] = set()  # rollouts with a reader of their own: of two, each would be ahead of the other
+        self._apart: dict[str, list[Follower]] = {}  # by rollout, who hears of it by a reader of their own
+        self._records: dict[str, list[Record]] = {}
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[None]] = set()
 
     # --- publishing
@@ -157,17 +162,40 @@ class Link:
         """Hear every piece of a blob that this run asks for from now on."""
         await self._follow(streams.blob(cell).name, subjects.blob(cell, tenant, run), self._read)
 
-    async def follow_from(self, cell: int, tenant: str, run: str, rollout: str, after: int) -> Feed:
-        """Hear the reports on one rollout after a sequence, from nowhere else; `finish` what is returned."""
+    async def follow_from(self, cell: int, tenant: str, run: str, rollout: str, after: int, by: Follower) -> Feed:
+        """Have one follower hear the reports on one rollout after a sequence; `finish` what is returned."""
 
         def report(message: AnyMessage, delivery: Delivery) -> None:
-            if getattr(message, "rollout", "") == rollout and rollout in self.rollouts:
-                self.rollouts[rollout].handle(message, delivery.time_ms)
+            if getattr(message, "rollout", "") == rollout:
+                by.handle(message, delivery.time_ms)
 
-        self._apart.add(rollout)
         feed = await self._open(streams.rollout(cell).name, subjects.rollout_filter(cell, tenant, run), report, after)
         self._own.add(feed)
+        self._apart.setdefault(rollout, []).append(by)  # only now: one that is not fed is no handle for anybody
         return feed
+
+    def opening(self, rollout: str) -> asyncio.Lock:
+        """Return what is held while a handle of a rollout is looked for, or made: whoever comes second gets that."""
+        return self._opening.setdefault(rollout, asyncio.Lock())
+
+    def followers(self, rollout: str) -> list[Follower]:
+        """Return who follows a rollout here."""
+        shared = self.rollouts.get(rollout)
+        return [*([] if shared is None else [shared]), *self._apart.get(rollout, ())]
+
+    def leave(self, rollout: str, follower: Follower) -> None:
+        """Tell a follower nothing more of its rollout."""
+        if self.rollouts.get(rollout) is follower:
+            del self.rollouts[rollout]
+        _remove(self._apart, rollout, follower)
+
+    def tell(self, record: Record) -> None:
+        """Have a record told what comes of its rollout's steps from now on."""
+        self._records.setdefault(record.rollout, []).append(record)
+
+    def tell_no_more(self, record: Record) -> None:
+        """Tell a record nothing more."""
+        _remove(self._records, record.rollout, record)
 
     def finish(self, feed: Feed) -> None:
         """End what `follow_from` returned, also from within it."""
@@ -199,12 +227,11 @@ class Link:
 
     def _reported(self, message: AnyMessage, delivery: Delivery) -> None:
         rollout = getattr(message, "rollout", "")
-        if rollout in self.rollouts and rollout not in self._apart:
+        if rollout in self.rollouts:
             self.rollouts[rollout].handle(message, delivery.time_ms)
 
     def _answered(self, message: AnyMessage, delivery: Delivery) -> None:
-        record = self.records.get(getattr(message, "rollout", ""))
-        if record is not None:
+        for record in self._records.get(getattr(message, "rollout", ""), ()):
             record.take(message, delivery.time_ms, delivery.sequence)
         match message:
             case CommandOutput(id=id, attempt=attempt):
@@ -214,8 +241,11 @@ class Link:
                 CommandFinished() | CommandRefused() | FileRead() | FileWritten() | SnapshotTaken() | RolledBack()
                 | Hibernated()
             ):  # fmt: skip
-                if isinstance(message, CommandFinished) and message.rollout in self.rollouts:
-                    self.rollouts[message.rollout].answered(message, delivery.time_ms)
+                if isinstance(message, CommandFinished):
+                    if message.rollout in self.rollouts:
+                        self.rollouts[message.rollout].answered(message, delivery.time_ms)
+                    for follower in self._apart.get(message.rollout, ()):
+                        follower.answered(message, delivery.time_ms)
                 if (message.id, message.attempt) in self._pending:
                     self._pending[message.id, message.attempt].resolve(message)
             case _:
@@ -227,13 +257,16 @@ class Link:
 
     def _broken(self, error: BusError) -> None:
         explained = self.explained(error)
-        for follower in list(self.rollouts.values()):
+        for follower in self._everybody():
             follower.broken(explained)
         for pending in self._pending.values():
             pending.fail(explained)
         for piece in self.pieces.values():
             if not piece.done():
                 piece.set_exception(explained)
+
+    def _everybody(self) -> list[Follower]:
+        return [*self.rollouts.values(), *(each for them in self._apart.values() for each in them)]
 
     # --- asking a sandbox
 
@@ -295,10 +328,20 @@ class Link:
         feeds = [*self._own, *(feed for feed in done if isinstance(feed, Feed))]
         self._own.clear()
         closed = Unreachable(self.address, "this connection was closed")
-        for follower in list(self.rollouts.values()):
+        for follower in self._everybody():
             follower.broken(closed)
         self.rollouts.clear()
+        self._apart.clear()
         for pending in self._pending.values():
             pending.fail(closed)
         await asyncio.gather(*self._ending, *(feed.close() for feed in feeds))
         await self.bus.close()
+
+
+def _remove(them: dict[str, list[T]], key: str, one: T) -> None:
+    """Take one out of the list of a key, which goes with its last."""
+    left = [each for each in them.get(key, ()) if each is not one]
+    if left:
+        them[key] = left
+    else:
+        them.pop(key, None)

@@ -110,8 +110,7 @@ async def recorded(link: "Link", fold: RolloutFold) -> Record:
     cell = subjects.cell_of(fold.rollout, link.cells)
     record = Record(link, fold.rollout, streams.trajectory(cell).name)
     await link.follow_answers(cell, fold.tenant, fold.run)
-    if fold.concluded is None and fold.rejected is None:
-        link.records[fold.rollout] = record  # what comes now and what came before may be told in any order
+    link.tell(record)  # what comes now and what came before may be told in any order
     subject = subjects.trajectory(cell, fold.tenant, fold.run)
     try:
         since = max((fold.submitted_ms or 0) - _SKEW_MS, 0)
@@ -122,8 +121,13 @@ async def recorded(link: "Link", fold: RolloutFold) -> Record:
                 message = decoded(delivery)
                 if message is not None:
                     record.take(message, delivery.time_ms, delivery.sequence)
-    except BusError as error:
-        raise link.explained(error) from error
+    except BaseException as error:
+        link.tell_no_more(record)
+        if isinstance(error, BusError):
+            raise link.explained(error) from error
+        raise
+    if fold.concluded is not None or fold.rejected is not None:
+        link.tell_no_more(record)
     return record
 
 

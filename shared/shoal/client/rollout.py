@@ -181,8 +181,9 @@ class Rollout:
         """Take a message of the rollout log."""
         self._apply(self._fold.handle(message, time_ms))
         if self._fold.concluded is not None or self._fold.rejected is not None:
-            self.link.rollouts.pop(self.id, None)
-            self.link.records.pop(self.id, None)
+            self.link.leave(self.id, self)
+            if self.record is not None:
+                self.link.tell_no_more(self.record)
             if self._feed is not None:
                 self.link.finish(self._feed)
                 self._feed = None
@@ -211,12 +212,9 @@ class Rollout:
             if index in self._fold.kept:
                 sandbox.presence.kept(*self._fold.kept[index])
 
-    def fed_by(self, feed: Feed) -> None:
-        """Note the reader that is this rollout's alone, to be ended with it."""
-        if self.id in self.link.rollouts:
-            self._feed = feed
-        else:
-            self.link.finish(feed)
+    async def follow(self, after: int) -> None:
+        """Hear what the log says of it after a sequence, by a reader of its own, which ends with it."""
+        self._feed = await self.link.follow_from(self.cell, self.tenant, self.run, self.id, after, self)
 
     async def first_word(self, within_s: float) -> None:
         """Wait until the cluster has said something about it, or the time is up. Raises Rejected."""

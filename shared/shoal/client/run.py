@@ -100,14 +100,15 @@ class Run:
 
     async def attach(self, rollout_id: str) -> Rollout:
         """Return a rollout of this run by its id, with everything already done. Raises BadRequest for no such."""
-        known = self._link.rollouts.get(rollout_id)
-        if isinstance(known, Rollout) and known.policy is not None:
-            return known
-        found = await self._find(rollout_id)
-        if found is None:
-            problem = f"run {self.name} has no rollout {rollout_id!r} in the log; run.rollouts() lists what there is"
-            raise BadRequest("rollout", problem)
-        return await self._resumed(*found)
+        async with self._link.opening(rollout_id):
+            known = self._known(rollout_id)
+            if known is not None:
+                return known
+            found = await self._find(rollout_id)
+            if found is None:
+                problem = f"run {self.name} has no rollout {rollout_id!r} in the log; run.rollouts() lists what is"
+                raise BadRequest("rollout", problem)
+            return await self._resumed(*found)
 
     async def rollouts(self) -> list[RolloutInfo]:
         """Return all rollouts of this run that the log has, oldest first."""
@@ -127,27 +128,37 @@ class Run:
             return await self._open(spec, run, key)
 
     async def _open(self, spec: RolloutSpec, run: str, key: str) -> Rollout:
-        link = self._link
         retry = 0
         while True:
-            id = id_of(link.tenant, run, key, retry)
-            known = link.rollouts.get(id)
-            if isinstance(known, Rollout) and known.policy is not None:
-                _same_spec(key, known.spec, spec)
-                return known
-            found = await self._find(id)
-            if found is None or found[0].rejected is None:
-                break
+            id = id_of(self._link.tenant, run, key, retry)
+            async with self._link.opening(id):
+                rollout = await self._admitted(id, spec, run, key)
+            if rollout is not None:
+                await rollout.first_word(FIRST_WORD_S)
+                return rollout
             retry += 1  # what was not admitted may be now, but only under another id
+
+    async def _admitted(self, id: str, spec: RolloutSpec, run: str, key: str) -> Rollout | None:
+        """Return a rollout of this id, submitted now if it never was; None: it was, and not admitted."""
+        known = self._known(id)
+        if known is not None:
+            _same_spec(key, known.spec, spec)
+            return known
+        found = await self._find(id)
+        if found is not None and found[0].rejected is not None:
+            return None
         if found is None:
-            request = RolloutSubmitted(id, link.tenant, run, spec, key)
-            await submit(link, request, check_size(request))
+            request = RolloutSubmitted(id, self._link.tenant, run, spec, key)
+            await submit(self._link, request, check_size(request))
             found = await self._find(id)  # as if it had been there: who submitted it first does not matter
             assert found is not None
         _same_spec(key, found[0].spec, spec)
-        rollout = await self._resumed(*found)
-        await rollout.first_word(FIRST_WORD_S)
-        return rollout
+        return await self._resumed(*found)
+
+    def _known(self, rollout: str) -> Rollout | None:
+        """Return a handle that knows everything already done, if there is one."""
+        them = [each for each in self._link.followers(rollout) if isinstance(each, Rollout)]
+        return next((each for each in them if each.policy is not None), None)
 
     async def _find(self, rollout: str) -> tuple[RolloutFold, int] | None:
         """Return a rollout of this run, folded, and up to which sequence."""
@@ -164,8 +175,12 @@ class Run:
         rollout = Rollout(link, fold, self._called, record, self._policy)
         rollout.catch_up()
         if fold.concluded is None and fold.rejected is None:
-            link.rollouts[rollout.id] = rollout
-            rollout.fed_by(await link.follow_from(rollout.cell, fold.tenant, fold.run, rollout.id, last))
+            try:
+                await rollout.follow(last)
+            except BaseException:
+                if record is not None:
+                    link.tell_no_more(record)
+                raise
         return rollout
 
 

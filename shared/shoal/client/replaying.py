@@ -16,6 +16,7 @@ from shoal.client.results import CommandResult
 from shoal.client.snapshots import TIMEOUT_S, Snapshot
 from shoal.client.steps import described, step_of
 from shoal.client.story import Told, in_snapshot
+from shoal.client.unclaimed import released_unless_given
 from shoal.machine import ranges
 from shoal.wire.asked import Answer, Asked, blob_of
 from shoal.wire.messages import (
@@ -98,16 +99,18 @@ async def resume(
     if replay is None:  # it has none, or none that is still kept
         again = msgspec.structs.replace(spec, n=1, timeout_ms=asked_ms)
         replay = Replay(await _started(sandbox, again, f"{key}:anew"), None)
-    record = await sandbox.rollout.remember()
-    await _Replaying(replay, sandbox, record, diverged, not_idempotent).run(steps)
+    async with released_unless_given(replay.sandbox.rollout, ReplayDiverged, ReplayStopped):
+        record = await sandbox.rollout.remember()
+        await _Replaying(replay, sandbox, record, diverged, not_idempotent).run(steps)
     replay.sandbox.steps.follow(sandbox.steps)
     return replay
 
 
 async def _started(sandbox: "Sandbox", spec: RolloutSpec, key: str) -> "Sandbox":
     rollout = await sandbox.rollout.start(spec, key)
-    async for each in rollout.ready():
-        return each
+    async with released_unless_given(rollout):
+        async for each in rollout.ready():
+            return each
     raise AssertionError("a rollout of one has one sandbox")
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from shoal.client.errors import BadRequest
 from shoal.client.requests import checked, milliseconds, whole_number
+from shoal.client.unclaimed import released_unless_given
 from shoal.wire import messages, subjects
 from shoal.wire.messages import (
     CommandRefused,
@@ -80,7 +81,8 @@ async def fork(sandbox: "Sandbox", n: int, timeout: float | str | None, id: str 
         timeout_ms=milliseconds(timeout, "timeout") or rollout.spec.timeout_ms,
     )
     forks = await rollout.start(spec, f"{sandbox.name}:{step}:{snapshot.digest}")
-    return [each async for each in forks.ready()]
+    async with released_unless_given(forks):
+        return [each async for each in forks.ready()]
 
 
 async def roll_back(sandbox: "Sandbox", snapshot: Snapshot, id: str | None) -> None:

@@ -14,7 +14,10 @@ history = kept
 
 
 class Feed:
-    """One reader in one task. `handle` gets every decoded message, `broken` the error after which nothing follows."""
+    """One reader in one task. `handle` gets every decoded message, `broken` the error after which nothing follows.
+
+    What `handle` raises is logged: the messages after that one are others', who wait for them.
+    """
 
     def __init__(
         self,
@@ -37,8 +40,12 @@ class Feed:
                 return
             for delivery in batch:
                 message = decoded(delivery)
-                if message is not None:
+                if message is None:
+                    continue
+                try:
                     self._handle(message, delivery)
+                except Exception:
+                    log.exception("message %d on %s cannot be handled", delivery.sequence, delivery.subject)
 
     async def close(self) -> None:
         """Stop following."""

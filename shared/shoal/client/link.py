@@ -88,6 +88,10 @@ class Pending:
         self._part = message.part + 1
         try:
             self._on_output("stdout" if message.channel == 1 else "stderr", message.data)
+        except (StopIteration, asyncio.CancelledError) as error:  # no future takes these, or not as an error
+            told = RuntimeError(f"on_output raised {type(error).__name__}")
+            told.__cause__ = error
+            self.answer.set_exception(told)
         except Exception as error:  # the callback is the trainer's: its error is for whoever called run()
             self.answer.set_exception(error)
 
@@ -256,17 +260,16 @@ class Link:
             waiting.set_result(message)
 
     def _broken(self, error: BusError) -> None:
-        explained = self.explained(error)
-        for follower in self._everybody():
-            follower.broken(explained)
+        self._fail(self.explained(error))
+
+    def _fail(self, error: ShoalError) -> None:
+        for follower in [*self.rollouts.values(), *(each for them in self._apart.values() for each in them)]:
+            follower.broken(error)
         for pending in self._pending.values():
-            pending.fail(explained)
+            pending.fail(error)
         for piece in self.pieces.values():
             if not piece.done():
-                piece.set_exception(explained)
-
-    def _everybody(self) -> list[Follower]:
-        return [*self.rollouts.values(), *(each for them in self._apart.values() for each in them)]
+                piece.set_exception(error)
 
     # --- asking a sandbox
 
@@ -327,13 +330,9 @@ class Link:
         done = await asyncio.gather(*opening, return_exceptions=True)
         feeds = [*self._own, *(feed for feed in done if isinstance(feed, Feed))]
         self._own.clear()
-        closed = Unreachable(self.address, "this connection was closed")
-        for follower in self._everybody():
-            follower.broken(closed)
+        self._fail(Unreachable(self.address, "this connection was closed"))
         self.rollouts.clear()
         self._apart.clear()
-        for pending in self._pending.values():
-            pending.fail(closed)
         await asyncio.gather(*self._ending, *(feed.close() for feed in feeds))
         await self.bus.close()
 

@@ -17,7 +17,10 @@ _KEPT: Final = 1000
 
 
 class _Gate:
-    """An event of the loop's that costs nothing until somebody waits: most sandboxes are never waited for."""
+    """Open or not; who waits is woken whenever that may have changed, and looks again.
+
+    It costs nothing until somebody waits: most sandboxes are never waited for.
+    """
 
     __slots__ = ("_event", "open")
 
@@ -27,6 +30,9 @@ class _Gate:
 
     def set(self) -> None:
         self.open = True
+        self.wake()
+
+    def wake(self) -> None:
         if self._event is not None:
             self._event.set()
             self._event = None
@@ -34,11 +40,10 @@ class _Gate:
     def clear(self) -> None:
         self.open = False
 
-    async def wait(self) -> None:
-        while not self.open:
-            if self._event is None:
-                self._event = asyncio.Event()
-            await self._event.wait()
+    async def change(self) -> None:
+        if self._event is None:
+            self._event = asyncio.Event()
+        await self._event.wait()
 
 
 class Presence:
@@ -59,6 +64,7 @@ class Presence:
         self._back = _Gate()
         self._logged = _Gate()
         self._error: Callable[[], ShoalError] | None = None
+        self._unheard: ShoalError | None = None  # why nobody will tell that it is back
         self._told: SandboxResumed | None = None
         self._loss: SandboxResumed | None = None
         self._done: dict[int, str] = {}  # by the number of its step
@@ -87,12 +93,17 @@ class Presence:
                 raise told
             if self._back.open:
                 return
-            if self.asleep:
+            if self._unheard is not None:
+                raise self._unheard.with_traceback(None)
+            if self.asleep and not self._logged.open:
                 # Whoever hears of a wish for what does not sleep yet, does nothing: the log must have it before.
-                await self._logged.wait()
-                if self.asleep:
-                    await self._wake(self.attempt)
-            await self._back.wait()
+                await self._logged.change()
+                continue
+            attempt = self.attempt
+            if self.asleep:
+                await self._wake(attempt)
+            if self.away and self.attempt == attempt and self._unheard is None:
+                await self._back.change()
 
     def done(self, number: int, what: str) -> None:
         """Note that the step of this number was done in it, once; 0: its executor is old, and does not number them."""
@@ -167,6 +178,12 @@ class Presence:
             pending.fail(error())
         self._back.set()
         self._logged.set()
+
+    def broken(self, error: ShoalError) -> None:
+        """Note that nobody will tell what becomes of it; who waits for it to be there hears that instead."""
+        self._unheard = error
+        self._back.wake()
+        self._logged.wake()
 
     def _anew(self) -> None:
         self._back.clear()

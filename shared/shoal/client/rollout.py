@@ -199,6 +199,8 @@ class Rollout:
     def broken(self, error: ShoalError) -> None:
         """Take note that nothing more will come."""
         self._failure = error
+        for sandbox in self._live.values():
+            sandbox.presence.broken(error)
         self._change_now()
 
     def catch_up(self) -> None:

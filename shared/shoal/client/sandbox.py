@@ -212,7 +212,8 @@ class Sandbox:
         """Return n running copies of it as it is now, on whatever nodes; it goes on itself.
 
         They are a rollout of their own, of the same run and with the same limits: `fork(...)[0].rollout.release()`
-        gives all of them back. timeout bounds that rollout. Raises as `snapshot`, and as `Cluster.rollout`.
+        gives all of them back, and so does giving up waiting; not in a run that is resumed: there the same step gets
+        them. timeout bounds that rollout. Raises as `snapshot`, and as `Cluster.rollout`.
         """
         return await snapshots.fork(self, n, timeout, id)
 

@@ -175,10 +175,11 @@ class Scheduling(RuleBasedStateMachine):
     def check_fair(self, rollout: Rollout, count: int, memory: int) -> None:
         """Nobody is served while somebody has less who waits, could be served and may have more."""
         mine = self.share(rollout.tenant)
+        slack = SLACK / self.limits.get(rollout.tenant, m.Limits()).weight
         books = self.core.books
         for line in books.waiting.each():
             first = self.rollouts[line.first]
-            if first.tenant == rollout.tenant or self.share(first.tenant) >= mine - SLACK - 1e-9:
+            if first.tenant == rollout.tenant or self.share(first.tenant) >= mine - slack - 1e-9:
                 continue
             slots, taken = self.used()
             waiting = books.rollouts[line.first]
@@ -351,7 +352,9 @@ class Scheduling(RuleBasedStateMachine):
         if (found := self.pick(data)) is not None:
             self.fold(m.RolloutReleased(found[0], found[2]))
 
-    @rule(tenant=st.sampled_from(TENANTS), weight=st.sampled_from((1.0, 2.0)), sandboxes=st.sampled_from((0, 2, 4)))
+    @rule(
+        tenant=st.sampled_from(TENANTS), weight=st.sampled_from((1.0, 2.0, 64.0)), sandboxes=st.sampled_from((0, 2, 4))
+    )
     def limit(self, tenant: str, weight: float, sandboxes: int) -> None:
         self.limits[tenant] = m.Limits(weight, sandboxes)
         self.fold(m.TenantSet(tenant, self.limits[tenant]))
@@ -423,7 +426,7 @@ def drive(seed: int, core: Callable[[int], SchedulerCore] = SchedulerCore) -> No
         "let_go": lambda: world.let_go(None),
         "make_room": lambda: world.make_room() if world.leaving else None,
         "read_back": lambda: world.read_back() if world.unread else None,
-        "limit": lambda: world.limit(source.choice(TENANTS), source.choice((1.0, 2.0)), source.choice((0, 2, 4))),
+        "limit": lambda: world.limit(source.choice(TENANTS), source.choice((1.0, 2.0, 64.0)), source.choice((0, 2, 4))),
         "tick": lambda: world.tick(source.choice((1, 400, 2000, 40_000))),
     }  # fmt: skip
     names = [*steps, "submit", "ready", "ready", "finish"]

@@ -10,7 +10,10 @@ from hypothesis import HealthCheck, Phase, settings
 from property.scheduling import Scheduling, drive
 from shoal.machine.core import Effect
 from shoal.wire import messages as m
+from shoal_scheduler.core.books import Books
+from shoal_scheduler.core.order import SLACK
 from shoal_scheduler.core.scheduler import SchedulerCore
+from shoal_scheduler.core.waiting import Line
 
 TestScheduling = Scheduling.TestCase
 TestScheduling.settings = settings(
@@ -47,6 +50,24 @@ class Unweighted(SchedulerCore):
 
     def _limit(self, tenant: str, limits: m.Limits, part: tuple[int, int, int, int], version: int) -> None:
         super()._limit(tenant, msgspec.structs.replace(limits, weight=1.0), part, version)
+
+
+class SlackForTheHeavy(SchedulerCore):
+    """Those of a large weight count as equal, however much they have."""
+
+    def __init__(self, cell: int) -> None:
+        super().__init__(cell)
+        fair = self._order
+
+        def order(books: Books, shut: Callable[[Line], bool]) -> Line | None:
+            heavy = [
+                line for line in books.waiting.each()
+                if not shut(line) and (tenant := books.tenants[line.tenant]).share(books.total) <= SLACK
+                and tenant.limits.weight > 2
+            ]  # fmt: skip
+            return heavy[0] if heavy else fair(books, shut)
+
+        self._order = order
 
 
 class TearsGangs(SchedulerCore):
@@ -125,6 +146,7 @@ BUGS: dict[str, Callable[[int], SchedulerCore]] = {
     "quotas": NoQuota,
     "fair share": FirstComeFirstServed,
     "weights": Unweighted,
+    "large weights": SlackForTheHeavy,
     "gangs": TearsGangs,
     "hedges": LeavesTheLoser,
     "preempted come back": ForgetsSleepers,

@@ -116,9 +116,11 @@ class Watched(SchedulerCore):
     def _checked(self, books: Books, shut: Callable[[Line], bool]) -> Line | None:
         line = self._policy(books, shut)
         if line is not None:
-            mine = books.tenants[line.tenant].share(books.total)
+            tenant = books.tenants[line.tenant]
+            mine = tenant.share(books.total)
+            least = mine - SLACK / tenant.limits.weight - 1e-9
             for other in books.waiting.each():
-                if not shut(other) and books.tenants[other.tenant].share(books.total) < mine - SLACK - 1e-9:
+                if not shut(other) and books.tenants[other.tenant].share(books.total) < least:
                     raise LawViolatedError(f"{line.tenant} with a share of {mine} goes before {other.tenant}")
         return line
 

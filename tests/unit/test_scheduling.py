@@ -9,6 +9,7 @@ from shoal.machine.core import Cause, LawBrokenError
 from shoal.machine.ledger import HEDGE
 from shoal.wire import messages as m
 from shoal_scheduler.core.dispatch import PATIENCE_MS
+from shoal_scheduler.core.order import SLACK
 from shoal_scheduler.core.scheduler import SchedulerCore
 from shoal_scheduler.core.stragglers import LEAST_MS
 
@@ -79,6 +80,20 @@ def test_those_with_less_go_first_by_their_weight() -> None:
         for rollout, _, indices in placed(cell.end("r0", ((index, 1),), m.EndReason.RELEASED)):
             given[rollout] += sum(count for _, count in indices)
     assert given == {"r1": 6, "r2": 2}
+
+
+@pytest.mark.parametrize(("first", "second", "shares"), [(1, 1, 32), (64, 64, 32), (1000, 1000, 32), (1000, 500, 42)])
+def test_shares_go_by_weights_however_large_they_are(first: float, second: float, shares: int) -> None:
+    cell = Cell(64)
+    cell(m.TenantSet("a", m.Limits(weight=first)))
+    cell(m.TenantSet("b", m.Limits(weight=second)))
+    cell.submit(64, "before")
+    cell.submit(128, "a")
+    cell.submit(128, "b")
+    for index in range(64):
+        cell.end("r0", ((index, 1),), m.EndReason.RELEASED)
+    assert cell.core.books.tenants["a"].used[0] == pytest.approx(shares, abs=64 * SLACK)
+    assert sum(cell.core.books.tenants[name].used[0] for name in ("a", "b")) == 64
 
 
 def test_a_runs_thousands_do_not_starve_anothers_eight() -> None:

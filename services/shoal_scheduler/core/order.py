@@ -11,7 +11,7 @@ from shoal_scheduler.core.books import Books
 from shoal_scheduler.core.waiting import Line
 
 SLACK: Final = 1 / 64
-"""Of a cell: shares that differ by no more count as equal."""
+"""Of a cell: who has no more than this beyond its share counts as equal."""
 
 Order = Callable[[Books, Callable[[Line], bool]], Line | None]
 """Return the line whose first rollout is served next, or None where all are shut."""
@@ -20,20 +20,21 @@ Order = Callable[[Books, Callable[[Line], bool]], Line | None]
 def fair(books: Books, shut: Callable[[Line], bool]) -> Line | None:
     """Whoever has least for their weight: first among tenants, then, at their highest priority, among their runs.
 
-    Weighted max-min fairness by dominant resource (`tenants`), to within `SLACK` of the cell. Among those that are as
-    close as that, a rollout keeps its turn until all of it is given out, because one that is whole is worth more than
-    several in part; then the oldest is next. Cost: the tenants that wait, and the winner's lines.
+    Weighted max-min fairness by dominant resource (`tenants`), to within `SLACK` of the cell, whatever the weights.
+    Among those that are as close as that, a rollout keeps its turn until all of it is given out, because one that is
+    whole is worth more than several in part; then the oldest is next. Cost: the tenants that wait, and the winner's
+    lines.
     """
     total = books.total
     shares = [
-        (books.tenants[name].share(total), open_)
+        ((tenant := books.tenants[name]).share(total), tenant.limits.weight, open_)
         for name, lines in books.waiting.lines.items()
         if (open_ := [line for line in lines.values() if not shut(line)])
     ]
     if not shares:
         return None
-    least = min(share for share, _ in shares)
-    close = [lines for share, lines in shares if share <= least + SLACK]
+    least = min(share for share, _, _ in shares)
+    close = [lines for share, weight, lines in shares if share <= least + SLACK / weight]
     return _next(books, [_within(books, lines) for lines in close])
 
 

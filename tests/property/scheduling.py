@@ -125,6 +125,7 @@ class Scheduling(RuleBasedStateMachine):
             case m.SandboxesHedged(rollout=name):
                 assert self.rollouts[name].begun, "a start is called slow before any of its rollout is known"
                 self.unread.append(message)
+                self.check_hedged(self.rollouts[name])
             case m.SandboxesClosed() | m.SandboxesWanted():
                 self.unread.append(message)
             case m.RolloutRejected(rollout=name, code=code):
@@ -143,8 +144,23 @@ class Scheduling(RuleBasedStateMachine):
     # --- what is given out
 
     def used(self, *, tenant: str | None = None) -> tuple[int, int]:
-        taken = [self.rollouts[r] for r, _, _ in self.running if tenant in (None, self.rollouts[r].tenant)]
+        """Count what runs, and what is kept for hedges that were not read back."""
+        taken = [self.rollouts[r] for r in (*(r for r, _, _ in self.running), *self.kept())]
+        taken = [each for each in taken if tenant in (None, each.tenant)]
         return len(taken), sum(each.spec.resources.memory for each in taken)
+
+    def kept(self) -> list[str]:
+        """Return the rollouts of hedges that were not read back, each as often as it has some."""
+        hedged = [each for each in self.unread if isinstance(each, m.SandboxesHedged)]
+        open_ = [each for each in hedged if self.rollouts[each.rollout].concluded is None]
+        return [each.rollout for each in open_ for _ in ranges.indices(each.indices)]
+
+    def check_hedged(self, rollout: Rollout) -> None:
+        slots, memory = self.used()
+        assert slots <= self.slots, "more sandboxes with their hedges than slots"
+        assert memory <= self.memory, "more memory with their hedges than there is"
+        quota, (mine, _) = self.limits.get(rollout.tenant, m.Limits()).sandboxes, self.used(tenant=rollout.tenant)
+        assert not quota or mine <= quota, "more with their hedges than the tenant's quota"
 
     def share(self, tenant: str) -> float:
         slots, memory = self.used(tenant=tenant)
@@ -153,7 +169,7 @@ class Scheduling(RuleBasedStateMachine):
     def check_given(self, place: m.PlaceRequested, cause: Any) -> None:
         rollout, count = self.rollouts[place.rollout], ranges.count(place.indices)
         if place.attempt >= HEDGE:
-            return  # there was room when it was decided, and it was told before it is given out
+            return  # see `check_hedged`: what was kept for it then is so still
         slots, memory = self.used()
         each = rollout.spec.resources.memory
         assert slots + count <= self.slots, "more sandboxes than slots"
@@ -306,7 +322,14 @@ class Scheduling(RuleBasedStateMachine):
         if (found := self.pick(data, ready=False)) is None:
             return
         name, attempt, part = found
-        if attempt < HEDGE and self.rollouts[name].begun:
+        books = self.core.books
+        if attempt >= HEDGE or not self.rollouts[name].begun or (known := books.rollouts.get(name)) is None:
+            return
+        most = min(books.rooms.fits(known.want), books.tenants[self.rollouts[name].tenant].may_have(known.want)[0])
+        part = ranges.without(known.ledger.pending(attempt, part), known.hedging.get(attempt, ()))
+        part, _ = ranges.take(part, most)
+        if part:
+            books.hedge(known, attempt, part)
             self.unread.append(m.SandboxesHedged(name, attempt, attempt + HEDGE, part))
 
     @precondition(lambda self: self.leaving)
@@ -368,7 +391,7 @@ class Scheduling(RuleBasedStateMachine):
         copy = SchedulerCore(0)
         copy.load(self.core.dump())
         assert copy.dump() == self.core.dump()
-        assert self.core.books.rooms.given == len(self.running), "what is in flight is not what runs"
+        assert self.core.books.rooms.given == self.used()[0], "what is in flight is not what runs"
 
     def teardown(self) -> None:
         """Whoever waits gets a turn: let everything end, and all is concluded in the end."""

@@ -87,6 +87,20 @@ class LeavesTheLoser(SchedulerCore):
         del effects[before:]
 
 
+class HedgesBeyondLimits(SchedulerCore):
+    """What is started twice counts once until that is read back."""
+
+    def __init__(self, cell: int) -> None:
+        super().__init__(cell)
+        hedge = self.books.hedge
+
+        def forgetful(rollout: Any, attempt: int, indices: m.Ranges) -> None:
+            hedge(rollout, attempt, indices)
+            self.books.hedged(rollout, attempt, indices, ())
+
+        self.books.hedge = forgetful  # type: ignore[method-assign]  # the bug
+
+
 class ForgetsSleepers(SchedulerCore):
     """What made room for others is not brought back."""
 
@@ -149,6 +163,7 @@ BUGS: dict[str, Callable[[int], SchedulerCore]] = {
     "large weights": SlackForTheHeavy,
     "gangs": TearsGangs,
     "hedges": LeavesTheLoser,
+    "hedges count at once": HedgesBeyondLimits,
     "preempted come back": ForgetsSleepers,
     "never is never": PreemptsAll,
     "given up": ForgetsTheHold,

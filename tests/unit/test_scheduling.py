@@ -220,6 +220,56 @@ def test_what_starts_late_starts_elsewhere_too_and_the_first_counts() -> None:
     assert cell.core.books.rollouts["r0"].ledger.attempt(7) == HEDGE
 
 
+def test_hedges_keep_to_the_quota() -> None:
+    cell = Cell(100)
+    cell(m.TenantSet("t", m.Limits(sandboxes=20)))
+    cell.submit(20)
+    cell.ready("r0", ((0, 18),))
+    assert not any(isinstance(each, m.SandboxesHedged) for each in cell(m.Tick(cell.now), LEAST_MS))
+    cell.end("r0", ((0, 1),), m.EndReason.RELEASED)
+    hedged = of(cell(m.Tick(cell.now), LEAST_MS), m.SandboxesHedged)
+    assert hedged.indices == ((18, 1),)
+    assert cell.core.books.tenants["t"].owned[0] == 20
+    assert placed(cell.submit(1)) == []  # until it is read back, too
+    assert placed(cell(hedged)) == [("r0", HEDGE, ((18, 1),))]
+    assert cell.core.books.tenants["t"].owned[0] == 20
+
+
+def test_of_several_that_are_late_at_once_no_more_are_hedged_than_a_quota_allows() -> None:
+    cell = Cell(100)
+    cell(m.TenantSet("t", m.Limits(sandboxes=21)))
+    for name in ("r0", "r1"):
+        cell.submit(10)
+        cell.ready(name, ((0, 9),), passes_ms=0)
+    said = cell(m.Tick(cell.now), LEAST_MS)
+    assert len([each for each in said if isinstance(each, m.SandboxesHedged)]) == 1
+
+
+def test_what_is_kept_for_a_hedge_is_free_again_when_there_is_no_use_for_it() -> None:
+    cell = Cell(10)
+    cell.submit(10)
+    cell.end("r0", ((0, 1),), m.EndReason.RELEASED)
+    cell.ready("r0", ((1, 8),), passes_ms=0)
+    hedged = of(cell(m.Tick(cell.now), LEAST_MS), m.SandboxesHedged)
+    cell.ready("r0", ((9, 1),), passes_ms=0)  # it is there before that is read back
+    assert cell.core.books.rooms.given == 10
+    assert placed(cell.submit(1)) == []
+    assert placed(cell(hedged)) == [("r1", 0, ((0, 1),))]
+    assert placed(cell(hedged)) == []
+    assert cell.core.books.rooms.given == 10
+
+
+def test_what_is_kept_for_a_hedge_is_free_again_with_the_end_of_its_rollout() -> None:
+    cell = Cell(20)
+    cell.submit(10)
+    cell.ready("r0", ((0, 9),), passes_ms=0)
+    hedged = of(cell(m.Tick(cell.now), LEAST_MS), m.SandboxesHedged)
+    cell(m.RolloutCancelled("r0"))
+    assert cell.core.books.rooms.given == 0
+    assert placed(cell(hedged)) == []
+    assert cell.core.books.rooms.given == 0
+
+
 def test_late_is_twice_as_long_as_95_of_100_of_the_first_256_took() -> None:
     cell = Cell(512)
     cell.submit(400)

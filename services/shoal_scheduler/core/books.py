@@ -138,6 +138,29 @@ class Books:
             rollout.abroad[where] = ranges.union(rollout.abroad.get(where, ()), indices)
         self.count(rollout, count, 0 if ask is not None else count)
 
+    def hedge(self, rollout: Rollout, attempt: int, indices: m.Ranges) -> None:
+        """Note that these sandboxes are to be in flight twice. They count from now on, though nothing is sent yet:
+
+        what is given out before that is read back takes neither their room nor their part of a limit.
+        """
+        rollout.hedging[attempt] = ranges.union(rollout.hedging.get(attempt, ()), indices)
+        self.give(rollout, indices)
+
+    def hedged(self, rollout: Rollout, attempt: int, indices: m.Ranges, news: m.Ranges) -> bool:
+        """Note that this is read back, of which sandboxes it is `news`; returns whether others have no use for it."""
+        known = rollout.hedging.pop(attempt, ())
+        kept = ranges.intersect(known, indices)
+        if left := ranges.without(known, indices):
+            rollout.hedging[attempt] = left
+        self.give(rollout, ranges.without(news, kept))
+        unused = ranges.count(ranges.without(kept, news))
+        self._unhedge(rollout, unused)
+        return unused > 0
+
+    def _unhedge(self, rollout: Rollout, count: int) -> None:
+        rollout.in_flight -= count
+        self.count(rollout, -count, -count)
+
     def back(
         self, rollout: Rollout, attempt: int, indices: m.Ranges, now: int, *, declined: bool = False
     ) -> None:  # fmt: skip
@@ -212,6 +235,8 @@ class Books:
     def drop(self, rollout: Rollout) -> None:
         """Forget a rollout that is over; nothing of it may be in flight."""
         name, tenant = rollout.request.rollout, self.tenant(rollout.request.tenant)
+        if rollout.hedging:
+            self._unhedge(rollout, rollout.hedging_count())
         self.waiting.remove(name)
         self.untold.pop(name, None)
         self.wait(rollout, -rollout.unsent)
@@ -252,7 +277,8 @@ class Books:
             assert not rollout.ledger.concluded
             assert rollout.in_flight >= 0
             away = rollout.unsent + rollout.ledger.asleep_count() + ranges.count(rollout.closing)
-            assert rollout.in_flight + away == rollout.ledger.live + rollout.ledger.hedged_count()
+            twice = rollout.ledger.hedged_count() + rollout.hedging_count()
+            assert rollout.in_flight + away == rollout.ledger.live + twice
             assert rollout.unsent or name not in self.waiting
             tenant = rollout.request.tenant
             guest = rollout.guest is not None

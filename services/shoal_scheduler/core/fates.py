@@ -182,14 +182,16 @@ class Fates:
         if woken:
             self.books.start_again(rollout, woken, now)
 
-    def _hedge(self, message: m.SandboxesHedged, now: int, effects: list[Effect]) -> None:
+    def _hedge(self, message: m.SandboxesHedged, now: int, effects: list[Effect]) -> bool:
+        """Return whether more may be given out now."""
         rollout = self.books.rollouts.get(message.rollout)
         if rollout is None or now >= rollout.deadline_ms:
-            return
+            return False
         news = rollout.ledger.hedge(message.attempt, message.indices)
-        self.books.give(rollout, news)
+        more = self.books.hedged(rollout, message.attempt, message.indices, news)
         if news:
             effects.extend(placements(self._cell, Part(rollout, self._cell, message.hedge, news, (), False)))
+        return more
 
     def _close(self, name: str, indices: m.Ranges, reason: m.EndReason, now: int, effects: list[Effect]) -> None:
         rollout = self.books.rollouts.get(name)

@@ -33,7 +33,7 @@ class SchedulerCore(Fates):
     `quota` is the most sandboxes a rollout may ask for, `order` the policy's name.
     """
 
-    state_version = 6
+    state_version = 7
 
     def __init__(self, cell: int, quota: int = 100_000, order: str = "fair", cells: int = 1) -> None:
         super().__init__(cell, cells)
@@ -108,8 +108,8 @@ class SchedulerCore(Fates):
             case m.SandboxesWanted(rollout=name, indices=indices):
                 self._wake(name, indices, now)
             case m.SandboxesHedged():
-                self._hedge(message, now, effects)
-                return effects
+                if not self._hedge(message, now, effects):
+                    return effects
             case m.SandboxesClosed(rollout=name, indices=indices, reason=reason):
                 self._close(name, indices, reason, now, effects)
             case m.RolloutCancelled(rollout=name):

@@ -49,6 +49,8 @@ class Rollout:
     begun: bool = True  # whether the others may follow
     took_ms: list[tuple[int, int]] = field(default_factory=list)  # the starts of how many of its sandboxes
     hedge_ms: int = 0  # when its slowest are started elsewhere, too
+    hedging: dict[int, m.Ranges] = field(default_factory=dict)
+    """Sandboxes that are, by attempt, as was told and not read back yet: they count as in flight twice."""
     failed_on: dict[str, None] = field(default_factory=dict)  # nodes
     setbacks: int = 0
     closing: m.Ranges = ()  # given up, and told so; it counts when it is read back
@@ -126,6 +128,10 @@ class Rollout:
         """Return whether something may be started again now."""
         return any(each.not_before_ms <= now for each in self.again)
 
+    def hedging_count(self) -> int:
+        """Return how many are to be started elsewhere, too, when that is read back."""
+        return sum(map(ranges.count, self.hedging.values()))
+
     def in_flight_indices(self) -> m.Ranges:
         """Return the sandboxes that take room, or soon will."""
         found = ranges.without(ranges.without(self.ledger.open(), self.queue), self.closing)
@@ -154,8 +160,8 @@ class Rollout:
         return DumpedRollout(
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
             self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.starting.dump(),
-            self.took_ms, self.hedge_ms, list(self.failed_on), self.setbacks, self.closing, self.leaving,
-            self.leaving_until_ms, self.guest, list(self.abroad.items()),
+            self.took_ms, self.hedge_ms, list(self.hedging.items()), list(self.failed_on), self.setbacks, self.closing,
+            self.leaving, self.leaving_until_ms, self.guest, list(self.abroad.items()),
         )  # fmt: skip
 
 
@@ -177,6 +183,7 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     sent: list[Sent]
     took_ms: list[tuple[int, int]]
     hedge_ms: int
+    hedging: list[tuple[int, m.Ranges]]
     failed_on: list[str]
     setbacks: int
     closing: m.Ranges
@@ -191,11 +198,11 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
         rollout = Rollout(
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
             self.queued, dict(self.saved), self.held, self.gathering, self.begun,
-            list(self.took_ms), self.hedge_ms, dict.fromkeys(self.failed_on), self.setbacks, self.closing, self.leaving,
-            self.leaving_until_ms, self.guest, dict(self.abroad),
+            list(self.took_ms), self.hedge_ms, dict(self.hedging), dict.fromkeys(self.failed_on), self.setbacks,
+            self.closing, self.leaving, self.leaving_until_ms, self.guest, dict(self.abroad),
         )  # fmt: skip
         for attempt, indices, sent_ms in self.sent:
             rollout.starting.sent(attempt, indices, sent_ms)
         away = rollout.unsent + ledger.asleep_count() + ranges.count(rollout.closing)
-        rollout.in_flight = ledger.live - away + ledger.hedged_count()
+        rollout.in_flight = ledger.live - away + ledger.hedged_count() + rollout.hedging_count()
         return rollout

@@ -39,21 +39,30 @@ def started(books: Books, rollout: Rollout, attempt: int, indices: m.Ranges, now
 
 
 def late(books: Books, rollout: Rollout, now: int) -> list[m.SandboxesHedged]:
-    """Return what is to be started elsewhere, too, now that its time has come."""
+    """Return what is to be started elsewhere, too, now that its time has come, and keep room for it."""
     if not rollout.hedge_ms or now < rollout.hedge_ms:
         return []
     rollout.hedge_ms = 0
     after = _late_after(rollout)
-    most = min(max(rollout.ledger.n // _PART, 1) - rollout.ledger.hedged_count(), books.rooms.fits(rollout.want))
+    most = _most(books, rollout)
     hedged: list[m.SandboxesHedged] = []
     for attempt, indices in rollout.starting.since(now - after) if most > 0 else ():
-        part, _ = ranges.take(rollout.ledger.pending(attempt, indices), most)
+        unasked = ranges.without(rollout.ledger.pending(attempt, indices), rollout.hedging.get(attempt, ()))
+        part, _ = ranges.take(unasked, most)
         if part:
             most -= ranges.count(part)
+            books.hedge(rollout, attempt, part)
             hedged.append(m.SandboxesHedged(rollout.request.rollout, attempt, attempt + HEDGE, part))
     if rollout.starting:
         _arm(books, rollout, now + after)
     return hedged
+
+
+def _most(books: Books, rollout: Rollout) -> int:
+    """Return how many more of a rollout may be started twice: by its part, the room and its tenant's limits."""
+    allowed, _ = books.tenants[rollout.request.tenant].may_have(rollout.want)
+    under_way = rollout.ledger.hedged_count() + rollout.hedging_count()
+    return min(max(rollout.ledger.n // _PART, 1) - under_way, books.rooms.fits(rollout.want), allowed)
 
 
 def _known(rollout: Rollout) -> bool:

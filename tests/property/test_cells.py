@@ -68,10 +68,10 @@ class KeepsTickets(SchedulerCore):
 class LendsWhatItHasNot(SchedulerCore):
     """Another cell gets room whether there is any or not."""
 
-    def _lend_room(self, message: m.RoomWanted, now: int) -> None:
+    def _lend_room(self, message: m.RoomWanted, now: int, effects: list[Any]) -> None:
         fits = self.books.rooms.fits
         self.books.rooms.fits = lambda want: max(fits(want), 1)  # type: ignore[method-assign]  # the bug
-        super()._lend_room(message, now)
+        super()._lend_room(message, now, effects)
 
 
 class EndsOnlyAtHome(SchedulerCore):

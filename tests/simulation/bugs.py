@@ -54,8 +54,8 @@ class EndsOnlyAtHome(Watched):
 class LendsWhatItHasNot(Watched):
     """What other cells want room for is not counted."""
 
-    def _lend_room(self, message: m.RoomWanted, now: int) -> None:
-        super()._lend_room(message, now)
+    def _lend_room(self, message: m.RoomWanted, now: int, effects: list[Effect]) -> None:
+        super()._lend_room(message, now, effects)
         rooms, fits = self.books.rooms, self.books.rooms.fits
         if len(self.books.rollouts) > 1:
             rooms.fits = lambda want: max(fits(want), 1)  # type: ignore[method-assign]  # the bug

@@ -9,6 +9,7 @@ from shoal.machine import ranges
 from shoal.machine.core import Cause, LawBrokenError, Publish
 from shoal.wire import messages as m, subjects
 from shoal_scheduler.core.borrowing import STEP_MS, Borrowing, DumpedAsk
+from shoal_scheduler.core.fates import REMEMBERED_MS
 from shoal_scheduler.core.quotas import AGAIN_MS, PATIENCE_MS, part_of
 from shoal_scheduler.core.room import Needs, Want
 from shoal_scheduler.core.scheduler import SchedulerCore
@@ -121,6 +122,34 @@ def test_what_is_given_back_is_so_in_the_same_order_after_a_checkpoint() -> None
     for each in (borrowing, loaded):
         each.settle([], 0)
     assert borrowing.say() == loaded.say()
+
+
+@pytest.mark.parametrize("tickets", [((0, 4),), (), ((0, 9),)])
+def test_room_that_is_given_back_before_it_was_asked_for_is_not_lent(tickets: m.Ranges) -> None:
+    cells = Cells(8, 0)
+    spec = m.RolloutSpec("host", 4, resources=m.Resources(memory=GIB))
+    for message in (m.RoomReturned(1, 1, tickets), m.RoomWanted(1, 1, "t", "u", spec)):
+        for _ in range(2):
+            assert not cells(0, message)
+    assert not cells.cores[0].books.rollouts
+    assert cells.given(0) == 0
+    assert not cells.cores[0].early
+
+
+def test_of_room_that_was_given_back_in_part_before_it_was_asked_for_the_rest_is_lent() -> None:
+    cells = Cells(8, 0)
+    spec = m.RolloutSpec("host", 4, resources=m.Resources(memory=GIB))
+    for part in ((0, 1), (2, 1), (2, 1)):
+        cells(0, m.RoomReturned(1, 1, (part,)))
+    assert cells(0, m.RoomWanted(1, 1, "t", "u", spec)) == [m.RoomLent(0, 1, ((1, 1), (3, 1)))]
+    assert cells.given(0) == 2
+
+
+def test_what_was_given_back_and_never_asked_for_is_remembered_for_a_day() -> None:
+    cells = Cells(8, 0)
+    cells(0, m.RoomReturned(1, 1, ((0, 1),)))
+    cells(0, m.RoomReturned(1, 2, ((0, 1),)), REMEMBERED_MS)
+    assert list(cells.cores[0].early) == ["~1-2"]
 
 
 def test_a_cell_without_nodes_has_those_of_others() -> None:
@@ -311,6 +340,8 @@ def test_what_no_other_cell_can_have_said_is_refused_and_changes_nothing() -> No
         m.RoomWanted(0, 1, "t", "u", m.RolloutSpec("host", 1)),
         m.RoomWanted(1, 1, "t", "u", spec),
         m.RoomLent(2, 1, ((0, 1),)),
+        m.RoomReturned(2, 1, ((0, 1),)),
+        m.RoomReturned(1, 1, ((0, 2), (1, 1))),
         m.QuotaLent(0, 1, "t", 1, (1, 0, 0, 0)),
     ):
         with pytest.raises(LawBrokenError):

@@ -38,6 +38,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     rollouts: list[DumpedRollout]
     waiting: list[tuple[str, bool]]
     past: dict[str, int]
+    early: list[tuple[str, int, m.Ranges]]
     templates: list[tuple[str, str, m.Snapshot, int]]
     unresolved: list[tuple[str, str, list[str]]]
     timers: list[tuple[int, str, str]]
@@ -64,6 +65,7 @@ def dump(core: "SchedulerCore") -> bytes:
         [rollout.dump() for rollout in books.rollouts.values()],
         list(books.waiting),
         core.past,
+        [(name, *each) for name, each in core.early.items()],
         [(*key, snapshot, when) for key, (snapshot, when) in core.templates.items()],
         [(*key, list(askers)) for key, askers in core.unresolved.items()],
         sorted(books.timers),
@@ -117,6 +119,7 @@ def load(core: "SchedulerCore", state: bytes) -> None:
     books.untold = dict.fromkeys(found.untold)
     books.shut = dict(found.shut)
     core.past = found.past
+    core.early = {name: (until_ms, tickets) for name, until_ms, tickets in found.early}
     core.templates = {(tenant, name): (snapshot, when) for tenant, name, snapshot, when in found.templates}
     core.unresolved = {(tenant, name): dict.fromkeys(askers) for tenant, name, askers in found.unresolved}
     core.orders = found.orders

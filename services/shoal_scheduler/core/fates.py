@@ -15,6 +15,7 @@ from shoal_scheduler.core.state import Again, Rollout
 
 REMEMBERED_MS: Final = 86_400_000
 _REMEMBERED: Final = 1_000_000
+_ALL: Final[m.Ranges] = ((0, 2**31),)
 
 
 class Fates:
@@ -24,6 +25,8 @@ class Fates:
         self._cell = cell
         self.books = Books(cell, cells)
         self.past: dict[str, int] = {}  # concluded or rejected: until when they are remembered
+        self.early: dict[str, tuple[int, m.Ranges]] = {}
+        """What other cells gave back of asks that were not heard of yet, and until when that is remembered."""
         self.unresolved: dict[tuple[str, str], dict[str, None]] = {}
         self.suspects = Suspects()
 
@@ -254,3 +257,26 @@ class Fates:
             if self.past[oldest] > now and len(self.past) <= _REMEMBERED:
                 return
             del self.past[oldest]
+
+    def _return_room(self, message: m.RoomReturned, now: int, effects: list[Effect]) -> None:
+        name, tickets = guest(message.cell, message.number), message.tickets
+        rollout = self.books.rollouts.get(name)
+        self._close(name, tickets, m.EndReason.RELEASED, now, effects)
+        if rollout is None and name not in self.past:
+            self._return_early(name, tickets or _ALL, now)
+        elif rollout is not None and message.declined:
+            self._shut(rollout.want, now)
+
+    def _return_early(self, name: str, tickets: m.Ranges, now: int) -> None:
+        """Remember tickets that came back before the ask that they are of: a log may store the two so."""
+        _, known = self.early.pop(name, (0, ()))
+        self.early[name] = (now + REMEMBERED_MS, ranges.union(known, tickets))
+        while (oldest := next(iter(self.early))) != name:
+            if self.early[oldest][0] > now and len(self.early) <= _REMEMBERED:
+                return
+            del self.early[oldest]
+
+
+def guest(cell: int, number: int) -> str:
+    """Return the name of what another cell wants room for: no rollout can be called so."""
+    return f"~{cell}-{number}"

@@ -14,7 +14,7 @@ from shoal_scheduler.core.admission import lasting, limits_problem, problem, unf
 from shoal_scheduler.core.borrowing import MOST
 from shoal_scheduler.core.checkpoint import dump, load
 from shoal_scheduler.core.dispatch import Dispatch, placements
-from shoal_scheduler.core.fates import REMEMBERED_MS, Fates
+from shoal_scheduler.core.fates import REMEMBERED_MS, Fates, guest
 from shoal_scheduler.core.order import ORDERS
 from shoal_scheduler.core.quotas import Exchange, part_of
 from shoal_scheduler.core.state import Rollout
@@ -88,15 +88,13 @@ class SchedulerCore(Fates):
                 self._other(cell)
                 self.exchange.lent(message, now)
             case m.RoomWanted():
-                self._lend_room(message, now)
+                self._lend_room(message, now, effects)
             case m.RoomLent(cell=cell):
                 self._other(cell)
                 self.books.borrowing.lent(message)
-            case m.RoomReturned(cell=cell, number=number, tickets=tickets, declined=declined):
-                name = _guest(cell, number)
-                if declined and name in self.books.rollouts:
-                    self._shut(self.books.rollouts[name].want, now)
-                self._close(name, tickets, m.EndReason.RELEASED, now, effects)
+            case m.RoomReturned(cell=cell):
+                self._other(cell)
+                self._return_room(message, now, effects)
             case m.SandboxesEnded():
                 self._ended(message, now, effects)
             case m.SandboxSaved(rollout=name, attempt=attempt, index=index, snapshot=snapshot):
@@ -164,12 +162,12 @@ class SchedulerCore(Fates):
         if cell == self._cell or not 0 <= cell < self.books.cells:
             raise LawBrokenError(f"cell {cell} is none of the other cells of {self.books.cells}")
 
-    def _lend_room(self, message: m.RoomWanted, now: int) -> None:
+    def _lend_room(self, message: m.RoomWanted, now: int, effects: list[Effect]) -> None:
         """Let what another cell wants room for wait among this cell's own rollouts."""
         self._other(message.cell)
         if sentence := problem(message.spec):
             raise LawBrokenError(sentence[1])
-        name, spec = _guest(message.cell, message.number), message.spec
+        name, spec = guest(message.cell, message.number), message.spec
         if name in self.books.rollouts or name in self.past:
             return
         self.orders += 1
@@ -181,6 +179,9 @@ class SchedulerCore(Fates):
         )  # fmt: skip
         self.books.admit(rollout)
         self.books.enqueue(rollout, now)
+        _, early = self.early.pop(name, (0, ()))
+        if back := ranges.intersect(ranges.whole(spec.n), early):
+            self._close(name, back, m.EndReason.RELEASED, now, effects)
 
     def _submit(self, request: m.RolloutSubmitted, now: int, effects: list[Effect]) -> None:
         name, spec = request.rollout, request.spec
@@ -376,11 +377,6 @@ class SchedulerCore(Fates):
         """Assert that every sandbox is unsent, in flight or ended, and that the sums agree."""
         self.books.check()
         assert not any(name in self.past for name in self.books.rollouts)
-
-
-def _guest(cell: int, number: int) -> str:
-    """Return the name of what another cell wants room for: no rollout can be called so."""
-    return f"~{cell}-{number}"
 
 
 def _tenant(name: str) -> str:

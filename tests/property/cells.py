@@ -1,5 +1,7 @@
 """Several cells as their schedulers see each other: what one says to another takes its time, and may come twice.
 
+It may come after what was said next, too: a full stream refuses a large message and takes a small one behind it.
+
 Nodes are a model: what is placed runs until it is ended. `core` is what is tried; bugs are planted by another.
 """
 
@@ -18,6 +20,8 @@ from shoal_scheduler.core.tenants import amounts_of
 GIB = 2**30
 HOST = m.Snapshot("host", "host")
 TENANTS = ("ann", "bob")
+AHEAD = 4
+"""How many messages of a cell to another are under way at a time: they may be stored in any order."""
 Make = Callable[[int, int], SchedulerCore]
 
 
@@ -192,12 +196,15 @@ class Cells:
         self.allowed[tenant] = max(self.mine(tenant), limits.sandboxes) if raised else None
 
     def arrive(self) -> None:
-        """Something said by one cell is heard by another; some of it once more, a little later."""
+        """Something said by one cell is heard by another; some of it late, and some once more, a little later."""
         ways = sorted(way for way, said in self.ways.items() if said)
         if not ways:
             return
         way = self.random.choice(ways)
-        message = self.ways[way].popleft()
+        said = self.ways[way]
+        early = self.random.randrange(min(len(said), AHEAD)) if self.random.random() < 0.4 else 0
+        message = said[early]
+        del said[early]
         self.hear(way[1], message)
         if self.random.random() < 0.2:
             self.hear(way[1], message)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
-from property.cells import Make, drive
+from property.cells import TENANTS, Make, drive
 from shoal.machine import ranges
 from shoal.wire import messages as m
 from shoal_scheduler.core.scheduler import SchedulerCore
@@ -46,6 +46,29 @@ class TakesAPartTwice(SchedulerCore):
         return super().handle(message, cause)
 
 
+class LosesPartsThatComeLate(SchedulerCore):
+    """A part that comes after a later one counts as a copy."""
+
+    def handle(self, message: m.AnyMessage, cause: Any) -> Any:
+        effects = super().handle(message, cause)
+        if isinstance(message, m.QuotaLent):
+            ((first, count), *_) = reversed(self.exchange._heard_lent[message.cell])
+            self.exchange._heard_lent[message.cell] = ((1, first + count - 1),)
+        return effects
+
+
+class LosesClaimsThatComeLate(SchedulerCore):
+    """A claim that comes after a later one counts as a copy, though that was for another tenant."""
+
+    def handle(self, message: m.AnyMessage, cause: Any) -> Any:
+        effects = super().handle(message, cause)
+        if isinstance(message, m.QuotaWanted):
+            heard = self.exchange._heard_asks
+            last = max(number for (cell, _), number in heard.items() if cell == message.cell)
+            heard.update({(message.cell, tenant): last for tenant in TENANTS})
+        return effects
+
+
 class UsesTicketsTwice(SchedulerCore):
     """A ticket that comes twice is good for two sandboxes."""
 
@@ -72,6 +95,13 @@ class LendsWhatItHasNot(SchedulerCore):
         fits = self.books.rooms.fits
         self.books.rooms.fits = lambda want: max(fits(want), 1)  # type: ignore[method-assign]  # the bug
         super()._lend_room(message, now, effects)
+
+
+class ForgetsWhatCameEarly(SchedulerCore):
+    """What is given back before it was asked for is forgotten."""
+
+    def _return_early(self, name: str, tickets: m.Ranges, now: int) -> None:
+        return
 
 
 class EndsOnlyAtHome(SchedulerCore):
@@ -119,9 +149,12 @@ BUGS: dict[str, type[SchedulerCore]] = {
     "nothing is owed": OwesNothing,
     "a part is there twice": KeepsWhatItLends,
     "a part is taken twice": TakesAPartTwice,
+    "a part comes late": LosesPartsThatComeLate,
+    "a claim comes late": LosesClaimsThatComeLate,
     "a ticket is used twice": UsesTicketsTwice,
     "tickets are kept": KeepsTickets,
     "room is lent that is not there": LendsWhatItHasNot,
+    "given back too early": ForgetsWhatCameEarly,
     "elsewhere nothing ends": EndsOnlyAtHome,
     "no overflow": NeverAsks,
     "no lending of quotas": HoardsItsPart,

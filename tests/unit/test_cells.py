@@ -308,6 +308,34 @@ def test_of_two_limits_the_later_version_counts_whatever_comes_first() -> None:
     assert [cells.part(cell) for cell in (0, 1)] == [10, 10]
 
 
+def test_parts_count_in_whichever_order_they_come_and_once() -> None:
+    core = SchedulerCore(0, cells=2)
+    for tenant in ("a", "b"):
+        core.handle(m.TenantLimited(tenant, m.Limits(sandboxes=20), 1), Cause("S", 1, 1))
+    said = [m.QuotaLent(1, number, tenant, 1, (amount, 0, 0, 0))
+            for number, tenant, amount in ((1, "a", 1), (2, "b", 2), (3, "a", 3), (4, "b", 4))]  # fmt: skip
+    for which in (2, 0, 2, 1, 3, 1, 0):
+        core.handle(said[which], Cause("S", 2, 2))
+        copy = SchedulerCore(0, cells=2)
+        copy.load(core.dump())
+        core = copy
+    assert [core.books.tenants[tenant].part[0] for tenant in ("a", "b")] == [14, 16]
+
+
+def test_what_a_cell_could_use_of_a_tenants_limits_counts_though_another_tenants_came_first() -> None:
+    core = SchedulerCore(0, cells=2)
+    for tenant in ("a", "b"):
+        core.handle(m.TenantLimited(tenant, m.Limits(sandboxes=20), 1), Cause("S", 1, 1))
+    lent: list[Any] = []
+    for number, tenant, amount in ((2, "b", 2), (1, "a", 1), (1, "a", 1), (4, "a", 0), (3, "a", 5)):
+        effects = core.handle(m.QuotaWanted(1, number, tenant, 1, (amount, 0, 0, 0), 1), Cause("S", 2, 2))
+        lent += [each.message for each in effects if isinstance(each, Publish)]
+        copy = SchedulerCore(0, cells=2)
+        copy.load(core.dump())
+        core = copy
+    assert [(each.tenant, each.amounts[0]) for each in lent] == [("b", 2), ("a", 1)]
+
+
 def test_a_rate_that_nobody_uses_goes_where_it_is_used() -> None:
     cells = Cells(64, 64)
     cells.limit("t", starts_per_s=4.0)

@@ -11,6 +11,7 @@ that nobody starts more instead.
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from shoal.machine import ranges
 from shoal.wire import messages as m
 from shoal_scheduler.core.books import Books
 from shoal_scheduler.core.tenants import CPU, MEMORY, SANDBOXES, STARTS, Tenant, amounts_of
@@ -147,16 +148,19 @@ class Exchange:
         self._books = books
         self._asked = 0
         self._lent: dict[int, int] = {}  # how often to which cell
-        self._heard_asks: dict[int, int] = {}
-        self._heard_lent: dict[int, int] = {}
+        self._heard_asks: dict[tuple[int, str], int] = {}
+        """The last of the numbers of a cell's asks for a tenant: what comes later and is older is out of date."""
+        self._heard_lent: dict[int, m.Ranges] = {}
+        """All numbers of what a cell has lent: whatever their order, each counts once. Without gaps it is one pair."""
         self._hungry: dict[str, None] = {}  # tenants that other cells could use more of
         self._asking: dict[str, None] = {}  # and that this one could
 
     def wanted(self, message: m.QuotaWanted) -> None:
         """Note what another cell could use."""
-        if message.number <= self._heard_asks.get(message.cell, 0):
+        asker = (message.cell, message.tenant)
+        if message.number <= self._heard_asks.get(asker, 0):
             return
-        self._heard_asks[message.cell] = message.number
+        self._heard_asks[asker] = message.number
         tenant = self._books.tenant(message.tenant)
         if any(message.amounts) and message.version >= tenant.version:
             tenant.hungry[message.cell] = message
@@ -173,9 +177,10 @@ class Exchange:
 
     def lent(self, message: m.QuotaLent, now: int) -> None:
         """Take over a piece of another cell's part."""
-        if message.number <= self._heard_lent.get(message.cell, 0):
+        known = self._heard_lent.get(message.cell, ())
+        if ranges.holds(known, message.number):
             return
-        self._heard_lent[message.cell] = message.number
+        self._heard_lent[message.cell] = ranges.union(known, ((message.number, 1),))
         tenant = self._books.tenant(message.tenant)
         tenant.asked = (_OUT_OF_DATE, tenant.asked[1])  # each of the others thinks of what it has given itself
         for i, amount in enumerate(message.amounts):
@@ -264,17 +269,18 @@ class Exchange:
     def dump(self) -> "DumpedExchange":
         """Return it as data."""
         return (
-            self._asked, list(self._lent.items()), list(self._heard_asks.items()), list(self._heard_lent.items()),
-            list(self._hungry), list(self._asking),
+            self._asked, list(self._lent.items()), [(*asker, last) for asker, last in self._heard_asks.items()],
+            list(self._heard_lent.items()), list(self._hungry), list(self._asking),
         )  # fmt: skip
 
     def load(self, dumped: "DumpedExchange") -> None:
         """Take over what was dumped."""
         self._asked, lent, asks, heard, hungry, asking = dumped
-        self._lent, self._heard_asks, self._heard_lent = dict(lent), dict(asks), dict(heard)
+        self._lent, self._heard_lent = dict(lent), dict(heard)
+        self._heard_asks = {(cell, tenant): last for cell, tenant, last in asks}
         self._hungry, self._asking = dict.fromkeys(hungry), dict.fromkeys(asking)
 
 
 DumpedExchange = tuple[
-    int, list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]], list[str], list[str]
+    int, list[tuple[int, int]], list[tuple[int, str, int]], list[tuple[int, m.Ranges]], list[str], list[str]
 ]  # fmt: skip

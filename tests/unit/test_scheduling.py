@@ -163,6 +163,42 @@ def test_a_rate_holds() -> None:
     assert sum(counts) == 2
 
 
+def test_a_gang_that_waits_for_its_rate_is_looked_at_when_all_of_it_may_start() -> None:
+    cell = Cell(1000)
+    cell(m.TenantSet("t", m.Limits(starts_per_s=100.0)))
+    for _ in range(2):
+        cell.submit(100, min_ready=100)
+    ticks = 0
+    while cell.core.books.waiting.lines:
+        due = cell.core.wake_at_ms()
+        assert due is not None
+        cell(m.Tick(due), max(due - cell.now, 1))
+        ticks += 1
+    assert cell.now >= 2_000
+    assert ticks <= 4  # one for each gang, and what the queue is told once a second
+
+
+def test_what_is_due_together_is_taken_without_comparing_each_to_each() -> None:
+    class Name(str):
+        """It counts how often it was compared."""
+
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    books = Cell().core.books
+    names = [Name(f"r{number}") for number in range(1_000)]
+    for number, name in enumerate(names):
+        books.at(number, "deadline", name)
+        books.at(5_000 + number, "deadline", name)
+    assert books.due(10_000) == [("deadline", name) for name in names]
+    assert Name.compared < 10 * len(names)
+
+
 def test_a_gang_starts_whole_and_room_is_kept_for_it() -> None:
     cell = Cell()
     cell.submit(6)

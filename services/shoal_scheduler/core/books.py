@@ -86,14 +86,13 @@ class Books:
 
     def due(self, now: int) -> list[tuple[str, str]]:
         """Take what is to be looked at now."""
-        found: list[tuple[str, str]] = []
+        found: dict[tuple[str, str], None] = {}
         while self.timers and self.timers[0][0] <= now:
             timer = heapq.heappop(self.timers)
             self._timed.discard(timer)
             _, what, name = timer
-            if (what, name) not in found:
-                found.append((what, name))
-        return found
+            found[what, name] = None
+        return list(found)
 
     def enqueue(self, rollout: Rollout, now: int) -> None:
         """Let a rollout wait if it has something to be given out now, and not if it has not."""

@@ -110,8 +110,8 @@ class Dispatch:
             if allowed < unit:
                 self._hold_up(line, "quota", why)
                 return
-            if (rate := tenant.may_start(now)) < min(unit, max(int(tenant.rate), 1)):
-                books.at(tenant.next_start_ms(), "rate", tenant.name)
+            if (rate := tenant.may_start(now)) < (least := min(unit, max(int(tenant.rate), 1))):
+                books.at(tenant.next_start_ms(least), "rate", tenant.name)
                 self._hold_up(line, "rate", f"{tenant.limits.starts_per_s:g} starts a second")
                 return
         most = min(allowed, max(rate, unit))

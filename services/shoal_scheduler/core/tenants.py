@@ -155,8 +155,8 @@ class Tenant:
         if self.limits.starts_per_s:
             self.starts -= count
 
-    def next_start_ms(self) -> int:
-        """Return when its rate allows the next one; some time from now where this cell has no part of it."""
+    def next_start_ms(self, count: int) -> int:
+        """Return when its rate allows so many at once; some time from now where this cell has no part of it."""
         if self.part[STARTS] <= 0:
             return self.starts_ms + 1000
-        return self.starts_ms + int(max(1 - self.starts, 0) * 1000 / self.rate) + 1
+        return self.starts_ms + int(max(count - self.starts, 0) * 1000 / self.rate) + 1

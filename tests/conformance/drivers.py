@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from shoal.machine.lineage import grown
 from shoal.wire.messages import Blob, Command, CommandResult, EndReason, InputFile, Resources, Snapshot
+from shoal_executor.drivers.layers import DEEPEST
 from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
@@ -78,6 +80,18 @@ class Blobs:
             return self.paths[blob.digest]
         except KeyError:
             raise DriverError(f"blob {blob.digest} is not here") from None
+
+
+def chain(place: Path, blobs: Blobs, length: int) -> Snapshot:
+    """Return a snapshot of so many layers on top of the host, each with a file of its own number in /root."""
+    layers = []
+    for number in range(length):
+        (place / f"{number}/root").mkdir(parents=True)
+        (place / f"{number}/root/of-{number}").touch()
+        command = ["mkfs.erofs", "-d0", place / f"{number}.erofs", place / f"{number}"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        layers.append(blobs.add(place / f"{number}.erofs"))
+    return Snapshot(f"{length:064x}", "host", layers=tuple(layers), template="host")
 
 
 class DriverConformance:
@@ -402,6 +416,16 @@ class DriverConformance:
         assert full.exit_code
         assert full.disk_full
         assert not (await sh(driver, name, "true")).disk_full
+        await driver.destroy([name])
+
+    async def test_the_deepest_snapshot_is_there_whole(self, driver: Driver, tmp_path: Path, blobs: Blobs) -> None:
+        self.needs_real()
+        needs_snapshots()
+        snapshot = await asyncio.to_thread(chain, tmp_path / "chain", blobs, DEEPEST)
+        name = await one(driver, snapshot, resources=Resources(memory=64 * 1024**2))
+        result = await sh(driver, name, "echo /root/of-* | wc -w")
+        assert result.stdout == b"%d\n" % DEEPEST, result
+        await driver.write_file(name, "/root/of-0", b"written")
         await driver.destroy([name])
 
     async def test_a_bad_snapshot_is_refused(self, driver: Driver) -> None:

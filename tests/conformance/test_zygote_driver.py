@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
-from shoal.wire.messages import Command, Resources, Snapshot
+from conformance.drivers import HOST, Blobs, DriverConformance, chain, fresh, needs_snapshots, one, sh, start
+from shoal.wire.messages import Blob, Command, Resources, Snapshot
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group
@@ -295,7 +295,7 @@ async def test_without_root_it_isolates_and_says_what_it_cannot_limit(tmp_path: 
     reachable = [*seen, "setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
     program = f"""
 import asyncio, pathlib
-from shoal.wire.messages import Command, Resources, Snapshot
+from shoal.wire.messages import Blob, Command, Resources, Snapshot
 from shoal_executor.drivers.protocol import DriverError, NoSuchSandboxError, Started, StartFailed, StartSpec
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
@@ -366,6 +366,29 @@ async def test_a_disk_is_a_template_and_every_sandbox_has_it_to_itself(
     mounts = Path("/proc/self/mountinfo").read_text()
     assert "erofs" not in mounts  # nobody on the host sees them, and nothing can stay behind
     await driver.destroy(names)
+
+
+@pytest.mark.parametrize("length", [12, 13, 16])
+async def test_a_sandbox_of_many_layers_has_its_limits(
+    driver: ZygoteDriver, tmp_path: Path, blobs: Blobs, length: int
+) -> None:
+    needs_snapshots()
+    snapshot = await asyncio.to_thread(chain, tmp_path / "chain", blobs, length)
+    name = await one(driver, snapshot)
+    assert (await sh(driver, name, "echo /root/of-* | wc -w")).stdout == b"%d\n" % length
+    doors = driver._groups.doors(driver._live[name].group)
+    assert doors
+    assert all(door.read_text().split() for door in doors)
+
+
+async def test_what_is_too_deep_is_refused_and_says_so(driver: ZygoteDriver) -> None:
+    layers = tuple(Blob(f"{number:064x}", 1) for number in range(250))
+    snapshot = Snapshot("deep", "host", layers=layers, template="host")
+    (outcome,) = await start(driver, [fresh()], StartSpec(snapshot))
+    assert isinstance(outcome, StartFailed)
+    assert "250 layers" in outcome.detail
+    with pytest.raises(DriverError, match="250 layers"):  # a rollback finds out while the sandbox still lives
+        await driver.prepare(snapshot)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other", "absent"])

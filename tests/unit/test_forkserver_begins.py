@@ -95,3 +95,28 @@ for _ in range(1000):
 assert pid and os.WTERMSIG(status) == signal.SIGKILL, (pid, status)
 assert not made._sandboxes and not made._names
 """)
+
+
+def test_an_order_that_does_not_come_whole_is_refused_and_the_next_is_heard() -> None:
+    run("""
+control, driver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+driver.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+made = server.Server(control, listener, False, 1.0, None)
+before = descriptors()
+def heard(order, count):
+    driver.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, bytes(memoryview(fds(count))))] if count else [])
+    made._obey()
+    assert descriptors() == before
+    return frames.events.decode(driver.recv(65536)) if select.select([driver], [], [], 0)[0] else None
+def fds(count):
+    return array.array("i", [0] * count)
+import array, select
+for count in (0, 4, 6):  # a link, two layers, two groups
+    said = heard(frames.encode(frames.Order("it", layers=2, groups=2)), count)
+    assert (said.kind, said.name) == ("failed", "it") and f"of 5 descriptors {count} came" in said.detail, said
+for broken in (frames.encode(frames.Order("it", env=(("A", "x" * frames.LARGEST_ORDER),))), b"no order"):
+    assert heard(broken, 1) is None
+said = heard(frames.encode(frames.Order("it", where=True)), 0)
+assert (said.kind, said.name) == ("where", "it")
+""")

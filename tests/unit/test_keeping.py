@@ -9,20 +9,26 @@ import pytest_asyncio
 from shoal.blobs.cache import Cache
 from shoal.blobs.files import FileStore
 from shoal.wire.messages import (
+    Blob,
     Command,
     CommandFinished,
+    CommandRefused,
     CommandResult,
     FileWritten,
     Hibernate,
     Hibernated,
+    RollBack,
+    RolledBack,
     RunCommand,
     SandboxesReady,
     SandboxSaved,
     SandboxSlept,
+    Snapshot,
     SnapshotTaken,
     TakeSnapshot,
     WriteFile,
 )
+from shoal_executor.drivers.layers import DEEPEST
 from shoal_executor.drivers.protocol import Captured, OutputSink
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service.settling import LATER_S
@@ -165,3 +171,18 @@ async def test_nobody_asks_for_it_while_a_command_is_under_way(bench: Bench) -> 
     kept.gates["long"].set()
     await checkpoint
     assert saved(bench)[0].steps == ((1, 1),)
+
+
+async def test_one_that_stands_on_too_many_layers_is_not_kept_and_goes_on(bench: Bench) -> None:
+    layers = tuple(Blob(f"{number:064x}", 1) for number in range(DEEPEST))
+    deepest = Snapshot("deepest", "host", layers=layers, template="host")
+    await bench.command(RollBack("back", *HEAD, 0, 0, deepest))
+    await bench.heard(RolledBack)
+    await bench.command(TakeSnapshot("snap", *HEAD, 0, 0))
+    await bench.command(Hibernate("nap", *HEAD, 0, 0))
+    refused = await bench.heard(CommandRefused, lambda found: len(found) == 2)
+    assert {answer.code for answer in refused} == {"unsupported"}
+    assert all(f"stands on {DEEPEST} layers" in answer.detail for answer in refused)
+    assert driver(bench).captures == 0
+    await bench.command(run("on"))
+    await bench.heard(CommandFinished)

@@ -9,6 +9,13 @@ from typing import Final
 from shoal_executor.drivers.protocol import DriverError
 
 _MAKE_S: Final = 300.0
+DEEPEST: Final = 180
+"""Disks and layers that a sandbox may stand on for every driver to start it.
+
+zygote hands its layers over as descriptors, of which a message holds 253, with up to four others. gvisor names all of
+them in the page of a mount's options, 22 bytes each where descriptors have seven digits: with the two that it adds
+itself and its upper directory, 180 fit.
+"""
 _NOBODY: Final = "00000000-0000-0000-0000-000000000000"  # a disk's UUID: equal content, equal bytes
 
 

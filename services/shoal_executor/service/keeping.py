@@ -31,6 +31,7 @@ from shoal.wire.messages import (
 from shoal_executor.core import Asked, Key, Phase
 from shoal_executor.core.names import name_of
 from shoal_executor.drivers.each import start_one
+from shoal_executor.drivers.layers import DEEPEST
 from shoal_executor.drivers.protocol import (
     Captured,
     Driver,
@@ -123,6 +124,7 @@ class Keeping:
         `step`: the one that asked for it, which is in it, too. Raises DriverError, BlobError, BusError.
         """
         order = self._order(key, index)
+        self._must_grow(key, index)
         with self._cache_().scratch() as place:
             captured, commands, steps = await self._captured(key, index, Path(place), memory)
             snapshot = await self._stored(key, index, captured, called, automatic=automatic)
@@ -169,6 +171,7 @@ class Keeping:
         Raises BusyError, DriverError, BlobError, BusError: it goes on then as it was.
         """
         order, name = self._order(key, index), name_of(key, index)
+        self._must_grow(key, index)
         if self._busy.get(name, 0) > (step is not None) or name in self._closed:
             raise BusyError("a command is under way in it: wait for its end, then let it sleep")
         sandbox = (order.rollout, index, order.attempt)
@@ -219,6 +222,13 @@ class Keeping:
         finally:
             del self._closed[name]
             done.set()
+
+    def _must_grow(self, key: Key, index: int) -> None:
+        """Raise UnsupportedError where nothing could start from one more layer on what a sandbox stands on."""
+        origin = self._known.origin(key[0], index, key[1])
+        if origin is not None and len(origin.disks) + len(origin.layers) >= DEEPEST:
+            what = f"it stands on {len(origin.layers)} layers and {len(origin.disks)} disks, of {DEEPEST} at most"
+            raise UnsupportedError(f"{what}: begin again from a snapshot of fewer, or copy its files into a fresh one")
 
     def _cache_(self) -> Cache:
         if self._cache is None:

@@ -7,11 +7,14 @@ import msgspec
 
 from shoal.wire.values import Command, CommandResult
 
-PROTOCOL: Final = 8
+PROTOCOL: Final = 9
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 IN_FRAME: Final = 1024 * 1024
 """Bytes of each output stream that are told with a command's end; what is more is asked for."""
+LARGEST_ORDER: Final = 256 * 1024
+DESCRIPTORS: Final = 253
+"""As many as a message of a unix socket may bring (SCM_MAX_FD)."""
 _HEAD: Final = struct.Struct(">I")
 
 
@@ -185,8 +188,8 @@ class Template(msgspec.Struct, frozen=True):
 class Order(msgspec.Struct, frozen=True, array_like=True):
     """What the fork server is asked: fork `name` (descriptors: its agent's socket, so many disks to stack on top of its
 
-    template, the lowest first, and its control groups); kill it; or tell `where` it is. `inputs`: how many files the
-    driver writes before the sandbox counts as started.
+    template, the lowest first, and so many control groups); kill it; or tell `where` it is. `inputs`: how many files
+    the driver writes before the sandbox counts as started.
     """
 
     name: str
@@ -198,6 +201,7 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
     inputs: int = 0
     layers: int = 0
     where: bool = False
+    groups: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):

@@ -204,7 +204,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
                 entrances = self._groups.entrances(group)
                 for fd in entrances:
                     lent.callback(os.close, fd)
-                zygote.fork(_order(name, spec, len(layers)), [theirs.fileno(), *layers, *entrances])
+                zygote.fork(_order(name, spec, len(layers), len(entrances)), [theirs.fileno(), *layers, *entrances])
                 ordered = True
                 theirs.close()  # so that its end is heard of
                 await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)  # while it is forked
@@ -260,7 +260,9 @@ class ZygoteDriver(AgentDriver[Sandbox]):
         return {id(s.zygote) for group in (self._live, self._starting, self._ending) for s in group.values()}
 
 
-def _order(name: str, spec: StartSpec, layers: int) -> frames.Order:
+def _order(name: str, spec: StartSpec, layers: int, groups: int) -> frames.Order:
     disk, shm = sizes(spec.resources)
     env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
-    return frames.Order(name, disk=disk, shm=shm, user=spec.user, env=env, inputs=len(spec.files), layers=layers)
+    return frames.Order(
+        name, disk=disk, shm=shm, user=spec.user, env=env, inputs=len(spec.files), layers=layers, groups=groups
+    )  # fmt: skip

@@ -136,10 +136,14 @@ class ForkServer:
         asyncio.get_running_loop().add_reader(control, self._hear)
 
     def fork(self, order: frames.Order, descriptors: list[int]) -> None:
-        """Tell it to fork a sandbox. Raises OSError when it is gone, or has too much to do."""
+        """Tell it to fork a sandbox. Raises OSError when it is gone, or has too much to do; DriverError."""
         if self._control is None:
             raise BrokenPipeError("the fork server is gone")
-        socket.send_fds(self._control, [frames.encode(order)], descriptors)
+        told = frames.encode(order)
+        if len(told) > frames.LARGEST_ORDER:
+            most = frames.LARGEST_ORDER // 1024
+            raise DriverError(f"env: its variables take more than {most} KiB with the template's; make them fewer")
+        socket.send_fds(self._control, [told], descriptors)
 
     async def where(self, name: str) -> int:
         """Return a sandbox's first process as the host sees it. Raises DriverError when it has ended."""

@@ -31,7 +31,8 @@ from shoal_executor.drivers.zygote.warm import WarmingError, launch
 
 _ENDS: Final = 1024
 """How many of the last ends are told again to the next driver: more than a socket holds unread."""
-_ROOM: Final = socket.CMSG_SPACE(16 * struct.calcsize("i"))  # of descriptors that come with an order
+_ROOM: Final = socket.CMSG_SPACE(frames.DESCRIPTORS * struct.calcsize("i"))
+_CUT: Final = socket.MSG_TRUNC | socket.MSG_CTRUNC
 _READY: Final = frames.Event("ready", status=frames.PROTOCOL)
 _FLAGS: Final = (
     kernel.NEWUSER | kernel.NEWNS | kernel.NEWPID | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET
@@ -61,7 +62,7 @@ class Server:
         self._sandboxes: dict[str, Sandbox] = {}
         self._names: dict[int, str] = {}
         self._ends: dict[str, int] = {}
-        self._buffer = memoryview(bytearray(1 << 18))
+        self._buffer = memoryview(bytearray(frames.LARGEST_ORDER))
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         self._poll = select.poll()
@@ -144,14 +145,22 @@ class Server:
         if self._control is None:
             return
         try:
-            size, ancillary, _, _ = self._control.recvmsg_into((self._buffer,), _ROOM)
+            size, ancillary, flags, _ = self._control.recvmsg_into((self._buffer,), _ROOM)
         except OSError:
-            size, ancillary = 0, []
+            size, ancillary, flags = 0, [], 0
         if not size:
             self._lose_driver()
             return
         fds = [fd for _, _, data in ancillary for (fd,) in struct.iter_unpack("i", data)]
-        order = frames.orders.decode(self._buffer[:size])
+        try:
+            self._carry_out(frames.orders.decode(self._buffer[:size]), fds, cut=bool(flags & _CUT))
+        except ValueError as error:  # no driver of ours sends one; what is here must not end with it
+            print(f"an order of {size} bytes cannot be read: {error}", file=sys.stderr, flush=True)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _carry_out(self, order: frames.Order, fds: list[int], *, cut: bool) -> None:
         if order.kill:
             with contextlib.suppress(KeyError, ProcessLookupError):
                 os.kill(self._sandboxes[order.name].pid, signal.SIGKILL)
@@ -164,12 +173,11 @@ class Server:
                 self._say_of(known.pid, frames.Event("where", order.name))
             return
         try:
+            if cut or len(fds) != 1 + order.layers + order.groups:  # without all of them it would have no limits
+                raise OSError(f"of {1 + order.layers + order.groups} descriptors {len(fds)} came")
             self._fork(order, fds)
         except OSError as error:
             self._say(frames.Event("failed", order.name, detail=str(error)))
-        finally:
-            for fd in fds:
-                os.close(fd)
 
     def _fork(self, order: frames.Order, fds: list[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

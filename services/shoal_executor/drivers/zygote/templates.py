@@ -26,6 +26,9 @@ _RANGE: Final = 65_536
 WARM_LIMITS: Final = Resources(memory=4 * 1024**3, cpu_milli=4000, pids=1024)
 """Of a template's warm interpreter; what its copies share with it is counted here and not to them."""
 
+_LAYERS: Final = frames.DESCRIPTORS - 4
+"""A sandbox's layers come as descriptors, with that of its link and of three control groups."""
+
 log = structlog.get_logger()
 
 
@@ -94,7 +97,12 @@ class Templates:
         return [group.directories[0].name for group in found if group is not None and group.directories]
 
     async def server_of(self, snapshot: Snapshot) -> ForkServer:
-        """Return the fork server of a snapshot's template, started once however many ask. Raises DriverError."""
+        """Return the fork server of a snapshot's template, started once however many ask. Raises DriverError.
+
+        So it does where the snapshot is too deep for any sandbox to start from it.
+        """
+        if len(snapshot.layers) > _LAYERS:
+            raise DriverError(f"the snapshot has {len(snapshot.layers)} layers; isolation zygote stacks {_LAYERS} at most")
         digest = template_of(snapshot)
         known = self._servers.pop(digest, None)  # and back at the end: the order is that of their use
         if known is not None and known.done() and (known.cancelled() or known.exception() or not known.result().alive):

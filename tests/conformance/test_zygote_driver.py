@@ -391,6 +391,18 @@ async def test_what_is_too_deep_is_refused_and_says_so(driver: ZygoteDriver) -> 
         await driver.prepare(snapshot)
 
 
+async def test_too_large_an_environment_fails_its_own_start_alone(driver: ZygoteDriver) -> None:
+    neighbour = await one(driver)
+    env = tuple((f"V{number}", "x" * 60_000) for number in range(5))
+    (outcome,) = await start(driver, [fresh()], StartSpec(HOST, env=env))
+    assert isinstance(outcome, StartFailed)
+    assert outcome.detail.startswith("env:")
+    assert (await sh(driver, neighbour, "echo on")).stdout == b"on\n"
+    large = await one(driver, env=env[:2])
+    assert (await sh(driver, large, "echo ${#V0} ${#V1}")).stdout == b"60000 60000\n"
+    assert sorted(await driver.list()) == sorted([neighbour, large])
+
+
 @pytest.mark.parametrize("damage", ["truncated", "other", "absent"])
 async def test_a_damaged_disk_is_refused(driver: ZygoteDriver, tmp_path: Path, blobs: Blobs, damage: str) -> None:
     file = tmp_path / "disk"

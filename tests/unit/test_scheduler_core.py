@@ -60,6 +60,17 @@ def test_a_refusal_names_the_field(n: int) -> None:
     assert refused[1].startswith("n:")
 
 
+def test_the_environment_has_a_limit_in_bytes() -> None:
+    full = ("A", "x" * (128 * 1024 - 3))
+    assert problem(m.RolloutSpec("host", 1, env=(full,))) is None
+    for more in (("B", ""), ("A", "\u00e9" * (64 * 1024))):
+        refused = problem(m.RolloutSpec("host", 1, env=(full, more)))
+        assert refused is not None
+        assert refused[0] == "bad_request"
+        assert refused[1].startswith("env:")
+        assert "at most 131072" in refused[1]
+
+
 def test_from_the_first_tenant_on_strangers_are_told_and_put_aside() -> None:
     core = SchedulerCore(0)
     fold(core, m.RolloutSubmitted("r1", "anyone", "run", m.RolloutSpec("host", 1)))

@@ -11,6 +11,8 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}")
 _USER: Final = re.compile(r"([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9}(:[0-9]{1,9})?)?")
 _LONGEST_MS: Final = 7 * 86_400_000
 _MIB: Final = 1024**2
+_ENV: Final = 128 * 1024
+"""Bytes of the variables of a rollout's every command; of a program's arguments and variables, Linux takes 2 MiB."""
 
 
 def problem(spec: RolloutSpec) -> tuple[str, str] | None:
@@ -86,6 +88,9 @@ def _bad(spec: RolloutSpec) -> str | None:
             return f"env: {name!r} is no variable's name; use letters, digits and '_', not beginning with a digit"
         if "\0" in value:
             return f"env: the value of {name} holds a NUL character; remove it"
+    size = sum(len(name) + len(value.encode()) + 2 for name, value in spec.env)  # as a program has them: NAME=VALUE\0
+    if size > _ENV:
+        return f"env: {size} bytes cannot be used; give at most {_ENV}, and what is larger as a file"
     for user in (spec.user, *(command.user for command in spec.commands)):
         if not _USER.fullmatch(user):
             return f"user: {user!r} cannot be used; give a user's name, a uid or uid:gid"

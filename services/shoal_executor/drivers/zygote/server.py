@@ -155,7 +155,7 @@ class Server:
         try:
             self._carry_out(frames.orders.decode(self._buffer[:size]), fds, cut=bool(flags & _CUT))
         except ValueError as error:  # no driver of ours sends one; what is here must not end with it
-            print(f"an order of {size} bytes cannot be read: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"an order of {size} bytes cannot be read: {error}\n")
         finally:
             for fd in fds:
                 os.close(fd)

@@ -101,8 +101,8 @@ class Templates:
 
         So it does where the snapshot is too deep for any sandbox to start from it.
         """
-        if len(snapshot.layers) > _LAYERS:
-            raise DriverError(f"the snapshot has {len(snapshot.layers)} layers; isolation zygote stacks {_LAYERS} at most")
+        if (layers := len(snapshot.layers)) > _LAYERS:
+            raise DriverError(f"the snapshot has {layers} layers; isolation zygote stacks {_LAYERS} at most")
         digest = template_of(snapshot)
         known = self._servers.pop(digest, None)  # and back at the end: the order is that of their use
         if known is not None and known.done() and (known.cancelled() or known.exception() or not known.result().alive):

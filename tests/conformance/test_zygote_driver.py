@@ -226,6 +226,29 @@ async def test_one_that_cannot_be_ended_is_named_and_the_others_end(
     assert not any(directory.exists() for directory in stuck.directories)
 
 
+async def test_whoever_asks_for_an_end_that_is_under_way_waits_for_it(
+    driver: ZygoteDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = await one(driver)
+    begun, go, remove = asyncio.Event(), asyncio.Event(), driver._groups.remove
+
+    async def later(group: Group) -> None:
+        begun.set()
+        await go.wait()
+        await remove(group)
+
+    async def left_when_destroyed() -> bool:
+        await driver.destroy([name])
+        return name in driver._ending
+
+    monkeypatch.setattr(driver._groups, "remove", later)
+    first = asyncio.create_task(left_when_destroyed())
+    await begun.wait()
+    second = asyncio.create_task(left_when_destroyed())
+    asyncio.get_running_loop().call_soon(go.set)  # when the second has asked
+    assert await asyncio.gather(first, second) == [False, False]
+
+
 async def test_starts_nobody_waits_for_leave_nothing(driver: ZygoteDriver) -> None:
     host = Snapshot("host", "host")
     starts = driver.start([fresh() for _ in range(24)], StartSpec(host))

@@ -1,19 +1,23 @@
 """Snapshots and what they have behind them: exactly what had come to its end when the sandbox stood still."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from shoal.blobs.cache import Cache
 from shoal.blobs.files import FileStore
+from shoal.wire import subjects
 from shoal.wire.messages import (
     Blob,
     Command,
     CommandFinished,
     CommandRefused,
     CommandResult,
+    DestroySandboxes,
+    EndReason,
     FileWritten,
     Hibernate,
     Hibernated,
@@ -23,13 +27,14 @@ from shoal.wire.messages import (
     SandboxesReady,
     SandboxSaved,
     SandboxSlept,
+    SlotsReleased,
     Snapshot,
     SnapshotTaken,
     TakeSnapshot,
     WriteFile,
 )
 from shoal_executor.drivers.layers import DEEPEST
-from shoal_executor.drivers.protocol import Captured, OutputSink
+from shoal_executor.drivers.protocol import Captured, OutputSink, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service.settling import LATER_S
 from unit.test_executor_service import HEAD, Bench, benched
@@ -48,6 +53,23 @@ class Keeping(SimulatedDriver):
         self.waits = asyncio.Event()  # a command is under way
         self.settled: list[str] = []
         self.captures = 0
+        self.stop_at = ""  # once a rollback has come to `prepare` or to `start`, it waits
+        self.reached = asyncio.Event()
+        self.went_on = asyncio.Event()
+
+    async def _come_to(self, what: str) -> None:
+        if self.stop_at == what:
+            self.reached.set()
+            await self.went_on.wait()
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        await self._come_to("prepare")
+        await super().prepare(snapshot)
+
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+        await self._come_to("start")
+        async for outcome in super().start(names, spec):
+            yield outcome
 
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         self.captures += 1
@@ -186,3 +208,22 @@ async def test_one_that_stands_on_too_many_layers_is_not_kept_and_goes_on(bench:
     assert driver(bench).captures == 0
     await bench.command(run("on"))
     await bench.heard(CommandFinished)
+
+
+@pytest.mark.parametrize("moment", ["prepare", "start"])
+async def test_one_that_is_released_while_it_is_rolled_back_is_gone_before_its_slot_is_free(
+    bench: Bench, moment: str
+) -> None:
+    kept = driver(bench)
+    kept.stop_at = moment
+    await bench.command(RollBack("back", *HEAD, 0, 0, Snapshot("host", "host")))
+    await kept.reached.wait()
+    released = DestroySandboxes("b1", "r1", (), EndReason.RELEASED)
+    await bench.send(subjects.executor_control("e1"), released)
+    await until(lambda: not bench.service._core.live)
+    if moment == "prepare":  # nothing of it has begun: the end need not wait for it
+        await bench.heard(SlotsReleased)
+    kept.went_on.set()
+    await bench.heard(CommandRefused if moment == "prepare" else RolledBack)
+    await bench.heard(SlotsReleased)
+    assert await kept.list() == []

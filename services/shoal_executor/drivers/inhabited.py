@@ -101,7 +101,7 @@ class AgentDriver(ABC, Generic[_Kind]):
         self._live: dict[str, _Kind] = {}
         self._starting: dict[str, _Kind] = {}
         self._ending: dict[str, _Kind] = {}
-        self._unended: set[str] = set()  # of `_ending`: nobody tries to end them now
+        self._ends: dict[str, asyncio.Task[None]] = {}  # of those of `_ending` that somebody ends now
         self._on_exit: ExitSink = lambda *_: None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -208,27 +208,28 @@ class AgentDriver(ABC, Generic[_Kind]):
 
     async def destroy(self, names: Sequence[str]) -> None:
         """End these with all their processes, and wait until nothing is left."""
-        sandboxes = [sandbox for name in names if (sandbox := self._taken(name)) is not None]
-        for sandbox in sandboxes:
-            sandbox.wanted = EndReason.RELEASED
-            self._ending[sandbox.name] = sandbox
         # Tasks of their own: a caller who loses patience, or one that cannot end, must not leave the others behind.
-        ends = [asyncio.create_task(self._end(sandbox)) for sandbox in sandboxes]
-        self._tasks.update(ends)
-        for task in ends:
-            task.add_done_callback(self._tasks.discard)
-        came = await asyncio.shield(asyncio.gather(*ends, return_exceptions=True))
-        errors = {sandbox.name: error for sandbox, error in zip(sandboxes, came, strict=True) if error is not None}
+        ends = {name: end for name in names if (end := self._end_of(name)) is not None}
+        came = await asyncio.shield(asyncio.gather(*ends.values(), return_exceptions=True))
+        errors = {name: error for name, error in zip(ends, came, strict=True) if error is not None}
         if errors:
-            self._unended.update(errors)
             why = next(iter(errors.values()))
             raise NotEndedError(errors, why) from why
 
-    def _taken(self, name: str) -> _Kind | None:
-        if name in self._unended:
-            self._unended.remove(name)
-            return self._ending[name]
-        return self._live.pop(name, None)
+    def _end_of(self, name: str) -> "asyncio.Task[None] | None":
+        """Return the end of a sandbox that is under way, or begin it; None where there is none."""
+        if name in self._ends:
+            return self._ends[name]
+        sandbox = self._live.pop(name, None) or self._ending.get(name)  # the latter: it could not be ended before
+        if sandbox is None:
+            return None
+        sandbox.wanted = EndReason.RELEASED
+        self._ending[name] = sandbox
+        end = self._ends[name] = asyncio.create_task(self._end(sandbox))
+        self._tasks.add(end)
+        end.add_done_callback(self._tasks.discard)
+        end.add_done_callback(lambda _: self._ends.pop(name))
+        return end
 
     async def list(self) -> list[str]:
         """Names of the live sandboxes."""

@@ -339,8 +339,10 @@ class ExecutorService:
                     self._happened(Exited(key, index, EndReason.DIED, f"its command could not be run: {result}"))
 
     async def _destroy(self, key: Key, indices: Ranges, waited_s: float = 0.0) -> None:
+        names = Names(key, indices)
+        await self._keeping.returned(names)
         try:
-            await self._driver.destroy(Names(key, indices))
+            await self._driver.destroy(names)
         except NotEndedError as error:  # they keep their slots: something of them may still be running
             again_s = min(2 * waited_s, MOST_S) or AGAIN_S
             where = {"rollout": key[0], "node": key[2]}

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -198,6 +198,7 @@ class Keeping:
         name, order = name_of(key, asked.index), self._order(key, asked.index)
         await self._driver.prepare(snapshot)  # what cannot be started from is found out while the sandbox still lives
         async with self._apart(name):
+            self._order(key, asked.index)  # it may have been released meanwhile
             self._returning.add(name)
             try:
                 await self._driver.destroy([name])
@@ -211,6 +212,12 @@ class Keeping:
             finally:
                 self._returning.discard(name)
             self._happened(Returned(asked.rollout, asked.index, asked.attempt, snapshot))
+
+    async def returned(self, names: Sequence[str]) -> None:
+        """Wait until none of these is being rolled back: until then the driver does not know it to be ended."""
+        for name in self._returning.intersection(names) if self._returning else ():
+            while name in self._returning:
+                await self._closed[name].wait()
 
     @asynccontextmanager
     async def _apart(self, name: str) -> AsyncIterator[None]:

@@ -50,6 +50,19 @@ def source(text: str = SERVED) -> int:
     return fd
 
 
+def _send(requests: socket.socket, data: bytes, fds: list[int]) -> None:
+    """Send a request for a copy; where many wait for theirs, a child waits for room: the agent has others to serve."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+    try:
+        requests.sendmsg([data], rights, socket.MSG_DONTWAIT)  # socket.send_fds forgets its flags
+    except BlockingIOError:
+        if os.fork() == 0:
+            try:
+                requests.sendmsg([data], rights)
+            finally:
+                os._exit(0)
+
+
 class Interpreter:
     """One interpreter. `pid` is 0 until it has said its own; `ours`: whether it is the agent's child."""
 
@@ -110,7 +123,7 @@ class Interpreter:
                 "namespaces": len(opened), "capabilities": sorted(capabilities), "uid": uid, "gid": gid, "env": full,
                 "home": home,
             }  # fmt: skip
-            socket.send_fds(requests, [json.dumps(asked).encode()], [*given, *opened, *cgroups])
+            _send(requests, json.dumps(asked, ensure_ascii=False).encode(), [*given, *opened, *cgroups])
         except BaseException:
             here.close()
             for fd in (out_r, err_r):

@@ -26,6 +26,7 @@ import typing
 _LENGTH = struct.Struct(">I")
 _CODE = struct.Struct(">i")
 _SPARES = 2
+_REQUEST = 1 << 20  # bytes of a request for a copy, its environment among them: more than an agent can send
 _OVER = 77  # with this a spare says that there is nobody any more to ask for copies
 
 
@@ -99,8 +100,8 @@ def warm(control: socket.socket, space: "dict[str, object]") -> None:
         spares.remove(pid)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _OVER:
             os._exit(0)
-        if status:
-            time.sleep(0.1)  # whatever it is, it must not go on at full speed
+        if status:  # it ended without a request, and that must not go on at full speed
+            time.sleep(0.1)
         spares.add(_spare(requests, holding, libc, program, space, ctypes))
 
 
@@ -113,17 +114,19 @@ def _spare(
     if pid:
         return pid
     fds = []  # type: typing.List[int]
+    status = 1
     try:
-        data, ancillary, _, _ = requests.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 32))
+        data, ancillary, _, _ = requests.recvmsg(_REQUEST, socket.CMSG_SPACE(4 * 32))
         if not data:
             os._exit(_OVER)
         fds += [fd for _, _, each in ancillary for (fd,) in struct.iter_unpack("i", each[: len(each) // 4 * 4])]
+        status = 0  # a sandbox that ended before its turn came is no reason to let the next one wait
         _enter(json.loads(data), fds, libc, program, space, ctypes)
     except BaseException as error:
         if len(fds) > 2:
             os.write(fds[2], f"the warm interpreter cannot enter the sandbox: {error!r}\n".encode())
     finally:
-        os._exit(1)
+        os._exit(status)
 
 
 def _enter(

@@ -31,6 +31,7 @@ def launch(template: frames.Template, lowers: list[str]) -> socket.socket:
     """Start it; returns the socket on which sandboxes ask for copies. Raises WarmingError, OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # one request, with its environment, and many
     pid = kernel.clone(kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET)
     if pid == 0:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import secrets
 from pathlib import Path
 from typing import NoReturn
@@ -49,6 +50,12 @@ def _machine_memory() -> int:
 def _default_state(executor: str) -> Path:
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "shoal" / "executors" / executor
+
+
+def _lift_descriptors() -> None:
+    """Each sandbox takes some, and a shell's usual limit is 1024."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -230,6 +237,7 @@ def main(
                 await cache.close()
                 await store.close()
 
+    _lift_descriptors()
     serve("executor", settings, run)
 
 

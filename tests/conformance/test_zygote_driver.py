@@ -226,6 +226,26 @@ async def test_one_that_cannot_be_ended_is_named_and_the_others_end(
     assert not any(directory.exists() for directory in stuck.directories)
 
 
+async def test_a_start_that_finds_no_descriptor_left_leaves_nothing(
+    driver: ZygoteDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = fresh()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = os.listdir("/proc/self/fd")
+    for place in ("shoal_executor.drivers.zygote.driver.socket.socketpair", "shoal_executor.drivers.cgroups.os.open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            (outcome,) = await start(driver, [name], StartSpec(HOST))
+        assert isinstance(outcome, StartFailed)
+        assert "Too many open files" in outcome.detail
+        assert not driver._groups.find(name).directories
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert await start(driver, [name], StartSpec(HOST)) == [Started((name,))]
+
+
 async def test_whoever_asks_for_an_end_that_is_under_way_waits_for_it(
     driver: ZygoteDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,8 +161,16 @@ class Groups:
 
     @classmethod
     def entrances(cls, group: Group) -> list[int]:
-        """Return the same, open."""
-        return [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in cls.doors(group)]
+        """Return the same, open. Raises OSError."""
+        opened: list[int] = []
+        try:
+            for path in cls.doors(group):
+                opened.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        except OSError:
+            for fd in opened:
+                os.close(fd)
+            raise
+        return opened
 
     @staticmethod
     def oom_kills(group: Group) -> int:

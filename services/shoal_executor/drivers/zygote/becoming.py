@@ -22,6 +22,8 @@ UPPER: Final = 5
 _WARM: Final = 6  # and control groups after it
 _TAKEN: Final = 32
 _DESCRIPTORS: Final = 1 << 20  # more than any process may have open
+_USUAL: Final = 65_536
+"""Descriptors a program may have open that does not ask for more: some look at each number below their limit."""
 _MASKED: Final = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats", "kallsyms", "kmsg")
 _READ_ONLY: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr")
 KEPT: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31))
@@ -69,8 +71,9 @@ class Entrance:
         self._around = _around_memory()
         self._confine = [*confine(KEPT, program), steps.prctl(kernel.PR_SET_DUMPABLE)]
         self._arguments = _arguments()
-        self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._limit[1], self._limit[1]))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = min(soft, _USUAL), hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _take_first_descriptors()
         self._warm = fcntl.fcntl(warm, fcntl.F_DUPFD_CLOEXEC, _TAKEN) if warm is not None else None

@@ -195,7 +195,11 @@ class ZygoteDriver(AgentDriver[Sandbox]):
             for fd in layers:
                 lent.callback(os.close, fd)
             group = self._groups.make(name, spec.resources)
-            ours, theirs = socket.socketpair()
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError:
+                await self._groups.remove(group)
+                raise
             link = Link()
             sandbox = Sandbox(name, link, group, zygote=zygote)
             self._starting[name] = sandbox

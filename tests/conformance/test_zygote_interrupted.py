@@ -214,6 +214,34 @@ asyncio.run(main())
         assert exits[name][0] is EndReason.DIED
 
 
+async def test_that_memory_ran_out_is_told_again_until_it_is_settled(tmp_path: Path) -> None:
+    program = """
+async def main():
+    driver = await started()
+    result = await driver.run(names[0], Command(line="head -c 300000000 /dev/zero | tail"), id="eats")
+    await driver.run(names[0], Command(line="exit 3"), id="fails")
+    say(f"{result.out_of_memory}")  # what came of them is noted nowhere
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+    state, name = tmp_path / "state", fresh()
+    async with victim(program, state, name) as left:
+        await left.until(name)
+        limited = await left.line() == "True"
+        await left.kill()
+    async with next_driver(state, name) as (driver, _):
+        if not limited:
+            pytest.skip("memory is not limited here")
+        assert not (await driver.run(name, Command(line="never"), id="fails")).out_of_memory
+        for _ in range(2):
+            assert (await driver.run(name, Command(line="never"), id="eats")).out_of_memory
+        group = driver._live[name].group
+        assert driver._groups.told_oom_kills(group) == (driver._groups.oom_kills(group), {"eats"})
+        driver.settle(name, ["fails", "eats"])
+        assert driver._groups.told_oom_kills(group) == (driver._groups.oom_kills(group), set())
+        assert not (await sh(driver, name, "exit 3")).out_of_memory
+
+
 async def test_an_executor_started_from_another_control_group_finds_the_sandboxes_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

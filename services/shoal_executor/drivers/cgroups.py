@@ -18,6 +18,7 @@ _MOUNTS: Final = Path("/proc/self/mounts")
 _MOUNT_FLAGS: Final = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "relatime": 1 << 21}
 _CONTROLLERS: Final = ("memory", "pids", "cpu")
 _TOLD: Final = "trusted.shoal.oom_kills"
+_TOLD_OF: Final = "trusted.shoal.oom_commands"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class Groups:
         opened: list[int] = []
         try:
             for path in cls.doors(group):
-                opened.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+                opened.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401 - one may fail
         except OSError:
             for fd in opened:
                 os.close(fd)
@@ -193,19 +194,26 @@ class Groups:
         return 0
 
     @staticmethod
-    def tell_oom_kills(group: Group, kills: int) -> None:
-        """Note, for the next process of this node, that so many of the kills have been told of."""
+    def tell_oom_kills(group: Group, kills: int, commands: Collection[str]) -> None:
+        """Note, for the next process of this node, that so many kills were told of, as what ended these commands.
+
+        They are told anew of a command that this process did not come to note anywhere.
+        """
         for path in group.directories:
             with contextlib.suppress(OSError):  # where it cannot be noted, a kill may be told of twice
+                os.setxattr(path, _TOLD_OF, "\0".join(commands).encode())
                 os.setxattr(path, _TOLD, str(kills).encode())
 
     @staticmethod
-    def told_oom_kills(group: Group) -> int:
-        """Return how many kills were told of already."""
+    def told_oom_kills(group: Group) -> tuple[int, set[str]]:
+        """Return how many kills were told of already, and of which commands that may have to be told anew."""
+        kills, commands = 0, ""
         for path in group.directories:
             with contextlib.suppress(OSError):
-                return int(os.getxattr(path, _TOLD))
-        return 0
+                kills = int(os.getxattr(path, _TOLD))
+                commands = os.getxattr(path, _TOLD_OF).decode()
+                break
+        return kills, set(commands.split("\0")) if commands else set()
 
     @staticmethod
     def kill(group: Group) -> None:

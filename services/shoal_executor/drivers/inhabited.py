@@ -40,7 +40,8 @@ _PIECE: Final = 1024**2
 class Inhabited(ABC):
     """One sandbox, seen from its driver: its link, its limits, and who waits for what.
 
-    `oom_kills`: how many of the kills that its group counts have been told of.
+    `oom_kills`: how many of the kills that its group counts have been told of; `oom_commands`: of which commands' ends,
+    as long as those are not settled.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Inhabited(ABC):
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     wanted: EndReason | None = None
     oom_kills: int = 0
+    oom_commands: set[str] = field(default_factory=set)
     _runs: "dict[str, asyncio.Future[CommandResult]]" = field(default_factory=dict)
 
     async def once(self, id: str, run: Callable[[], Awaitable[CommandResult]]) -> CommandResult:
@@ -154,8 +156,13 @@ class AgentDriver(ABC, Generic[_Kind]):
 
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """Tell the agent that it need not keep these results."""
-        if name in self._live:
-            self._live[name].link.say(frames.Settle(0, tuple(ids)))
+        sandbox = self._live.get(name)
+        if sandbox is None:
+            return
+        sandbox.link.say(frames.Settle(0, tuple(ids)))
+        if not sandbox.oom_commands.isdisjoint(ids):
+            sandbox.oom_commands.difference_update(ids)
+            self._groups.tell_oom_kills(sandbox.group, sandbox.oom_kills, sandbox.oom_commands)
 
     async def _run(self, sandbox: _Kind, command: Command, output: OutputSink | None, id: str) -> CommandResult:
         limit = command.output_limit
@@ -170,8 +177,11 @@ class AgentDriver(ABC, Generic[_Kind]):
         result = msgspec.structs.replace(result, stdout=wrote[0], stderr=wrote[1])
         if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
             sandbox.oom_kills = kills
-            self._groups.tell_oom_kills(sandbox.group, kills)
-            result = msgspec.structs.replace(result, out_of_memory=True)
+            sandbox.oom_commands.update([id] if id else [])
+            self._groups.tell_oom_kills(sandbox.group, kills, sandbox.oom_commands)
+            return msgspec.structs.replace(result, out_of_memory=True)
+        if id in sandbox.oom_commands:  # and it was told before, perhaps by a process that noted it nowhere
+            return msgspec.structs.replace(result, out_of_memory=True)
         return result
 
     async def _whole(self, sandbox: _Kind, id: str, channel: int, data: bytes, size: int, limit: int) -> bytes:

@@ -104,7 +104,8 @@ class ZygoteDriver(AgentDriver[Sandbox]):
         kept: list[tuple[Sandbox, socket.socket]] = []
         for name, (zygote, ours) in here.items():
             group = self._groups.find(name)
-            sandbox = Sandbox(name, Link(), group, zygote=zygote, oom_kills=self._groups.told_oom_kills(group))
+            kills, commands = self._groups.told_oom_kills(group)
+            sandbox = Sandbox(name, Link(), group, zygote=zygote, oom_kills=kills, oom_commands=commands)
             if name in keep:
                 self._starting[name] = sandbox
                 kept.append((sandbox, ours))

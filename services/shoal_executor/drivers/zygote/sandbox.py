@@ -27,7 +27,7 @@ class Sandbox(Inhabited):
 
 def why(groups: Groups, group: Group, told: str) -> tuple[EndReason, str]:
     """Return why a sandbox ended in the executor's absence; `told`: what is known through a living fork server."""
-    if groups.oom_kills(group) > groups.told_oom_kills(group):
+    if groups.oom_kills(group) > groups.told_oom_kills(group)[0]:
         return EndReason.OUT_OF_MEMORY, "it exceeded its memory while its executor was away"
     if told:
         return EndReason.DIED, told

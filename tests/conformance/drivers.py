@@ -88,9 +88,9 @@ def chain(place: Path, blobs: Blobs, length: int) -> Snapshot:
     for number in range(length):
         (place / f"{number}/root").mkdir(parents=True)
         (place / f"{number}/root/of-{number}").touch()
-        command = ["mkfs.erofs", "-d0", place / f"{number}.erofs", place / f"{number}"]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        layers.append(blobs.add(place / f"{number}.erofs"))
+        made, of = place / f"{number}.erofs", place / f"{number}"
+        subprocess.run(["mkfs.erofs", "-d0", made, of], check=True, capture_output=True, timeout=60)
+        layers.append(blobs.add(made))
     return Snapshot(f"{length:064x}", "host", layers=tuple(layers), template="host")
 
 

@@ -1,7 +1,7 @@
 """Exports: whole, of a part, interrupted, and of what is not kept any more."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,16 @@ from archive.made import InMemory, header
 from shoal.archive import account, writer as writing
 from shoal.archive.archived import ArchiveHistory
 from shoal.archive.exporting import Progress, export
+from shoal.archive.frames import TRAILER
 from shoal.archive.live import LiveHistory
 from shoal.archive.looking import look
+from shoal.archive.places import LocalFile
 from shoal.archive.reader import ArchiveFile
 from shoal.archive.records import Request
 from shoal.archive.source import ArchiveError
 from shoal.bus.memory import MemoryBroker
 from shoal.bus.protocol import Delivery
+from shoal.machine.checkpoint import Checkpoint
 from shoal.runtime.cluster import ensure_cluster
 from shoal.wire import streams, subjects
 from shoal.wire.messages import ExecutorJoined, NodeSpec
@@ -116,6 +119,64 @@ async def test_what_is_something_else_is_left_alone(cluster: Cluster, tmp_path: 
         await export(cluster.history, path, Request(run="run1"))
     with pytest.raises(ArchiveError, match="cannot be written"):
         await export(cluster.history, tmp_path / "none" / "x.shoal")
+
+
+def flip(path: Path, place: int) -> bytes:
+    """Alter one byte of a file; returns what is in it then."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
+async def test_an_altered_file_that_is_something_else_is_left_as_it_is(
+    cluster: Cluster, tmp_path: Path, small_blocks: None
+) -> None:
+    path = tmp_path / "x.shoal"
+    await export(cluster.history, path)
+    altered = flip(path, path.stat().st_size // 2)
+    with pytest.raises(ArchiveError, match="of something else"):
+        await export(cluster.history, path, Request(run="run1"))
+    assert path.read_bytes() == altered
+    cluster.broker.put(streams.CLUSTER_BUCKET, "id", b"c2")
+    with pytest.raises(ArchiveError, match="of another cluster"):
+        await export(cluster.history, path)
+    assert path.read_bytes() == altered
+
+
+async def test_an_altered_file_is_left_as_it_is_where_its_stream_is_gone(
+    cluster: Cluster, tmp_path: Path, small_blocks: None
+) -> None:
+    path = tmp_path / "x.shoal"
+    await export(cluster.history, path)
+    altered = flip(path, path.stat().st_size // 2)
+    other = Cluster()  # the same one, whose broker lost all of its log
+    with pytest.raises(ArchiveError, match="kept nowhere else"):
+        await export(other.history, path)
+    assert path.read_bytes() == altered
+
+
+async def test_an_altered_file_is_left_as_it_is_where_states_would_be_lost(
+    cluster: Cluster, tmp_path: Path, small_blocks: None
+) -> None:
+    class Saving(LiveHistory):
+        async def states(self, partition: str) -> AsyncGenerator[Checkpoint, None]:
+            if partition == "scheduler.0":
+                for sequence in (5, 9):
+                    yield Checkpoint(partition, 1, "SHOAL_ROLLOUT_0", sequence, 1, b"state" * 99)
+
+    path = tmp_path / "x.shoal"
+    await export(Saving(cluster.broker.connect()), path)
+    file = await ArchiveFile.open(LocalFile(path))
+    altered = flip(path, file.saved()[1][1].offset + 20)
+    with pytest.raises(ArchiveError, match="kept nowhere else"):
+        await export(cluster.history, path)
+    assert path.read_bytes() == altered
+    altered = altered[: -TRAILER - 1]  # what was in it is not told any more, either
+    path.write_bytes(altered)
+    with pytest.raises(ArchiveError, match="kept nowhere else"):
+        await export(cluster.history, path)
+    assert path.read_bytes() == altered
 
 
 async def test_one_process_writes_a_file(cluster: Cluster, tmp_path: Path) -> None:

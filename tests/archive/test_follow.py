@@ -16,14 +16,15 @@ from shoal.archive.archived import ArchiveHistory, series_of
 from shoal.archive.following import Follower
 from shoal.archive.joined import Joined
 from shoal.archive.looking import look
+from shoal.archive.records import Missing
 from shoal.archive.shelves import DirectoryShelf
-from shoal.archive.source import ConflictError
+from shoal.archive.source import ArchiveError, ConflictError
 from shoal.archive.verifying import verify
 from shoal.bus.memory import MemoryBus
 from shoal.bus.protocol import Bus, Kept, UnreachableError
 from shoal.machine.checkpoint import Checkpoint, Generation, Manifest, piece_keys, seal
 from shoal.wire import streams, subjects
-from shoal.wire.messages import Tick
+from shoal.wire.messages import DestroySandboxes, EndReason, Tick
 
 
 class Following:
@@ -149,6 +150,97 @@ async def test_killed_at_any_moment_it_goes_on_without_gap_or_copy(following: Fo
             follower = following.new()
     await follower.round()
     await following.check()
+
+
+async def damaged(following: Following, number: int, part: float) -> dict[Path, bytes]:
+    """Archive into several files, alter a byte of one; returns what is in all of them then."""
+    follower = following.new()
+    for count in range(12):
+        following.cluster.run("a", "r", f"r{count}")
+        await follower.round()
+    follower.close()
+    path = following.files[number]
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * part)] ^= 1
+    path.write_bytes(data)
+    return {each: each.read_bytes() for each in following.files}
+
+
+def left(following: Following) -> dict[Path, bytes]:
+    return {each: each.read_bytes() for each in following.files}
+
+
+async def test_an_altered_file_that_another_follows_is_left_as_it_is(following: Following) -> None:
+    files = await damaged(following, -2, 0.5)
+    with pytest.raises(ConflictError, match="another file follows it, so it is left as it is"):
+        await following.new().round()
+    assert left(following) == files
+
+
+async def test_an_altered_file_is_mended_where_the_broker_has_all_of_it(following: Following) -> None:
+    await damaged(following, -1, 0.9)
+    await following.new().round()
+    await following.check()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_an_altered_file_is_left_as_it_is_where_a_stream_of_it_is_gone(following: Following, whole: bool) -> None:
+    following.roll = (10**9, 0.0 if whole else 3600)
+    files = await damaged(following, -1, 0.6)
+    for stream in ("SHOAL_DEAD", "SHOAL_EXECUTOR_e0"):
+        following.cluster.broker.log(stream).purge(following.cluster.broker.log(stream).last)
+    with pytest.raises(ArchiveError, match="kept nowhere else"):
+        await following.new().round()
+    assert left(following) == files
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_an_altered_file_is_left_as_it_is_where_the_log_is_another(
+    following: Following, follow: Callable[[Path], Following], whole: bool
+) -> None:
+    following.roll = (10**9, 0.0 if whole else 3600)
+    files = await damaged(following, -1, 0.6)
+    with pytest.raises(ArchiveError, match="kept nowhere else"):
+        await follow(following.directory).new().round()  # the broker lost all of it
+    following.cluster.broker.put(streams.CLUSTER_BUCKET, "id", b"c2")
+    with pytest.raises(ConflictError, match="archive of another cluster"):
+        await following.new().round()
+    assert left(following) == files
+
+
+async def test_an_altered_file_is_left_as_it_is_where_states_would_be_lost(following: Following) -> None:
+    following.roll = (10**9, 0.0)
+    cluster = following.cluster
+    cluster.run("a", "r", "r1")
+    save(cluster, 3, cluster.now)
+    await following.new().round()
+    following.close()
+    (path,) = following.files
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArchiveError, match="kept nowhere else"):
+        await following.new().round()
+    assert path.read_bytes() == data
+
+
+async def test_what_a_new_stream_lost_before_its_first_round_is_noted(following: Following) -> None:
+    cluster, old = following.cluster, following.cluster.broker.log("SHOAL_DEAD")
+    cluster.run("a", "r", "r1")
+    old.purge(old.last)
+    await following.new().round()
+    archive = await ArchiveHistory.open(following.directory)
+    assert await archive.missing() == []  # it begins where the broker did
+    following.close()
+    cluster.broker.ensure(streams.executor("new"))
+    for number in range(3):
+        cluster.say(subjects.executor_control("new"), DestroySandboxes("b", f"r{number}", (), EndReason.RELEASED))
+    cluster.broker.log("SHOAL_EXECUTOR_new").purge(2)
+    await following.new().round()
+    archive = await ArchiveHistory.open(following.directory)
+    assert Missing("SHOAL_EXECUTOR_new", 1, 2) in await archive.missing()
+    assert [each.sequence async for each in archive.read("SHOAL_EXECUTOR_new")] == [3]
+    assert (await verify(series_of(following.directory))).whole
 
 
 class Failing(MemoryBus):

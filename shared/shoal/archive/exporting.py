@@ -94,24 +94,27 @@ async def _begun(history: History, path: Path, request: Request, cluster: str) -
     if not await asyncio.to_thread(path.exists):
         return None
 
-    async def nothing_lost(found: Found) -> bool:
-        plan = found.header.plan if found.header is not None else {}
-        for name, (after, last) in plan.items():
-            at = max(after, found.account.positions.get(name, 0))
-            if at < last and (await history.bounds(name)).first > at + 1:
-                return False
-        return True
+    async def may_cut(found: Found) -> bool:
+        header = found.header
+        assert header is not None
+        if header.request != request or header.cluster != cluster or header.series:
+            what = "of another cluster" if header.cluster != cluster else "of something else"
+            raise ArchiveError(f"{path} is an archive {what}; choose another name, or move it away")
+        return not found.altered or await _nothing_lost(history, header, found)
 
-    found = await Writer.resume(path, nothing_lost)
-    header = found.header
-    if header is None:
-        return None
-    if header.request != request or header.cluster != cluster or header.series:
-        if isinstance(found, Writer):
-            found.close()
-        what = "of another cluster" if header.cluster != cluster else "of something else"
-        raise ArchiveError(f"{path} is an archive {what}; choose another name, or move it away")
-    return found
+    found = await Writer.resume(path, may_cut)
+    return None if found.header is None else found
+
+
+async def _nothing_lost(history: History, header: Header, found: Found) -> bool:
+    """Return whether a history still has all that is behind the good part of an altered file."""
+    for name, (after, last) in header.plan.items():
+        at = max(after, found.account.positions.get(name, 0))
+        there = await history.bounds(name)
+        if at < last and not (there.first <= at + 1 and last <= there.last):
+            return False
+    # States come before all messages. A broker keeps only the newest, so those that were here are not got again.
+    return not found.lost_states and bool(found.footer or found.account.blocks or header.partial)
 
 
 async def _header(

@@ -21,7 +21,7 @@ from shoal.archive.reader import ArchiveFile
 from shoal.archive.records import FORMAT, Header
 from shoal.archive.series import name_of
 from shoal.archive.shelves import Shelf, files_in
-from shoal.archive.source import ArchiveError, Bounds, ConflictError
+from shoal.archive.source import NOTHING, ArchiveError, Bounds, ConflictError
 from shoal.archive.thinning import due
 from shoal.archive.writer import Writer
 from shoal.bus.protocol import Bus, BusError, Delivery
@@ -55,6 +55,7 @@ class Follower:
         self._values: Mapping[str, bytes] = {}
         self._values_at = 0.0
         self._cluster = ""
+        self._begun = False  # an earlier round, or process, archived something
         self.messages = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -109,22 +110,30 @@ class Follower:
         before = await self._shelf.last()
         files = await asyncio.to_thread(files_in, self._shelf.directory)
         for path in files if self._shelf.sends else files[-2:]:
-            found = await self._opened(path, before)
+            found = await self._opened(path, before, newest=path == files[-1])
             if isinstance(found, Writer):
                 self._writer = found
-                if path != files[-1]:
-                    raise ConflictError(f"{path} has no end, and another file follows it; move that away")
             else:
                 before = found or before
         self._before = before
         header = self._writer.header if self._writer is not None else before.header if before is not None else None
         self._cluster = header.cluster if header is not None else ""
+        self._begun = header is not None
         self._values, self._values_at = {}, 0.0
         self._last.clear()
 
-    async def _opened(self, path: Path, before: ArchiveFile | None) -> Writer | ArchiveFile | None:
+    async def _opened(self, path: Path, before: ArchiveFile | None, *, newest: bool) -> Writer | ArchiveFile | None:
         """Return a file to go on with, or one that is whole and kept now; None for one that is of no use any more."""
-        found = await Writer.resume(path, self._nothing_lost)
+
+        async def may_cut(found: Found) -> bool:
+            if found.trouble is not None and not newest:
+                raise ConflictError(
+                    f"{found.trouble}; another file follows it, so it is left as it is: put it back as it was, or name"
+                    f" another directory than {self._shelf.name}"
+                )
+            return not found.altered or await self._nothing_lost(found)
+
+        found = await Writer.resume(path, may_cut)
         if isinstance(found, Found):
             if found.header is None:
                 await asyncio.to_thread(path.unlink)
@@ -148,11 +157,17 @@ class Follower:
         return found
 
     async def _nothing_lost(self, found: Found) -> bool:
-        """Return whether the broker still has all that is behind the good part of a file."""
+        """Return whether the broker still has all that is behind the good part of an altered file."""
+        assert found.header is not None
+        await self._values_of(found.header.cluster)
         there = await self._history.all_bounds()
-        return all(
-            there[name].first <= at + 1 for name, at in found.account.positions.items() if name in there
-        )  # fmt: skip
+        here = found.account.positions
+        ends = found.footer.positions if found.footer is not None else {name: here.get(name, 0) for name in there}
+        for name, last in {**here, **ends}.items():
+            at, kept = here.get(name, 0), there.get(name, NOTHING)
+            if (at < last or found.footer is None) and not (kept.first <= at + 1 and last <= kept.last):
+                return False
+        return not found.lost_states
 
     def _new(self) -> Writer:
         """Return the next file."""
@@ -196,17 +211,21 @@ class Follower:
         now = time.monotonic()
         if self._values and now - self._values_at < _VALUES_S:
             return
-        values = await self._history.values(streams.CLUSTER_BUCKET)
-        cluster = values.get(streams.ID_KEY, b"").decode()
-        if self._cluster and cluster != self._cluster:
-            raise ConflictError(f"{self._shelf.name} is the archive of another cluster; name another directory")
+        values = await self._values_of(self._cluster)
         if streams.CELLS_KEY not in values:
             raise ArchiveError("no cluster was ever set up there")
-        self._cluster = cluster
+        self._cluster = values.get(streams.ID_KEY, b"").decode()
         changed = self._writer is not None and values != (self._values or await self._archived_values())
         self._values, self._values_at = values, now
         if self._writer is not None and changed:
             self._writer.values({streams.CLUSTER_BUCKET: values})
+
+    async def _values_of(self, cluster: str) -> Mapping[str, bytes]:
+        """Return how the cluster is set up. Raises ConflictError where it is another than this one."""
+        values = await self._history.values(streams.CLUSTER_BUCKET)
+        if cluster and values.get(streams.ID_KEY, b"").decode() != cluster:
+            raise ConflictError(f"{self._shelf.name} is the archive of another cluster; name another directory")
+        return values
 
     async def _archived_values(self) -> Mapping[str, bytes]:
         assert self._writer is not None
@@ -223,7 +242,7 @@ class Follower:
             )
         if there.last == at:
             return
-        if at and there.first > at + 1:
+        if (at or self._begun) and there.first > at + 1:
             self._open().miss(stream, at + 1, there.first - 1)
             self._tell(f"messages {at + 1} to {there.first - 1} of {stream} are not kept any more, and not archived")
             at = there.first - 1

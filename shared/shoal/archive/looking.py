@@ -19,6 +19,7 @@ class Found:
     """What a file was found to hold. `end`: up to where it is good; `digest` vouches for that.
 
     `closed`: its footer is there, and nothing else behind it; `trouble`: why it is not good to its end, or has none.
+    `footer`: what an altered file's end, where that is good, says of all that was in it.
     """
 
     header: Header | None
@@ -27,6 +28,17 @@ class Found:
     digest: bytes
     closed: bool = False
     trouble: DamagedError | None = None
+    footer: Footer | None = None
+
+    @property
+    def altered(self) -> bool:
+        """Whether something may be behind the good part, and not only nothing yet."""
+        return self.trouble is not None and not self.trouble.unfinished
+
+    @property
+    def lost_states(self) -> bool:
+        """Whether states are behind the good part, as far as that is known."""
+        return self.footer is not None and len(self.footer.saved) > len(self.account.saved)
 
 
 async def look(source: Bytes, *, deep: bool = False, each: Callable[[Frame], None] | None = None) -> Found:
@@ -48,6 +60,8 @@ async def look(source: Bytes, *, deep: bool = False, each: Callable[[Frame], Non
                     found.end, found.digest = frame.end, frame.digest
     except DamagedError as error:
         found.trouble = error
+        if found.altered:
+            found.footer = await _footer_of(source)
         return found
     if footer is None:
         text = f"{source.name} has no end: it is still being written, was interrupted, or was cut off"
@@ -62,6 +76,14 @@ async def look(source: Bytes, *, deep: bool = False, each: Callable[[Frame], Non
         text = "it ends before its last bytes" if unfinished else "something else than its end follows"
         found.trouble = DamagedError(f"{source.name}: at byte {footer.end} {text}", unfinished=unfinished)
     return found
+
+
+async def _footer_of(source: Bytes) -> Footer | None:
+    frame = await frames.footer_of(source, await source.size())
+    try:
+        return None if frame is None else blocks.body_of(frame, Footer)
+    except DamagedError:
+        return None
 
 
 def _take(name: str, found: Found, frame: Frame, deep: bool) -> None:

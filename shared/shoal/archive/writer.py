@@ -51,15 +51,21 @@ class Writer:
     async def resume(cls, path: Path, may_cut: Callable[[Found], Awaitable[bool]]) -> "Writer | Found":
         """Go on behind the last good block of a file; a block of which only a part was written is cut off.
 
-        So is more than that, where the file was altered, if `may_cut`: nothing is lost by it. Returns what was found,
-        having changed nothing, of a file that is whole, or to which nothing was written yet. Raises ArchiveError.
+        So is more than that, where the file was altered, if `may_cut`: nothing is lost by it. That is asked of every
+        file that has a header, before anything is changed; it raises where the file is another than is wanted. Returns
+        what was found, having changed nothing, of a file that is whole, or to which nothing was written yet. Raises
+        ArchiveError.
         """
         file = _locked(path)  # which makes it, where there is none
         try:
             found = await look(LocalFile(path))
             trouble = found.trouble
-            if trouble is not None and not trouble.unfinished and (found.header is None or not await may_cut(found)):
-                good = f"; `truncate -s {found.end}` makes it one to go on with, without what follows"
+            allowed = found.header is not None and await may_cut(found)
+            if trouble is not None and not trouble.unfinished and not allowed:
+                good = (
+                    "; what follows may be kept nowhere else: move it away to keep that, or"
+                    f" `truncate -s {found.end}` makes it one to go on with, without it"
+                )
                 raise ArchiveError(f"{trouble}{good if found.header is not None else '; choose another name'}")
             if found.header is None or found.closed:
                 file.close()

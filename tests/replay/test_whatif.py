@@ -121,6 +121,25 @@ def test_changes(change: str, what: Any) -> None:
     assert all(len(seen.done) == seen.n for seen in course.seen.values())
 
 
+def test_a_change_given_twice_takes_names_that_are_free() -> None:
+    other = changed(DEMAND, ["rollouts*=2", "rollouts*=2"])
+    assert len({each.rollout for each in other.groups}) == len(other.groups) == 16
+    more = changed(DEMAND, ["nodes=1", "nodes+=3", "nodes+=3"])
+    assert len({each.executor for each in more.machines}) == len(more.machines) == 7
+    assert len({node.node for each in more.machines for node in each.nodes}) == 7
+    course = Simulation(changed(other, ["nodes+=2", "nodes+=2"]), services()).run()
+    assert len(course.seen) == 16
+    assert all(len(seen.done) == seen.n for seen in course.seen.values())
+    assert [each.rollout for each in changed(DEMAND, ["rollouts*=3"]).groups[:4]] == ["r0", "r0x1", "r0x2", "r1"]
+
+
+def test_what_has_the_name_of_another_is_refused() -> None:
+    with pytest.raises(ValueError, match="two rollouts"):
+        Simulation(Demand((group(0, 1, 1), group(0, 1, 1)), DEMAND.machines), services())
+    with pytest.raises(ValueError, match="two machines"):
+        Simulation(Demand((group(0, 1, 1),), (machine(0), machine(0))), services())
+
+
 @pytest.mark.parametrize(
     "change", ["nodes", "nodes=0", "nodes=x", "colour=red", "busy*=0", "tenant.t.colour=1", "start_ms+=1", "cells=0"]
 )  # fmt: skip

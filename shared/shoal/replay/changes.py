@@ -1,8 +1,9 @@
 """What if: changes to recorded demand and fleets, written as `name=value`, `name+=value` or `name*=value`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count, islice
 from typing import Final
 
 import msgspec
@@ -102,10 +103,13 @@ def _with_nodes(demand: Demand, wanted: int, text: str) -> Demand:
         if left:
             machines.append(replace(machine, nodes=machine.nodes[:left]))
             left -= len(machines[-1].nodes)
+    taken = {each.executor for each in demand.machines}
+    taken |= {node.node for each in demand.machines for node in each.nodes}
+    names = _names("added-", 0, taken)
     for number in range(left):
-        like = demand.machines[number % len(demand.machines)]
-        spec = msgspec.structs.replace(like.nodes[number % len(like.nodes)], node=f"added-{number}")
-        machines.append(replace(like, executor=f"added-{number}", nodes=(spec,), from_ms=0, until_ms=-1))
+        like, name = demand.machines[number % len(demand.machines)], next(names)
+        spec = msgspec.structs.replace(like.nodes[number % len(like.nodes)], node=name)
+        machines.append(replace(like, executor=name, nodes=(spec,), from_ms=0, until_ms=-1))
     return replace(demand, machines=tuple(machines))
 
 
@@ -128,12 +132,24 @@ def _with_cells(demand: Demand, cells: int, text: str) -> Demand:
 
 
 def _scaled(demand: Demand, times: int) -> Demand:
-    def copy(group: Group, number: int) -> Group:
-        name = f"{group.rollout}x{number}"
-        return replace(group, rollout=name, cell=subjects.cell_of(name, demand.cells)) if number else group
+    taken = {group.rollout for group in demand.groups}
 
-    groups = tuple(copy(group, number) for group in demand.groups for number in range(times))
-    return replace(demand, groups=groups)
+    def copies(group: Group) -> Iterator[Group]:
+        yield group
+        names = _names(f"{group.rollout}x", 1, taken)
+        for name in islice(names, times - 1):
+            yield replace(group, rollout=name, cell=subjects.cell_of(name, demand.cells))
+
+    return replace(demand, groups=tuple(copy for group in demand.groups for copy in copies(group)))
+
+
+def _names(begin: str, first: int, taken: set[str]) -> Iterator[str]:
+    """Yield names that nobody has yet: another change may have made some like them."""
+    for number in count(first):
+        name = f"{begin}{number}"
+        if name not in taken:
+            taken.add(name)
+            yield name
 
 
 def _limited(demand: Demand, text: str, tenant: str, field: str, value: str) -> Demand:

@@ -57,6 +57,8 @@ class Fleet:
         self._attempts: dict[str, dict[int, None]] = {}
         self._cleared: dict[tuple[str, str, str, int], list[int]] = {}
         self._executors = {machine.executor: _Executor(machine) for machine in machines}
+        if len(self._executors) < len(machines):
+            raise ValueError("two machines of a demand have one name: one of them would do nothing")
         self._by_stream = {streams.executor(name).name: each for name, each in self._executors.items()}
         for executor in self._executors.values():
             machine = executor.machine

@@ -45,6 +45,8 @@ class Simulation:
         self.rejected: dict[str, str] = {}
         self._tell = tell
         self._groups = {group.rollout: group for group in demand.groups}
+        if len(self._groups) < len(demand.groups):
+            raise ValueError("two rollouts of a demand have one name: neither would ever be over")
         self._cores: dict[str, Core] = {}
         self._sequences: dict[str, int] = {}
         self._wakes: dict[str, int] = {}
@@ -151,9 +153,9 @@ class Simulation:
 
     def _expire(self, group: Group) -> None:
         """What is not done by now never will be."""
-        seen = self.course.seen[group.rollout]
+        seen = self.course.seen.get(group.rollout)  # None: it was rejected
         for index in range(group.spec.n):
-            if index not in seen.done:
+            if seen is not None and index not in seen.done:
                 self._done(seen, index)
 
     def _reject(self, message: m.RolloutRejected) -> None:

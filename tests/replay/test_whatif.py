@@ -7,6 +7,7 @@ import pytest
 from replay.recordings import Recording
 from shoal.archive.source import ArchiveError
 from shoal.bus.protocol import Delivery
+from shoal.cli.whatif import Prices, report, show
 from shoal.replay.changes import changed
 from shoal.replay.course import Course, Seen, measure
 from shoal.replay.demand import Demand, Group, Machine
@@ -141,7 +142,13 @@ def test_what_has_the_name_of_another_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["nodes", "nodes=0", "nodes=x", "colour=red", "busy*=0", "tenant.t.colour=1", "start_ms+=1", "cells=0"]
+    "change", [
+        "nodes", "nodes=0", "nodes=x", "colour=red", "busy*=0", "tenant.t.colour=1", "start_ms+=1", "cells=0",
+        "nodes=inf", "nodes=nan", "nodes*=1e300", "nodes-=3", "slots=0", "slots=nan", "slots*=-1", "start_ms=-5",
+        "start_ms=inf", "cells=nan", "arrivals*=1e-300", "arrivals*=nan", "busy*=inf", "busy*=-1", "rollouts*=0.5",
+        "rollouts*=2.5", "rollouts*=inf", "tenant.t.weight=0", "tenant.t.weight=-1", "tenant.t.weight=nan",
+        "tenant.t.sandboxes=-5", "tenant.t.sandboxes=inf", "tenant.t.starts_per_s=-1",
+    ],
 )  # fmt: skip
 def test_a_change_that_is_none_is_refused_and_named(change: str) -> None:
     with pytest.raises(BadValueError, match="set"):
@@ -151,6 +158,38 @@ def test_a_change_that_is_none_is_refused_and_named(change: str) -> None:
 def test_a_policy_that_is_none_is_refused() -> None:
     with pytest.raises(BadValueError, match="no settings of placement"):
         Simulation(changed(DEMAND, ["placement.policy=best"]), services())
+
+
+@pytest.mark.parametrize("change", ["tenant.t.weight=0.001", "tenant.t.weight=1000", "tenant.t.sandboxes=1000000000"])
+def test_the_scheduler_takes_the_limits_that_can_be_given(change: str) -> None:
+    course = Simulation(changed(DEMAND, [change]), services()).run()
+    assert all(len(seen.done) == seen.n for seen in course.seen.values())
+
+
+async def test_what_is_rejected_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    simulation = Tapped(changed(DEMAND, ["scheduler.quota=5"]))
+    course = simulation.run()
+    assert set(course.seen) == {"r2", "r3"}
+    assert {name: each.n for name, each in course.rejected.items()} == {"r0": 8, "r1": 6}
+    measures = measure(course)
+    assert (measures.groups, measures.rejected, measures.rejected_sandboxes) == (2, 2, 14)
+    recorded = await read(Kept(simulation))
+    assert recorded.course.rejected == course.rejected
+    courses = {"recorded": (DEMAND, Simulation(DEMAND, services()).run()), "simulated": (DEMAND, course)}
+    found = report(courses, (), Prices(1, 1))
+    assert found["simulated"]["rejections"] == {each.why: 1 for each in course.rejected.values()}
+    assert found["recorded"]["rejections"] == {}
+    show(found)
+    said = capsys.readouterr()
+    assert "rollouts rejected" in said.out
+    assert "simulated: 2 rollouts were rejected; the other rows are without them" in said.err
+    assert all(f"  1: {each.why}" in said.err for each in course.rejected.values())
+
+
+def test_a_rollout_that_was_rejected_is_over_though_its_time_comes() -> None:
+    long, short = group(0, 8, 500, timeout_ms=200), group(1, 4, 500)
+    course = Simulation(changed(Demand((long, short), DEMAND.machines), ["scheduler.quota=5"]), services()).run()
+    assert (set(course.seen), set(course.rejected)) == ({"r1"}, {"r0"})
 
 
 def test_more_nodes_are_sooner_done_and_a_quota_later() -> None:

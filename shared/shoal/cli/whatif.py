@@ -1,5 +1,6 @@
 """What `shoal replay whatif` found: a table, and pictures."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 Courses = "Mapping[str, tuple[Demand, Course]]"
 
 _ROWS: Final = (
-    ("groups", "rollouts", "{:,.0f}"), ("sandboxes", "sandboxes", "{:,.0f}"), ("nodes", "nodes", "{:,.0f}"),
+    ("groups", "rollouts", "{:,.0f}"), ("sandboxes", "sandboxes", "{:,.0f}"),
+    ("rejected", "rollouts rejected", "{:,.0f}"), ("rejected_sandboxes", "sandboxes of these", "{:,.0f}"),
+    ("nodes", "nodes", "{:,.0f}"),
     ("first_p50_s", "first sandbox of a group ready, p50", "{:.3f} s"),
     ("full_p50_s", "group ready, p50", "{:.3f} s"), ("full_p99_s", "group ready, p99", "{:.3f} s"),
     ("makespan_s", "until the last is done", "{:,.1f} s"), ("utilisation", "slots in use", "{:.1%}"),
     ("share_error", "unfairness (1 - Jain)", "{:.3f}"), ("waited_gpu_s", "GPU time waited", "{:,.0f} s"),
     ("gpu_cost", "that costs", "${:,.2f}"), ("node_cost", "nodes cost", "${:,.2f}"),
 )  # fmt: skip
+_REASONS: Final = 3
+"""How many are shown of why rollouts were rejected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ def report(
     if "changed" in found:
         before, after = found["simulated"], found["changed"]
         difference = {key: after[key] - before[key] for key in after}
+    for name, (_, course) in courses.items():
+        found[name]["rejections"] = dict(Counter(each.why for each in course.rejected.values()).most_common())
     return {
         "changes": list(changes),
         "prices": {"gpu": prices.gpu, "node": prices.node},
@@ -72,6 +79,20 @@ def show(found: dict[str, Any]) -> None:
         rows.append((title, *cells))
     columns = ("", *names, *(("changed to simulated",) if "changed" in found else ()))
     table(columns, rows, empty="")
+    for name in names:
+        _tell_rejections(name, found[name]["rejected"], found[name]["rejections"])
+
+
+def _tell_rejections(name: str, groups: int, rejections: dict[str, int]) -> None:
+    if not groups:
+        return
+    what = "1 rollout was" if groups == 1 else f"{groups:,} rollouts were"
+    say(f"{name}: {what} rejected; the other rows are without them")
+    shown = list(rejections.items())[:_REASONS]
+    for why, count in shown:
+        say(f"  {count:,}: {why}")
+    if (others := groups - sum(count for _, count in shown)) > 0:
+        say(f"  {others:,} for other reasons")
 
 
 def draw(courses: "Mapping[str, tuple[Demand, Course]]", place: Path) -> list[Path]:

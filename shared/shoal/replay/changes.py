@@ -20,11 +20,17 @@ KNOWN: Final = {
     "start_ms": "how long a machine takes for a start: = *=",
     "cells": "partitions of the control plane, over which nodes and rollouts are divided anew: =",
     "arrivals": "how fast rollouts come: *=2 is twice as fast",
-    "rollouts": "how many times each is asked for: *=",
+    "rollouts": "how many times each is asked for, a whole number: *=",
     "busy": "how long sandboxes are busy: *=",
     "tenant.NAME.weight, .sandboxes, .starts_per_s": "what a tenant may have: =",
 }
 """What can be changed, for people."""
+_MOST_NODES: Final = 100_000
+_MOST_SLOTS: Final = 1_000_000
+_MOST_TIMES: Final = 10_000
+_LONGEST_MS: Final = 86_400_000
+_LIMITS: Final = {"weight": (0.001, 1000), "sandboxes": (0, 10**9), "starts_per_s": (0, 10**9)}
+"""What the scheduler takes."""
 
 
 def changed(demand: Demand, changes: Sequence[str]) -> Demand:
@@ -46,27 +52,31 @@ def _change(demand: Demand, text: str, name: str, operator: str, value: str) -> 
             return replace(demand, settings=settings)
         case "nodes":
             there = sum(len(machine.nodes) for machine in demand.machines)
-            return _with_nodes(demand, max(int(_number(text, operator, value, there)), 0), text)
+            return _with_nodes(demand, int(_within(text, _number(text, operator, value, there), 1, _MOST_NODES)))
         case "slots":
             return _each_node(demand, text, operator, value)
         case "start_ms" if operator in ("=", "*="):
             machines = tuple(
-                replace(each, start_ms=_number(text, operator, value, each.start_ms)) for each in demand.machines
+                replace(each, start_ms=_within(text, _number(text, operator, value, each.start_ms), 0, _LONGEST_MS))
+                for each in demand.machines
             )
             return replace(demand, machines=machines)
         case "cells" if operator == "=":
-            return _with_cells(demand, int(_number(text, operator, value, demand.cells)), text)
+            return _with_cells(demand, int(_within(text, _number(text, operator, value, 0), 1, 10_000)))
         case "arrivals" if operator == "*=":
-            speed = _positive(text, value)
+            speed = _factor(text, value)
             return replace(
                 demand,
                 groups=tuple(replace(group, at_ms=int(group.at_ms / speed)) for group in demand.groups),
                 told=tuple((int(at / speed), service, message) for at, service, message in demand.told),
             )
         case "rollouts" if operator == "*=":
-            return _scaled(demand, int(_positive(text, value)))
+            times = _within(text, _number(text, "=", value, 0), 1, _MOST_TIMES)
+            if times != int(times):
+                raise BadValueError("set", f"{text!r}: {value} is no whole number")
+            return _scaled(demand, int(times))
         case "busy" if operator == "*=":
-            factor = _positive(text, value)
+            factor = _factor(text, value)
             groups = tuple(
                 replace(group, busy_ms=tuple(int(each * factor) for each in group.busy_ms)) for group in demand.groups
             )
@@ -86,17 +96,18 @@ def _number(text: str, operator: str, value: str, known: float) -> float:
     return {"=": number, "+=": known + number, "-=": known - number, "*=": known * number}[operator]
 
 
-def _positive(text: str, value: str) -> float:
-    number = _number(text, "=", value, 0)
-    if number <= 0:
-        raise BadValueError("set", f"{text!r}: give a number above 0")
+def _within(text: str, number: float, least: float, most: float) -> float:
+    if not least <= number <= most:  # nan is not, either
+        raise BadValueError("set", f"{text!r} comes to {number:g}; it can be from {least:,} to {most:,}")
     return number
 
 
-def _with_nodes(demand: Demand, wanted: int, text: str) -> Demand:
+def _factor(text: str, value: str) -> float:
+    return _within(text, _number(text, "=", value, 0), 1e-6, 1e6)
+
+
+def _with_nodes(demand: Demand, wanted: int) -> Demand:
     """Return it with so many nodes: the last ones are left out, or others are added that are like those there were."""
-    if not wanted:
-        raise BadValueError("set", f"{text!r} leaves no node")
     machines: list[Machine] = []
     left = wanted
     for machine in demand.machines:
@@ -115,7 +126,7 @@ def _with_nodes(demand: Demand, wanted: int, text: str) -> Demand:
 
 def _each_node(demand: Demand, text: str, operator: str, value: str) -> Demand:
     def node(spec: m.NodeSpec) -> m.NodeSpec:
-        slots = max(int(_number(text, operator, value, spec.slots)), 0)
+        slots = int(_within(text, _number(text, operator, value, spec.slots), min(spec.slots, 1), _MOST_SLOTS))
         memory = spec.memory * slots // spec.slots if spec.slots else spec.memory
         return msgspec.structs.replace(spec, slots=slots, memory=memory)
 
@@ -123,9 +134,7 @@ def _each_node(demand: Demand, text: str, operator: str, value: str) -> Demand:
     return replace(demand, machines=machines)
 
 
-def _with_cells(demand: Demand, cells: int, text: str) -> Demand:
-    if not 1 <= cells <= 10_000:
-        raise BadValueError("set", f"{text!r}: give a number of cells from 1 to 10000")
+def _with_cells(demand: Demand, cells: int) -> Demand:
     machines = tuple(replace(each, cell=number % cells) for number, each in enumerate(demand.machines))
     groups = tuple(replace(each, cell=subjects.cell_of(each.rollout, cells)) for each in demand.groups)
     return replace(demand, machines=machines, groups=groups, cells=cells)
@@ -157,9 +166,9 @@ def _limited(demand: Demand, text: str, tenant: str, field: str, value: str) -> 
     for _, _, message in demand.told:
         if isinstance(message, m.TenantLimited) and message.tenant == tenant:
             known = message.limits
-    if field not in ("weight", "sandboxes", "starts_per_s"):
+    if field not in _LIMITS:
         raise BadValueError("set", f"{text!r}: a tenant has a weight, sandboxes and starts_per_s")
-    number = _number(text, "=", value, 0)
+    number = _within(text, _number(text, "=", value, 0), *_LIMITS[field])
     limits = msgspec.structs.replace(known, **{field: int(number) if field == "sandboxes" else number})
     told = tuple(
         each for each in demand.told if not (isinstance(each[2], m.TenantLimited) and each[2].tenant == tenant)

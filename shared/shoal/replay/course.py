@@ -28,12 +28,21 @@ class Seen:
         return min(self.ready.values()) - self.at_ms if self.ready else None
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A rollout of `n` sandboxes that was not taken in, and why."""
+
+    n: int
+    why: str
+
+
 @dataclass(slots=True)
 class Course:
-    """Rollouts by name, in a cluster of so many slots."""
+    """Rollouts by name, in a cluster of so many slots; those `rejected` have no part in what was `seen`."""
 
     slots: int
     seen: dict[str, Seen] = field(default_factory=dict)
+    rejected: dict[str, Rejected] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,9 @@ class Measures:
 
     groups: int
     sandboxes: int
+    rejected: int
+    """groups that were not taken in; no other number is of them"""
+    rejected_sandboxes: int
     makespan_s: float
     """from the first submission until the last sandbox is done"""
     first_p50_s: float
@@ -75,7 +87,8 @@ def measure(course: Course) -> Measures:
     work = sum(each.done[i] - at for each in seen for i, at in each.ready.items() if i in each.done)
     span = max(end - begin, 1)
     return Measures(
-        len(seen), sum(each.n for each in seen), span / 1000, quantile(first, 0.5), quantile(full, 0.5),
+        len(seen), sum(each.n for each in seen), len(course.rejected),
+        sum(each.n for each in course.rejected.values()), span / 1000, quantile(first, 0.5), quantile(full, 0.5),
         quantile(full, 0.99), _share_error(course, begin, end), work / (max(course.slots, 1) * span), sum(full),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Final
 from shoal.archive.source import ArchiveError, History, merged
 from shoal.bus.protocol import Delivery
 from shoal.machine import ranges
-from shoal.replay.course import Course, Seen
+from shoal.replay.course import Course, Rejected, Seen
 from shoal.replay.demand import Demand, Group, Machine
 from shoal.replay.rebuilding import cells_of
 from shoal.replay.simulating import plain
@@ -71,6 +71,7 @@ class _Reading:
         self.cells = cells
         self.began_ms = -1
         self.rollouts: dict[str, _Rollout] = {}
+        self.rejected: dict[str, Rejected] = {}
         self.executors: dict[str, _Executor] = {}
         self.told: list[tuple[int, str, m.AnyMessage]] = []
         self.snapshots: dict[tuple[str, str], m.Snapshot] = {}
@@ -97,8 +98,9 @@ class _Reading:
                 rollout = self.rollouts.get(name)
                 if rollout is not None and rollout.cancelled_ms < 0:
                     rollout.cancelled_ms = now - rollout.seen.at_ms
-            case m.RolloutRejected(rollout=name):
-                self.rollouts.pop(name, None)
+            case m.RolloutRejected(rollout=name, detail=why):
+                if (rollout := self.rollouts.pop(name, None)) is not None:
+                    self.rejected[name] = Rejected(rollout.seen.n, why)
             case m.StartSandboxes():
                 self._ordered(stream, message, now)
             case m.SandboxesReady():
@@ -192,7 +194,8 @@ class _Reading:
         demand = Demand(
             groups, machines, self.cells, self.began_ms, hop_ms, tuple(self.told), self.snapshots, self.settings
         )
-        return Recording(demand, Course(demand.slots, {name: each.seen for name, each in self.rollouts.items()}))
+        seen = {name: each.seen for name, each in self.rollouts.items()}
+        return Recording(demand, Course(demand.slots, seen, self.rejected))
 
     @staticmethod
     def _group(name: str, rollout: _Rollout, ended_ms: int) -> Group:

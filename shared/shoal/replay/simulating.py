@@ -15,7 +15,7 @@ import msgspec
 from shoal.machine import ranges
 from shoal.machine.core import Cause, Core, LawBrokenError, Publish
 from shoal.machine.service import Service
-from shoal.replay.course import Course, Seen
+from shoal.replay.course import Course, Rejected, Seen
 from shoal.replay.demand import HOST, Demand, Group
 from shoal.replay.fleet import Fleet, Sandbox
 from shoal.wire import messages as m, streams, subjects
@@ -42,7 +42,6 @@ class Simulation:
         self.messages = 0
         self.random = random.Random(seed)
         self.course = Course(demand.slots)
-        self.rejected: dict[str, str] = {}
         self._tell = tell
         self._groups = {group.rollout: group for group in demand.groups}
         if len(self._groups) < len(demand.groups):
@@ -161,7 +160,7 @@ class Simulation:
     def _reject(self, message: m.RolloutRejected) -> None:
         seen = self.course.seen.pop(message.rollout, None)
         if seen is not None:
-            self.rejected[message.rollout] = message.detail
+            self.course.rejected[message.rollout] = Rejected(seen.n, message.detail)
             self._left -= seen.n - len(seen.done)
 
     def _done(self, seen: Seen, index: int) -> None:

@@ -1,12 +1,20 @@
 """Recorded demand, once more: what a recording asks for is asked again, and changes have their effect."""
 
+import asyncio
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from replay.recordings import Recording
+from shoal.archive.exporting import export
 from shoal.archive.source import ArchiveError
 from shoal.bus.protocol import Delivery
+from shoal.cli.exits import Exit
+from shoal.cli.replay import replay
 from shoal.cli.whatif import Prices, report, show
 from shoal.replay.changes import changed
 from shoal.replay.course import Course, Seen, measure
@@ -215,6 +223,31 @@ def test_what_is_preempted_comes_back_and_goes_on_where_it_was() -> None:
     course = Simulation(Demand((low, high), (machine(0),)), services()).run()
     assert max(course.seen["r1"].done.values()) < min(course.seen["r0"].done.values())
     assert max(course.seen["r0"].done.values()) < 100 + 2_000 + 2_000
+
+
+def test_a_simulation_goes_on_event_by_event_as_in_one_go() -> None:
+    whole, bit_by_bit = Simulation(DEMAND, services(), 3), Simulation(DEMAND, services(), 3)
+    assert bit_by_bit.advance(1)
+    while bit_by_bit.advance(7):
+        pass
+    assert not bit_by_bit.advance()
+    assert bit_by_bit.course == whole.run()
+
+
+def test_whatif_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = Tapped(DEMAND)
+    simulation.run()
+    asyncio.run(export(Kept(simulation), tmp_path / "x.shoal"))
+
+    def endless(_: Simulation) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(Simulation, "advance", endless, raising=False)
+    monkeypatch.setattr(Simulation, "run", lambda simulation: simulation.course)
+    found = CliRunner().invoke(replay, ["whatif", str(tmp_path / "x.shoal")], standalone_mode=False)
+    assert found.exception is None
+    assert found.return_value == Exit.INTERRUPTED
 
 
 def test_measures_of_nothing_and_of_little() -> None:

@@ -1,5 +1,6 @@
 """`shoal replay`: every decision checked, other policies tried, recorded load sent once more."""
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -215,7 +216,9 @@ def whatif(
                     demand, services(), seed,
                     lambda n, of, what=name: progress.update(n, of, "sandboxes", what),  # type: ignore[misc]  # its default is this turn's
                 )  # fmt: skip
-                courses[name] = (demand, simulation.run())
+                for _ in iter(simulation.advance, False):
+                    await asyncio.sleep(0)  # or nobody would hear a Ctrl-C
+                courses[name] = (demand, simulation.course)
         found = report(courses, changes, Prices(gpu_price, node_price))
         pictures = draw(courses, out) if out is not None else []
         if as_json:

@@ -22,6 +22,7 @@ from shoal.wire import messages as m, streams, subjects
 from shoal.wire.quantities import BadValueError
 
 _NEVER: Final = 2**62
+_AT_ONCE: Final = 1024
 _SILENT: Final = (m.RolloutQueued, m.RolloutDispatched)
 """What a scheduler says to trainers alone: reading it back changes nothing."""
 
@@ -79,11 +80,19 @@ class Simulation:
 
     def run(self) -> Course:
         """Go through all of it."""
-        while self._left and self._events:
+        while self.advance(_AT_ONCE):
+            pass
+        return self.course
+
+    def advance(self, most: int = _AT_ONCE) -> bool:
+        """Go on by at most so many events; returns whether there is more: a loop has other things to do meanwhile."""
+        for _ in range(most):
+            if not (self._left and self._events):
+                self._tell(self._of - self._left, self._of)
+                return False
             self.now, _, call, arguments = heapq.heappop(self._events)
             call(*arguments)
-        self._tell(self._of - self._left, self._of)
-        return self.course
+        return True
 
     def at(self, when_ms: float, call: Callable[..., None], *arguments: Any) -> None:
         """Do something at a moment."""

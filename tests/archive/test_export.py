@@ -13,6 +13,7 @@ from shoal.archive import account, writer as writing
 from shoal.archive.archived import ArchiveHistory
 from shoal.archive.exporting import Progress, export
 from shoal.archive.frames import TRAILER
+from shoal.archive.joined import Joined
 from shoal.archive.live import LiveHistory
 from shoal.archive.looking import look
 from shoal.archive.places import LocalFile
@@ -261,6 +262,20 @@ async def test_an_archive_of_an_archive(cluster: Cluster, tmp_path: Path) -> Non
     again = await export(one, tmp_path / "again.shoal", Request(origin="y.shoal"))
     assert again.missing == ()
     assert (await (await ArchiveHistory.open(tmp_path / "again.shoal")).header()).partial
+
+
+async def test_an_archive_of_several_of_which_one_is_partial_is_partial(cluster: Cluster, tmp_path: Path) -> None:
+    await export(cluster.history, tmp_path / "run.shoal", Request(run="run1"))
+    await export(cluster.history, tmp_path / "tenant.shoal", Request(tenant="a"))
+    parts = [await ArchiveHistory.open(tmp_path / f"{name}.shoal") for name in ("run", "tenant")]
+    for number, joined in enumerate([Joined(*parts), Joined(parts[0], cluster.history), Joined(Joined(*parts))]):
+        done = await export(joined, tmp_path / f"{number}.shoal")
+        assert done.missing == ()
+        assert (await (await ArchiveHistory.open(tmp_path / f"{number}.shoal")).header()).partial
+    await export(cluster.history, tmp_path / "whole.shoal")
+    joined = Joined(await ArchiveHistory.open(tmp_path / "whole.shoal"), cluster.history)
+    await export(joined, tmp_path / "x.shoal")
+    assert not (await (await ArchiveHistory.open(tmp_path / "x.shoal")).header()).partial
 
 
 async def test_much_is_exported_in_a_memory_that_does_not_grow(tmp_path: Path) -> None:

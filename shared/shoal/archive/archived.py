@@ -37,6 +37,10 @@ class ArchiveHistory:
         """Return what the archive says of itself; of a directory, its last file."""
         return (await self.series.last()).header
 
+    async def partial(self) -> bool:
+        """Return whether it is of a run or a tenant only, so that messages between others are left out."""
+        return (await self.header()).partial
+
     async def trouble(self) -> DamagedError | None:
         """Return why the archive, or its last file, is read only up to where it is good; None for a whole one."""
         return (await self.series.last()).trouble

@@ -12,6 +12,7 @@ from typing import Final
 from shoal.archive.account import Account
 from shoal.archive.archived import ArchiveHistory
 from shoal.archive.frames import TRAILER
+from shoal.archive.joined import Joined
 from shoal.archive.looking import Found
 from shoal.archive.places import LocalFile
 from shoal.archive.planning import partitions_of, plan_of
@@ -77,7 +78,7 @@ async def export(
     if writer is None:
         writer = Writer.create(path, await _header(history, request, cluster, since_ms, until_ms))
     try:
-        await _Export(history, writer, tell).run()
+        await _Export(history, writer, tell, whole=not await _partial(history)).run()
     finally:
         writer.close()
     return _exported(writer.account, writer.written, writer.digest, resumed=resumed, complete=False)
@@ -120,7 +121,6 @@ async def _nothing_lost(history: History, header: Header, found: Found) -> bool:
 async def _header(
     history: History, request: Request, cluster: str, since_ms: int | None, until_ms: int | None
 ) -> Header:
-    source = await history.header() if isinstance(history, ArchiveHistory) else None
     return Header(
         format=FORMAT,
         wire=VERSION,
@@ -131,16 +131,21 @@ async def _header(
         request=request,
         since_ms=since_ms,
         until_ms=until_ms,
-        partial=bool(request.run or request.tenant) or (source is not None and source.partial),
+        partial=bool(request.run or request.tenant) or await _partial(history),
         plan=await plan_of(history, request, since_ms, until_ms),
     )
 
 
-class _Export:
-    """One run of an export."""
+async def _partial(history: History) -> bool:
+    return isinstance(history, ArchiveHistory | Joined) and await history.partial()
 
-    def __init__(self, history: History, writer: Writer, tell: Callable[[Progress], None]) -> None:
+
+class _Export:
+    """One run of an export. `whole`: the history leaves nothing out, and a gap in it is one."""
+
+    def __init__(self, history: History, writer: Writer, tell: Callable[[Progress], None], *, whole: bool) -> None:
         self._history = history
+        self._whole = whole
         self._writer = writer
         self._tell = tell
         self._plan = writer.header.plan
@@ -185,15 +190,14 @@ class _Export:
         if after >= last:
             return
         at, begun, writer = after, self._plan[stream][0], self._writer
-        whole = not isinstance(self._history, ArchiveHistory) or not writer.header.partial
         async with aclosing(self._history.read(stream, after=after, until=last)) as found:
             async for delivery in found:
-                if whole and delivery.sequence > at + 1:
+                if self._whole and delivery.sequence > at + 1:
                     writer.miss(stream, at + 1, delivery.sequence - 1)
                 at = delivery.sequence
                 if self._selection.wants(delivery):
                     writer.append(stream, delivery)
                 if at % _TELL_EVERY == 0:
                     self._tell(Progress(self._done + at - begun, self._of, writer.written, stream))
-        if whole and at < last:
+        if self._whole and at < last:
             writer.miss(stream, at + 1, last)

@@ -15,6 +15,10 @@ class Joined:
     def __init__(self, *parts: History) -> None:
         self._parts = parts
 
+    async def partial(self) -> bool:
+        """Return whether any of them leaves messages out."""
+        return any([await part.partial() for part in self._parts if isinstance(part, ArchiveHistory | Joined)])
+
     async def streams(self) -> Sequence[str]:
         """Return the names of all streams that any of them has."""
         return sorted({name for part in self._parts for name in await part.streams()})

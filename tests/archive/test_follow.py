@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import resource
+import signal
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -280,6 +282,40 @@ async def test_a_broker_that_is_gone_for_a_while(following: Following, monkeypat
     await running
     await following.check()
     assert any("no broker answers; trying again in 1 s" in said for said in following.said)
+
+
+async def test_a_disk_that_is_full_for_a_while(following: Following, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may not become larger than this process's limit: what is beyond that fails as on a full disk."""
+    most, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    stop, rounds = asyncio.Event(), 0
+
+    def room(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most[1]))
+
+    async def next_round(_: asyncio.Event, __: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        match rounds:
+            case 1:  # there was none for a header
+                room(most[0])
+            case 2:
+                following.cluster.run("a", "r", "r2")
+                room(following.files[-1].stat().st_size + 100)
+            case 3:  # nor for a block
+                room(most[0])
+            case _:
+                stop.set()
+
+    monkeypatch.setattr("shoal.archive.following._wait", next_round)
+    following.cluster.run("a", "r", "r1")
+    room(20)
+    try:
+        await following.new().run(stop)
+    finally:
+        room(most[0])
+        signal.signal(signal.SIGXFSZ, before)
+    assert [said.count("cannot be written: File too large; trying again in 1 s") for said in following.said] == [1, 1]
+    await following.check()
 
 
 async def test_a_file_is_ended_by_its_age(following: Following) -> None:

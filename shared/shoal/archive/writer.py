@@ -187,5 +187,6 @@ def _explained(path: Path, file: IO[bytes]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        file.close()
+        with contextlib.suppress(OSError):  # it tries once more to write what there was no room for
+            file.close()
         raise ArchiveError(f"{path} cannot be written: {error.strerror or error}") from error

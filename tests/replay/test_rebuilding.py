@@ -1,14 +1,17 @@
 """Any past state, from whichever checkpoint, is the state there was."""
 
 import random
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
 from replay.recordings import Recording, recorded
 from shoal.archive.source import ArchiveError
+from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, respond
 from shoal.replay.comparing import differences
 from shoal.replay.rebuilding import rebuild
+from shoal.replay.verifying import verify
 from shoal.wire.codec import encode
 
 
@@ -46,6 +49,47 @@ async def test_what_cannot_be_told_is_said() -> None:
         await rebuild(Recording(cluster, {stream: 4}), known["placement"], 0)
     with pytest.raises(ArchiveError, match="there is no cell 99"):
         await rebuild(Recording(cluster), known["placement"], 99)
+
+
+class Counting(Recording):
+    """One that counts the states that were loaded of it; `at_once`: how many there were at the same time, at most."""
+
+    loaded = at_once = 0
+
+    async def checkpoints(
+        self, partition: str, *, version: int | None = None, until_ms: int | None = None, last: int | None = None
+    ) -> Sequence[Checkpoint]:
+        found = await super().checkpoints(partition, version=version, until_ms=until_ms, last=last)
+        self.loaded += len(found)
+        self.at_once = max(self.at_once, len(found))
+        return found
+
+    async def states(self, partition: str) -> AsyncGenerator[Checkpoint, None]:
+        async for each in super().states(partition):
+            self.loaded += 1
+            yield each
+
+
+async def test_of_many_states_one_is_in_memory() -> None:
+    cluster, known = recorded(5)
+    partition = next(each for each in cluster.partitions if len(each.checkpoints) > 2)
+    name, _, cell = partition.name.partition(".")
+    for moment in ({}, {"at_ms": partition.log.entries[-1].time_ms}, {"sequence": partition.log.entries[-1].sequence}):
+        history = Counting(cluster)
+        found = await rebuild(history, known[name], int(cell or 0), **moment)
+        assert found.begun == max(partition.checkpoints)[0]
+        assert history.at_once <= 1
+        assert history.loaded == (len(partition.checkpoints) if "sequence" in moment else 1)
+
+
+async def test_verifying_begins_with_the_first_state_and_loads_no_other() -> None:
+    cluster, known = recorded(5)
+    partition = next(each for each in cluster.partitions if len(each.checkpoints) > 2)
+    second = sorted(partition.checkpoints)[1][0]
+    history = Counting(cluster, {partition.log.name: second - 1})
+    found = await verify(history, known)
+    assert found.divergence is None
+    assert (history.loaded, history.at_once) == (2, 0)
 
 
 def test_differences_go_by_names_where_there_are_any() -> None:

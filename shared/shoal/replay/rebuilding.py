@@ -52,11 +52,9 @@ async def rebuild(
     core = service.make(cell, cells)
     begin = Checkpoint(service.name, core.state_version, stream, 0, 0, b"")
     if checkpoints:
-        version = core.state_version
-        known = await history.checkpoints(service.partition(cell), version=version, until_ms=at_ms)
-        usable = [each for each in known if each.stream == stream and (sequence is None or each.sequence <= sequence)]
-        if usable:
-            begin = usable[-1]
+        known = await _newest(history, service.partition(cell), core.state_version, at_ms, sequence)
+        if known is not None and known.stream == stream:
+            begin = known
             core.load(begin.state)
     first = (await history.bounds(stream)).first
     if first > begin.sequence + 1:
@@ -75,3 +73,18 @@ async def rebuild(
             if not folded % 4096:
                 tell(at)
     return Rebuilt(core, at, time_ms, folded, begin.sequence)
+
+
+async def _newest(
+    history: History, partition: str, version: int, at_ms: int | None, sequence: int | None
+) -> Checkpoint | None:
+    """Return the newest state until a moment and a message; not all that an archive has are in memory at once."""
+    if sequence is None:
+        known = await history.checkpoints(partition, version=version, until_ms=at_ms, last=1)
+        return known[0] if known else None
+    newest = None
+    async with aclosing(history.states(partition)) as states:
+        async for each in states:
+            if each.version == version and each.sequence <= sequence and (at_ms is None or each.time_ms <= at_ms):
+                newest = each
+    return newest

@@ -13,6 +13,7 @@ from typing import Final
 
 from shoal.archive.source import ArchiveError, History, merged
 from shoal.bus.protocol import Delivery
+from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, Core, LawBrokenError, Publish, effect_id, respond
 from shoal.machine.service import Service
 from shoal.replay.rebuilding import cells_of
@@ -262,14 +263,20 @@ async def _partitions(
             core, begun = service.make(cell, cells), 0
             if (first := (await history.bounds(stream)).first) > 1:
                 # The log's beginning is gone: it is begun with the first state that the recording has.
-                known = await history.checkpoints(name, version=core.state_version)
-                usable = [each for each in known if each.stream == stream and each.sequence >= first - 1]
-                if not usable:
-                    raise ArchiveError(f"{stream} begins with message {first}, and no state of {name} is at hand")
-                core.load(usable[0].state)
-                begun = usable[0].sequence
+                known = await _first_state(history, name, core.state_version, stream, first)
+                core.load(known.state)
+                begun = known.sequence
             found.append(_Partition(name, stream, core, begun, kept, overrides.get(service.name, {})))
     return found
+
+
+async def _first_state(history: History, name: str, version: int, stream: str, first: int) -> Checkpoint:
+    """Return the first state from which all messages that a stream has after it can be folded. Raises ArchiveError."""
+    async with aclosing(history.states(name)) as states:
+        async for each in states:
+            if (each.version, each.stream) == (version, stream) and each.sequence >= first - 1:
+                return each
+    raise ArchiveError(f"{stream} begins with message {first}, and no state of {name} is at hand")
 
 
 async def _kept(history: History) -> dict[str, int]:

@@ -284,6 +284,23 @@ async def test_a_broker_that_is_gone_for_a_while(following: Following, monkeypat
     assert any("no broker answers; trying again in 1 s" in said for said in following.said)
 
 
+async def test_told_to_stop_while_no_broker_answers_it_asks_no_more(following: Following) -> None:
+    stop = asyncio.Event()
+
+    class Silent(MemoryBus):
+        asked = 0
+
+        async def streams(self, prefix: str = "") -> "dict[str, Kept]":
+            self.asked += 1
+            stop.set()
+            raise UnreachableError("no broker answers")
+
+    bus = Silent(following.cluster.broker)
+    await following.new(bus).run(stop)
+    assert bus.asked == 1
+    assert following.said == ["no broker answers; what is not archived yet will be by the next process"]
+
+
 async def test_a_disk_that_is_full_for_a_while(following: Following, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may not become larger than this process's limit: what is beyond that fails as on a full disk."""
     most, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -74,6 +74,9 @@ class Follower:
                     raise
                 except (BusError, ArchiveError) as error:
                     self.close()
+                    if stop.is_set():
+                        self._tell_left(error)
+                        return
                     pause = min(pause * 2 or 1.0, _LONGEST_PAUSE_S)
                     self._tell(f"{error}; trying again in {pause:g} s")
                 await _wait(stop, pause or self._every_s)
@@ -202,7 +205,10 @@ class Follower:
             if self._writer is not None and self._writer.account.blocks and self._shelf.sends:
                 await self._roll(self._writer)
         except (BusError, ArchiveError) as error:
-            self._tell(f"{error}; what is not archived yet will be by the next process")
+            self._tell_left(error)
+
+    def _tell_left(self, error: Exception) -> None:
+        self._tell(f"{error}; what is not archived yet will be by the next process")
 
     # --- what is added
 

@@ -231,6 +231,7 @@ def follow(target: str, roll: tuple[str, ...], every: str, spool: Path | None, u
                 await asyncio.shield(running)
             except asyncio.CancelledError:
                 stop.set()
+                say("stopping: what came is written first, unless the broker does not answer")
                 await running
                 say(f"{follower.messages:,} messages were archived; the same command goes on from there")
                 raise

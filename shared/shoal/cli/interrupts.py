@@ -1,4 +1,4 @@
-"""Runs a command's coroutine so that Ctrl-C and SIGTERM end it in order."""
+"""Runs a command's coroutine so that Ctrl-C, SIGTERM and a closed terminal end it in order."""
 
 import asyncio
 import signal
@@ -34,7 +34,10 @@ async def _run(work: Coroutine[Any, Any, int]) -> int:
             task.cancel()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        heard.append(signal.SIGHUP)
+    for number in heard:
         loop.add_signal_handler(number, interrupt)
     try:
         return await task
@@ -43,5 +46,5 @@ async def _run(work: Coroutine[Any, Any, int]) -> int:
             return Exit.INTERRUPTED
         raise
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in heard:
             loop.remove_signal_handler(number)

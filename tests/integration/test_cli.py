@@ -207,3 +207,27 @@ def test_an_interrupted_local_run_leaves_nothing(tmp_path: Path) -> None:
     assert process.wait(60) == Exit.INTERRUPTED
     assert of_state(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_number_of_cells_than_a_state_directory_has_is_refused_at_once(tmp_path: Path) -> None:
+    options = ("--state", str(tmp_path), "--driver", "simulated", "--port", "0", "--detach")
+    assert shoal("up", *options).returncode == 0
+    assert shoal("down", "--state", str(tmp_path)).returncode == 0
+    found = shoal("up", *options, "--cells", "2")
+    assert found.returncode == Exit.STATE_DIRECTORY
+    assert "was made with --cells 1 and stays so" in found.stderr
+    assert of_state(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whoever_brings_up_detached_and_is_interrupted_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    options = ["--state", str(tmp_path), "--driver", "simulated", "--port", "0", "--detach"]
+    process = subprocess.Popen([*SHOAL, "up", *options])
+    eventually(lambda: any("-m shoal_snapshot" in line for line in of_state(tmp_path)) or process.poll() is not None)
+    process.send_signal(number)
+    status = process.wait(60)
+    if status == 0:  # it was ready just before
+        assert shoal("down", "--state", str(tmp_path)).returncode == 0
+    else:
+        assert status == Exit.INTERRUPTED
+    assert of_state(tmp_path) == []

@@ -157,7 +157,8 @@ class LocalSystem:
         from shoal.broker import BrokerError, EmbeddedBroker, EmbeddedCluster
 
         one, three, sync = self._state / "broker", self._state / "brokers", self._sync_interval
-        other = three if self._brokers == 1 else one
+        mine, other = (one, three) if self._brokers == 1 else (three, one)
+        again = mine.exists()
         if other.exists():
             raise Failure(
                 Exit.STATE_DIRECTORY,
@@ -182,6 +183,28 @@ class LocalSystem:
             asyncio.create_task(self._keep_broker(name, server), name=f"keep {name}")
             for name, server in self._servers.items()
         ]
+        if again:
+            await self._check_cells()
+
+    async def _check_cells(self) -> None:
+        """Raise Failure where the cluster that is there has another number of cells: it keeps that."""
+        from shoal.bus.jetstream import JetStreamBus
+        from shoal.bus.protocol import BusError
+        from shoal.runtime.cluster import cells_of
+
+        cells = None
+        with contextlib.suppress(BusError):  # whoever needs an answer asks again
+            bus = await JetStreamBus.connect(self.url, name="shoal-up")
+            try:
+                cells = await cells_of(bus)
+            finally:
+                await bus.close()
+        if cells is not None and cells != self._cells:
+            raise Failure(
+                Exit.STATE_DIRECTORY,
+                f"what is in {self._state} was made with --cells {cells} and stays so; "
+                f"go on with that, or name another directory with --state",
+            )
 
     def _add(self, name: str, module: str, *options: str, death_signal: int = signal.SIGKILL) -> None:
         argv = [sys.executable, "-P", "-m", module, "--url", self.url, *options]

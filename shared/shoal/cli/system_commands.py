@@ -138,22 +138,17 @@ def _can_do(nodes: list[Any], url: str, state: Path) -> list[str]:
 def _detach(state: Path, options: list[str], as_json: bool) -> int:
     """Start `shoal up` in a session of its own and wait until it is ready, or has failed."""
     statefile.lock(state).close()  # says so here and now when one runs already
+    return run_interruptibly(_detached(state, options, as_json))
+
+
+async def _detached(state: Path, options: list[str], as_json: bool) -> int:
     log = state / "log" / "up.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "shoal.cli", "up", *options],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", start_new_session=True,
-        )  # fmt: skip
+    process = _started(options, log)
     until = time.monotonic() + _DETACH_S
     try:
         while time.monotonic() < until:
             if process.poll() is not None:
-                words = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-                try:
-                    status = Exit(process.returncode)
-                except ValueError:
-                    status = Exit.START_FAILED
-                raise Failure(status or Exit.START_FAILED, words[0].removeprefix("shoal: "))
+                raise _why_it_ended(process.returncode, log)
             found = statefile.read(state)
             if found is not None and found.ready and found.pid == process.pid:
                 if as_json:
@@ -161,14 +156,30 @@ def _detach(state: Path, options: list[str], as_json: bool) -> int:
                 else:
                     print(f"Shoal is up at {found.url} (pid {found.pid}), state in {state}; `shoal down` stops it")
                 return Exit.OK
-            time.sleep(_POLL_S)
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait(_DOWN_S)
+            await asyncio.sleep(_POLL_S)
+        raise Failure(Exit.START_FAILED, f"the system is not ready after {_DETACH_S:g} s; its log is {log}")
+    except BaseException:
+        if process.poll() is None:  # nobody waits for it any more, so it must not become ready later
+            process.terminate()
+            process.wait(_DOWN_S)
         raise
-    process.terminate()
-    process.wait(_DOWN_S)
-    raise Failure(Exit.START_FAILED, f"the system is not ready after {_DETACH_S:g} s; its log is {log}")
+
+
+def _started(options: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "shoal.cli", "up", *options],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", start_new_session=True,
+        )  # fmt: skip
+
+
+def _why_it_ended(returned: int, log: Path) -> Failure:
+    words = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+    try:
+        status = Exit(returned)
+    except ValueError:
+        status = Exit.START_FAILED
+    return Failure(status or Exit.START_FAILED, words[0].removeprefix("shoal: "))
 
 
 @click.command(short_help="Stop the system on this machine.")

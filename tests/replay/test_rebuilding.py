@@ -74,12 +74,13 @@ async def test_of_many_states_one_is_in_memory() -> None:
     cluster, known = recorded(5)
     partition = next(each for each in cluster.partitions if len(each.checkpoints) > 2)
     name, _, cell = partition.name.partition(".")
-    for moment in ({}, {"at_ms": partition.log.entries[-1].time_ms}, {"sequence": partition.log.entries[-1].sequence}):
+    last = partition.log.entries[-1]
+    for at_ms, sequence in ((None, None), (last.time_ms, None), (None, last.sequence)):
         history = Counting(cluster)
-        found = await rebuild(history, known[name], int(cell or 0), **moment)
+        found = await rebuild(history, known[name], int(cell or 0), at_ms=at_ms, sequence=sequence)
         assert found.begun == max(partition.checkpoints)[0]
         assert history.at_once <= 1
-        assert history.loaded == (len(partition.checkpoints) if "sequence" in moment else 1)
+        assert history.loaded == (1 if sequence is None else len(partition.checkpoints))
 
 
 async def test_verifying_begins_with_the_first_state_and_loads_no_other() -> None:

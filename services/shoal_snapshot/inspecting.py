@@ -52,6 +52,9 @@ class Inspector:
             return TemplateInspected(source, None, f"template {source!r} cannot be used: {error}")
         except ImageError as error:
             return TemplateInspected(source, None, str(error))
+        except Exception as error:
+            log.exception("looking at a template broke", template=source)
+            return TemplateInspected(source, None, f"template {source!r} cannot be read: {error!r}")
         return TemplateInspected(source, None, f"unknown template {source!r}: use {SOURCES}")
 
     def _archive(self, path: Path) -> str:

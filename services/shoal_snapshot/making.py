@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from shoal.blobs.leftovers import clear, held
 from shoal.blobs.protocol import BlobError, BlobStore
 from shoal.bus.protocol import BusError, Stored
 from shoal.client.cluster import connect
@@ -25,6 +26,7 @@ from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import messages as m, subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import Isolation
+from shoal_snapshot.core.catalogue import GRACE_MS
 from shoal_snapshot.images.disk import make_disk
 from shoal_snapshot.images.errors import ImageError
 
@@ -32,6 +34,7 @@ _SAID_EVERY_S: Final = 0.5
 _OUTPUT: Final = 2000
 """Bytes of a failed command's output that are told."""
 _RUN: Final = "template-build"
+_BUILD: Final = "build-"
 
 log = structlog.get_logger()
 
@@ -49,6 +52,7 @@ class Maker:
         self._url = url
         self._scratch = scratch
         self._disks: dict[str, m.Snapshot] = {}  # by the digest of what they were made of
+        self._used: dict[str, float] = {}  # blobs of disks that are used again, and since when
 
     async def perform(self, make: Make) -> Sequence[Publish]:
         """Make it, saying how far it is; return the message that says what came of it."""
@@ -76,6 +80,10 @@ class Maker:
             base = await self._set_up(make, base, say, whole=whole)
         return base if whole else warmed(base, recipe.warm)
 
+    def uses(self, digest: str) -> bool:
+        """Return whether a blob is of a disk that was used again just now: the catalogue may not know of it yet."""
+        return time.monotonic() - self._used.get(digest, float("-inf")) < GRACE_MS / 1000
+
     # --- the source
 
     async def _base(self, make: Make, say: "Callable[[str, str], None]") -> m.Snapshot:
@@ -83,8 +91,10 @@ class Maker:
         if make.base.kind in ("host", "disk"):
             return make.base if make.base.memory and make.recipe.isolation == Isolation.GVISOR else flattened(make.base)
         known = self._disks.get(make.base.digest)
-        if known is not None and all([await self._store.has(blob) for blob in known.blobs]):
-            return known
+        if known is not None:
+            self._used.update(dict.fromkeys((blob.digest for blob in known.blobs), time.monotonic()))
+            if all([await self._store.has(blob) for blob in known.blobs]):
+                return known
         loop = asyncio.get_running_loop()
         source = f"{make.base.kind}:{make.base.path}"
 
@@ -92,7 +102,8 @@ class Maker:
             loop.call_soon_threadsafe(say, step, "")
 
         self._scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._scratch, prefix="build-") as place:
+        await asyncio.to_thread(clear, self._scratch.glob(f"{_BUILD}*"))
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix=_BUILD) as place, held(Path(place)):
             image = await asyncio.to_thread(make_disk, source, Path(place), progress)
             size = image.disk.stat().st_size
             say("storing the disk", f"{size / 1024**2:.1f} MiB")

@@ -1,6 +1,6 @@
 """The snapshot service: one core over the catalogue's log, and what is done for it at the edge."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,23 +27,33 @@ log = structlog.get_logger()
 
 
 class Collector:
-    """Removes blobs that no snapshot needs, but none that somebody has stored within the last hour."""
+    """Removes blobs that no snapshot needs, but none that somebody has stored within the last hour.
 
-    def __init__(self, store: BlobStore) -> None:
+    `needed` says whether one is needed again by now, or about to be: with many to remove it may be a while until its
+    turn comes.
+    """
+
+    def __init__(self, store: BlobStore, needed: Callable[[str], bool]) -> None:
         self._store = store
+        self._needed = needed
 
     async def perform(self, effect: Collect) -> Sequence[Publish]:
-        """Remove them; return the messages that say that it was done. Errors of the store are tried again."""
-        for digest in effect.digests:
-            try:
-                gone = await self._store.delete(digest, unused_for_s=GRACE_MS / 1000)
-            except BlobError as error:
-                log.warning("a blob is not removed", digest=digest, error=str(error))
-                raise
-            log.info("blob removed" if gone else "blob kept: it was just stored", digest=digest)
-        parts = [effect.digests[at : at + _AT_ONCE] for at in range(0, len(effect.digests), _AT_ONCE)]
+        """Remove them; return the messages that say which are gone. The core asks again for those that are not."""
+        gone = [digest for digest in effect.digests if await self._removed(digest)]
+        parts = [tuple(gone[at : at + _AT_ONCE]) for at in range(0, len(gone), _AT_ONCE)]
         subject = subjects.snapshot(subjects.SYSTEM, "collected")
         return [Publish(subject, BlobsCollected(part)) for part in parts]
+
+    async def _removed(self, digest: str) -> bool:
+        if self._needed(digest):
+            return False
+        try:
+            gone = await self._store.delete(digest, unused_for_s=GRACE_MS / 1000)
+        except BlobError as error:
+            log.warning("a blob is not removed", digest=digest, error=str(error))
+            return False
+        log.info("blob removed" if gone else "blob kept for now: it was just stored", digest=digest)
+        return gone
 
 
 def performing(inspector: Inspector, maker: Maker, collector: Collector) -> Perform:
@@ -65,14 +75,17 @@ async def run(context: Context, store: BlobStore, scratch: Path) -> None:
     """Serve, or stand by, until told to stop. Blobs go into `store`; disks are made in `scratch`."""
     owner = Owner.local()
     spread = Spread(context.bus, "snapshot", owner, 1)
+    core = SnapshotCore()
     maker = Maker(SteadyPublisher(context.bus, "snapshot"), store, context.settings.url, scratch)
     shell = Shell(
         context.bus,
-        SnapshotCore(),
+        core,
         name="snapshot",
         stream=streams.snapshot().name,
         tick_subject=subjects.snapshot(subjects.SYSTEM, "tick"),
-        perform=performing(Inspector(), maker, Collector(store)),
+        perform=performing(
+            Inspector(), maker, Collector(store, lambda digest: maker.uses(digest) or not core.collects(digest))
+        ),
         owner=owner,
         turns=spread,
     )

@@ -16,6 +16,7 @@ import pytest
 
 from shoal_snapshot.images.disk import Image, digest_of, make_disk
 from shoal_snapshot.images.errors import ImageError
+from shoal_snapshot.inspecting import Inspector
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -125,6 +126,28 @@ def test_layers_are_stacked_and_what_one_deletes_is_gone(tmp_path: Path) -> None
     assert "it has no image tagged 'v2'; there is: v1" in failed(f"oci:{directory}:v2", tmp_path / "none")
 
 
+def test_a_directory_in_the_place_of_a_link_leaves_alone_what_the_link_was_to(tmp_path: Path) -> None:
+    below: list[Entry] = [
+        ("app", DIR, 0),
+        ("app/releases", DIR, 0),
+        ("app/releases/main.py", FILE, b"1"),
+        ("app/current", LINK, "releases"),
+        ("app/old", DIR, 0),
+        ("app/old/file", FILE, b"2"),
+    ]
+    above: list[Entry] = [
+        ("app/current", DIR, 0),
+        ("app/current/.wh..wh..opq", FILE, b""),
+        ("app/current/new", FILE, b"3"),
+        ("app/old", DIR, 0),
+        ("app/old/.wh..wh..opq", FILE, b""),
+    ]
+    image = made(f"oci:{layout(tmp_path / 'oci', [below, above])}:v1", tmp_path / "work")
+    with opened(image, tmp_path / "mounted") as place:
+        found = {str(path.relative_to(place / "app")) for path in (place / "app").rglob("*")}
+    assert found == {"releases", "releases/main.py", "current", "current/new", "old"}
+
+
 def test_an_archive_of_docker_save_a_tar_and_a_directory(tmp_path: Path) -> None:
     inner = [archive(tmp_path / f"layer{number}", layer).read_bytes() for number, layer in enumerate(LAYERS)]
     listed = [{"Config": "c.json", "RepoTags": ["it:1"], "Layers": ["0/layer.tar", "1/layer.tar"]}]
@@ -198,6 +221,16 @@ def test_what_is_not_whole_is_said(tmp_path: Path) -> None:
     assert "neither an index.json" in failed(f"oci:{tmp_path / 'empty'}", tmp_path / "out")
     (tmp_path / "empty" / "index.json").write_text("{")
     assert "index.json cannot be read" in failed(f"oci:{tmp_path / 'empty'}", tmp_path / "out")
+
+
+@pytest.mark.parametrize("field", ["platform", "annotations"])
+def test_an_index_with_nothing_where_something_is_due_is_an_answer(tmp_path: Path, field: str) -> None:
+    directory = layout(tmp_path / "oci", [[("a", FILE, b"1")]])
+    index = json.loads((directory / "index.json").read_text())
+    index["manifests"][0][field] = None
+    (directory / "index.json").write_text(json.dumps(index))
+    source = f"oci:{directory}:v1"
+    assert Inspector().inspect(source).template == source
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from shoal.wire.messages import Snapshot, SnapshotEntry
 
 GRACE_MS: Final = 3_600_000
 """How long a snapshot that nobody named is kept after it was last used."""
+_NEVER: Final = -GRACE_MS
 _ROUND_MS: Final = 60_000  # whatever falls due within a minute is looked at together
 _SHORTEST: Final = 8
 """Digits of a digest that may stand for all of it, where only one begins so."""
@@ -42,7 +43,7 @@ class Dumped(msgspec.Struct, frozen=True, array_like=True):
     entries: list[tuple[str, Snapshot, str, int, int, int, bool, list[str]]]
     holds: list[tuple[str, str, str, int]]
     latest: list[tuple[str, str, str]]
-    collecting: list[str]
+    collecting: list[tuple[str, int]]
     due_ms: int | None
     outputs: list[tuple[str, int]] = []
 
@@ -57,7 +58,7 @@ class Catalogue:
         self._latest: dict[tuple[str, str], str] = {}  # tenant and sandbox: its last automatic snapshot
         self._outputs: dict[str, int] = {}  # blobs that are outputs, until when
         self._references: dict[str, int] = {}  # how many entries need a blob, as an output, too
-        self.collecting: dict[str, None] = {}  # blobs that nobody needs, until the edge says that they are gone
+        self.collecting: dict[str, int] = {}  # blobs that nobody needs, until they are gone; when that was last asked
         self.due_ms: int | None = None
         """When something may be needed no longer."""
 
@@ -203,6 +204,8 @@ class Catalogue:
             self._plan(until_ms)
         for until_ms in self._outputs.values():
             self._plan(until_ms)
+        for asked_ms in self.collecting.values():
+            self._plan(asked_ms + GRACE_MS)
 
     def _need(self, key: Owned, needed: set[Owned]) -> None:
         open = [key]
@@ -221,7 +224,16 @@ class Catalogue:
         self._references[blob] -= 1
         if not self._references[blob]:
             del self._references[blob]
-            self.collecting[blob] = None
+            self.collecting[blob] = _NEVER
+
+    def collect(self, now: int) -> tuple[str, ...]:
+        """Return the blobs to be removed now: what could not be an hour ago is asked for again."""
+        asked = tuple(digest for digest, last in self.collecting.items() if now >= last + GRACE_MS)
+        for digest in asked:
+            self.collecting[digest] = now
+        if asked:
+            self._plan(now + GRACE_MS)
+        return asked
 
     @staticmethod
     def _expires(entry: Entry) -> int:
@@ -242,7 +254,7 @@ class Catalogue:
         ]
         holds = [(*key, *value) for key, value in self._holds.items()]
         latest = [(*key, digest) for key, digest in self._latest.items()]
-        return Dumped(entries, holds, latest, list(self.collecting), self.due_ms, list(self._outputs.items()))
+        return Dumped(entries, holds, latest, list(self.collecting.items()), self.due_ms, list(self._outputs.items()))
 
     def load(self, dumped: Dumped) -> None:
         """Take over what was dumped."""
@@ -258,7 +270,7 @@ class Catalogue:
         for digest, until_ms in dumped.outputs:
             self._outputs[digest] = until_ms
             self._references[digest] = self._references.get(digest, 0) + 1
-        self.collecting = dict.fromkeys(dumped.collecting)
+        self.collecting = dict(dumped.collecting)
         self.due_ms = dumped.due_ms
 
     def check(self) -> None:

@@ -17,6 +17,8 @@ from shoal_snapshot.core.builds import Builds, told
 from shoal_snapshot.core.catalogue import Catalogue
 
 _PAGE: Final = 200  # entries in one message
+_PAGE_BYTES: Final = 256 * 1024
+"""Of entries in one message, if it is more than one of them: some carry code, or stand on many layers."""
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
@@ -30,7 +32,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
 class SnapshotCore:
     """See the module. Asks the edge once for each thing however many wait, and answers every asker."""
 
-    state_version = 3
+    state_version = 4
 
     def __init__(self) -> None:
         self._askers: dict[str, dict[tuple[int, str], None]] = {}  # in the order they asked
@@ -46,12 +48,11 @@ class SnapshotCore:
         """Fold one message. Raises LawBrokenError, having changed nothing."""
         now = cause.time_ms
         _lawful(message)
-        collecting = dict(self._catalogue.collecting)
         effects = self._handle(message, now)
         if self._catalogue.due_ms is not None and now >= self._catalogue.due_ms:
             self._catalogue.sweep(now)
-        news = tuple(digest for digest in self._catalogue.collecting if digest not in collecting)
-        return [*effects, Collect(news)] if news else effects
+        unneeded = self._catalogue.collect(now)
+        return [*effects, Collect(unneeded)] if unneeded else effects
 
     def _handle(self, message: m.AnyMessage, now: int) -> list[Effect]:
         match message:
@@ -103,6 +104,10 @@ class SnapshotCore:
                 raise LawBrokenError(f"the snapshot catalogue has no use for {type(message).__name__}")
         return []
 
+    def collects(self, digest: str) -> bool:
+        """Return whether a blob is still needed by nothing."""
+        return digest in self._catalogue.collecting
+
     def _resolve(self, cell: int, tenant: str, template: str, now: int) -> list[Effect]:
         if not 0 <= cell < 10_000:
             raise LawBrokenError(f"{cell} is not a cell number from 0 to 9999")
@@ -131,8 +136,14 @@ class SnapshotCore:
 
     def _list(self, id: str, tenant: str) -> list[Effect]:
         subject = subjects.snapshot(tenant, "answer")
-        entries = self._catalogue.listed(tenant)
-        pages = [tuple(entries[at : at + _PAGE]) for at in range(0, len(entries), _PAGE)] or [()]
+        pages: list[tuple[m.SnapshotEntry, ...]] = [()]
+        size = 0
+        for entry in self._catalogue.listed(tenant):
+            size += (takes := len(msgspec.msgpack.encode(entry)))
+            if pages[-1] and (size > _PAGE_BYTES or len(pages[-1]) == _PAGE):
+                pages.append(())
+                size = takes
+            pages[-1] += (entry,)
         return [
             Publish(subject, m.SnapshotsListed(id, page, number < len(pages)))
             for number, page in enumerate(pages, 1)

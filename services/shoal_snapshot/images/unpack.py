@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import IO, Final
 
 _LOADED: Final = (bz2, gzip, lzma)
@@ -67,8 +67,14 @@ def _unpack(stream: IO[bytes], layers: bool, times: dict[str, float]) -> list[st
     return left_out
 
 
-def _without_deletions(members: Iterable[tarfile.TarInfo]) -> list[tarfile.TarInfo]:
-    """Delete what a layer deletes of those below, and return the rest of it."""
+def _without_deletions(members: Sequence[tarfile.TarInfo]) -> list[tarfile.TarInfo]:
+    """Delete what a layer deletes of those below, and return the rest of it.
+
+    What a layer puts a directory in the place of goes first: where that is a link, it would be looked through.
+    """
+    for member in members:
+        if member.isdir():
+            _make_room(member)
     kept: list[tarfile.TarInfo] = []
     for member in members:
         directory, _, name = member.name.rpartition("/")

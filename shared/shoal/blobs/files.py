@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from shoal.blobs.leftovers import clear, held
 from shoal.blobs.protocol import (
     CHUNK,
     BlobCorruptError,
@@ -61,13 +62,14 @@ class FileStore:
     def _put(self, source: Path, progress: Progress | None) -> Blob:
         try:
             self._incoming.mkdir(parents=True, exist_ok=True)
+            clear(self._incoming.iterdir())
             with source.open("rb") as given:
                 return self._written(given, os.fstat(given.fileno()).st_size, progress)
         except OSError as error:
             raise explained(error, self._directory) from error
 
     def _written(self, given: IO[bytes], size: int, progress: Progress | None) -> Blob:
-        with tempfile.NamedTemporaryFile(dir=self._incoming, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=self._incoming, delete=False) as file, held(Path(file.name)):
             try:
                 blob = copy(given, file, size, progress)
                 file.flush()

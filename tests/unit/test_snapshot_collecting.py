@@ -58,7 +58,8 @@ def test_what_was_just_stored_is_asked_for_again_until_it_is_gone() -> None:
     drive = Driven()
     drive(SnapshotAdded("acme", KEPT, "mine"))
     assert drive(RemoveSnapshot("q", "acme", "mine")) == [(BLOB.digest,)]
-    asked, again = drive.now, []
+    asked = drive.now
+    again: list[tuple[str, ...]] = []
     while not again:
         again = drive.woken()
     assert again == [(BLOB.digest,)]

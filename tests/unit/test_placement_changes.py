@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import pytest
-from tests.unit.test_placement_policies import GIB, Fleet, started
 
 from shoal.machine import ranges
 from shoal.machine.core import LawBrokenError
@@ -13,6 +12,7 @@ from shoal.wire import messages as m
 from shoal.wire.codec import decode, encode
 from shoal_placement.core.placement import PARKED_MS
 from shoal_placement.core.roster import SILENCE_MS
+from unit.test_placement_policies import GIB, Fleet, started
 
 
 def told(said: list[Any]) -> list[m.CellCapacity]:

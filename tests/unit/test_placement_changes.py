@@ -50,7 +50,7 @@ def test_what_only_a_lost_node_could_hold_waits_for_it(*, leaves: bool) -> None:
     fleet = Fleet()
     fleet.join("small")
     fleet.join("large", memory=64 * GIB)
-    large = {"resources": m.Resources(memory=32 * GIB)}
+    large: dict[str, Any] = {"resources": m.Resources(memory=32 * GIB)}
     assert started(fleet.place(1, **large)) == {"large": 1}
     if leaves:
         fleet(m.ExecutorLeft("e-large", "b"))

@@ -6,12 +6,10 @@
                 print(sandbox.run("python3 solve.py", timeout=30).stdout)
 
 Every class wraps its asynchronous namesake; what has no `await` there is reached through unchanged. Callbacks such as
-`on_output` are called in the background thread.
+`on_output` are called in the background thread, and cannot call the same connection.
 """
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -25,54 +23,11 @@ from shoal.client import (
 )
 from shoal.client.errors import ReplayDiverged, ReplayStopped
 from shoal.client.link import ANSWER_GRACE_S
+from shoal.client.portal import Portal
 
 P = ParamSpec("P")
 R = TypeVar("R")
 W = TypeVar("W", bound="_Wrapped")
-
-
-class Portal:
-    """An event loop in a thread of its own."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="shoal", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def call(self, work: Awaitable[R]) -> R:
-        """Return what the awaited work gives; interrupted, it is cancelled."""
-
-        async def awaited() -> R:
-            return await work
-
-        future = asyncio.run_coroutine_threadsafe(awaited(), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        """End the loop and its thread."""
-
-        async def end() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            await asyncio.get_running_loop().shutdown_asyncgens()
-
-        self.call(end())
-        self.closed = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class _Wrapped:
@@ -107,25 +62,14 @@ def _giving(
     return call
 
 
-def _iterating(method: Callable[Concatenate[Any, P], AsyncIterator[R]]) -> Callable[Concatenate[Any, P], Iterator[R]]:
+def _iterating(
+    method: Callable[Concatenate[Any, P], AsyncGenerator[R, None]],
+) -> Callable[Concatenate[Any, P], Iterator[R]]:
     def call(self: _Wrapped, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-        return _each(self._portal, method(self._inner, *args, **kwargs))
+        return self._portal.each(method(self._inner, *args, **kwargs))
 
     _describe(call, method)
     return call
-
-
-def _each(portal: Portal, found: Any) -> Iterator[Any]:
-    try:
-        while True:
-            try:
-                item = portal.call(anext(found))
-            except StopAsyncIteration:
-                return
-            yield item
-    finally:
-        if not portal.closed:
-            portal.call(found.aclose())
 
 
 def _describe(call: Any, method: Any) -> None:
@@ -201,7 +145,7 @@ class Rollout(_Wrapped):
 
     def ready(self) -> Iterator[Sandbox]:
         """Yield each sandbox as soon as it takes commands; see `shoal.Rollout.ready`."""
-        for sandbox in _each(self._portal, self._inner.ready()):
+        for sandbox in self._portal.each(self._inner.ready()):
             yield Sandbox(self._portal, sandbox)
 
     def __enter__(self) -> Self:
@@ -259,13 +203,7 @@ class Cluster(_Wrapped):
 
     def close(self) -> None:
         """Disconnect and end the background thread. Idempotent."""
-        portal = self._portal
-        if portal is not _ENDED:
-            self._portal = _ENDED
-            try:
-                portal.call(self._inner.close())
-            finally:
-                portal.close()
+        self._portal.close(self._inner.close)
 
     def __enter__(self) -> Self:
         return self
@@ -274,22 +212,6 @@ class Cluster(_Wrapped):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Ended(Portal):
-    """Stands where a closed connection's portal was."""
-
-    def __init__(self) -> None:
-        pass
-
-    def call(self, work: Awaitable[R]) -> R:
-        """Refuse."""
-        if asyncio.iscoroutine(work):
-            work.close()
-        raise RuntimeError("this connection was closed; connect again")
-
-
-_ENDED = _Ended()
 
 
 def connect(

@@ -1,0 +1,180 @@
+"""The synchronous face: what it waits for, and that it waits for nothing that never comes."""
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import TypeVar
+
+import pytest
+
+import shoal
+from shoal import sync
+from shoal.bus.protocol import Bus
+from shoal.client.portal import Portal
+from unit.client_fabric import Fabric, all_ready
+
+T = TypeVar("T")
+TOO_LONG_S = 30.0
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    return Fabric(all_ready)
+
+
+@pytest.fixture
+def cluster(fabric: Fabric) -> Iterator[sync.Cluster]:
+    def bus() -> Bus:  # called in the client's thread, whose loop the fabric shares
+        asyncio.get_running_loop().create_task(fabric.__aenter__())
+        return fabric.connect()
+
+    with shoal.connect_sync(bus=bus) as cluster:
+        yield cluster
+
+
+def done(work: Callable[[], T]) -> T | BaseException:
+    """Return what work returns or raises, in a thread of its own; fail where it hangs."""
+    ended: list[T | BaseException] = []
+
+    def run() -> None:
+        try:
+            ended.append(work())
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(TOO_LONG_S)
+    assert ended, "it hangs"
+    return ended[0]
+
+
+def test_an_iteration_that_is_garbage_may_be_collected_in_the_connections_own_thread(cluster: sync.Cluster) -> None:
+    rollout = cluster.rollout("host", n=2)
+    iteration = rollout.ready()
+    sandbox = next(iteration)
+    cycle: list[object] = [iteration]
+    cycle.append(cycle)
+    del iteration, cycle
+
+    def collect(*_: object) -> None:
+        gc.collect()
+
+    answer = done(lambda: sandbox.run("x", on_output=collect))
+    assert isinstance(answer, shoal.CommandResult)
+    assert len(list(rollout.ready())) == 1  # the other
+
+
+def test_a_callback_that_calls_its_own_connection_is_told_so(cluster: sync.Cluster) -> None:
+    sandbox = next(cluster.rollout("host").ready())
+    for work in (lambda: sandbox.run("y"), cluster.close):
+        told = done(lambda work=work: sandbox.run("x", on_output=lambda *_: work()))  # type: ignore[misc]  # a lambda's default
+        assert isinstance(told, RuntimeError)
+        assert "on_output" in str(told)
+    assert sandbox.run("z").stdout == "z"
+
+
+def test_what_is_called_while_the_loop_ends_is_refused() -> None:
+    portal, ending, refused = Portal(), threading.Event(), threading.Event()
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.get_running_loop().run_in_executor(None, refused.wait, TOO_LONG_S)
+
+    async def spawn() -> "asyncio.Task[None]":
+        return asyncio.create_task(slow_to_end())
+
+    def call() -> None:
+        ending.wait()
+        try:
+            portal.call(asyncio.Event().wait())
+        finally:
+            refused.set()
+
+    kept = portal.call(spawn())
+    caller: list[BaseException | None] = []
+    thread = threading.Thread(target=lambda: caller.append(done(call)))
+    thread.start()
+    portal.close()
+    thread.join()
+    (told,) = caller
+    assert kept.done()
+    assert isinstance(told, RuntimeError)
+    assert "closed" in str(told)
+
+
+def test_what_waits_when_the_loop_ends_is_told() -> None:
+    portal, begun = Portal(), threading.Event()
+
+    async def forever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    told: list[BaseException | None] = []
+    thread = threading.Thread(target=lambda: told.append(done(lambda: portal.call(forever()))))
+    thread.start()
+    begun.wait()
+    portal.close()
+    portal.close()
+    thread.join()
+    assert [type(each) for each in told] == [RuntimeError]
+    with pytest.raises(RuntimeError, match="closed"):
+        portal.call(forever())
+
+
+def test_what_was_got_from_a_closed_connection_says_so(cluster: sync.Cluster) -> None:
+    rollout = cluster.rollout("host")
+    sandbox = next(rollout.ready())
+    cluster.close()
+    for work in (lambda: sandbox.run("x"), rollout.release, lambda: list(rollout.outcomes())):
+        assert "closed" in str(done(work))
+
+
+@pytest.mark.parametrize("_", range(20))  # it comes now here, now there
+def test_ctrl_c_comes_out_of_an_iteration_as_itself(_: int) -> None:
+    portal, ended = Portal(), threading.Event()
+
+    async def follow() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(10):  # it takes its leave slowly
+                await asyncio.sleep(0)
+            ended.set()
+
+    iteration = portal.each(follow())
+    assert next(iteration) == 1
+    with pytest.raises(KeyboardInterrupt) as told:
+        next(iteration)
+    assert told.value.__context__ is None
+    assert ended.wait(TOO_LONG_S)
+    portal.close()
+
+
+def test_an_iteration_that_is_left_is_ended_before_the_connection_is() -> None:
+    portal, order = Portal(), list[str]()
+
+    async def follow() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            order.append("iteration")
+
+    async def leave() -> None:
+        order.append("connection")
+
+    for each in portal.each(follow()):
+        assert each == 1
+        break
+    portal.close(leave)
+    assert order == ["iteration", "connection"]

@@ -118,6 +118,11 @@ class Sandbox(_Wrapped):
         return [Sandbox(self._portal, each) for each in forks]
 
     @property
+    def rollout(self) -> "Rollout":
+        """The rollout it is of."""
+        return Rollout(self._portal, self._inner.rollout)
+
+    @property
     def files(self) -> Files:
         """Its files."""
         return Files(self._portal, self._inner.files)
@@ -157,13 +162,24 @@ class Rollout(_Wrapped):
         self.release()
 
 
+class _Entered(Rollout):
+    """A rollout of a run. An exception that passes leaves it, to be resumed."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.release()
+
+
 class Run(_Wrapped):
     """See `shoal.Run`."""
 
     _inner: run_.Run
-    rollout = _giving(run_.Run.rollout, Rollout)
+    rollout = _giving(run_.Run.rollout, _Entered)
     attach = _giving(run_.Run.attach, Rollout)
     rollouts = _plain(run_.Run.rollouts)
+    close = _plain(run_.Run.close)
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +187,7 @@ class Run(_Wrapped):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.call(self._inner.close())
+        self.close()
 
 
 class Cluster(_Wrapped):
@@ -191,6 +207,10 @@ class Cluster(_Wrapped):
     tenants = _plain(cluster_.Cluster.tenants)
     add_tenant = _plain(cluster_.Cluster.add_tenant)
     remove_tenant = _plain(cluster_.Cluster.remove_tenant)
+    limits = _plain(cluster_.Cluster.limits)
+    limit_tenant = _plain(cluster_.Cluster.limit_tenant)
+    drain = _plain(cluster_.Cluster.drain)
+    undrain = _plain(cluster_.Cluster.undrain)
     events = _iterating(cluster_.Cluster.events)
     dead_letters = _iterating(cluster_.Cluster.dead_letters)
     build_template = _plain(cluster_.Cluster.build_template)

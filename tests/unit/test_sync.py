@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import inspect
 import os
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 import pytest
@@ -14,6 +16,8 @@ import shoal
 from shoal import sync
 from shoal.bus.protocol import Bus
 from shoal.client.portal import Portal
+from shoal.wire.codec import decode
+from shoal.wire.messages import NodeDrained, RolloutReleased
 from unit.client_fabric import Fabric, all_ready
 
 T = TypeVar("T")
@@ -178,3 +182,84 @@ def test_an_iteration_that_is_left_is_ended_before_the_connection_is() -> None:
         break
     portal.close(leave)
     assert order == ["iteration", "connection"]
+
+
+FACES = [
+    (sync.Cluster, shoal.Cluster),
+    (sync.Run, shoal.Run),
+    (sync.Rollout, shoal.Rollout),
+    (sync.Sandbox, shoal.Sandbox),
+    (sync.Files, shoal.Files),
+    (sync.Replay, shoal.Replay),
+]
+WITHIN = {
+    "Rollout": {"start", "remember", "first_word", "want", "release_one"},
+    "Sandbox": {"execute", "step", "story", "told", "ask"},
+}
+"""What is there for the rest of the client, and not for a trainer."""
+
+
+def waits(method: object) -> bool:
+    """Return whether what a method returns is of no use without an event loop."""
+    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+        return True
+    returned = str(getattr(method, "__annotations__", {}).get("return"))
+    return any(kind in returned for kind in ("Opening", "Async", "Await", "Coroutine"))
+
+
+@pytest.mark.parametrize(("face", "inner"), FACES)
+def test_whatever_waits_is_wrapped(face: type, inner: type) -> None:
+    names = {name for name, method in inspect.getmembers(inner) if not name.startswith("_") and waits(method)}
+    wrapped = {name for each in face.__mro__ for name in vars(each)}
+    assert names - wrapped == WITHIN.get(inner.__name__, set())
+    assert not any(waits(method) for name, method in inspect.getmembers(face))
+
+
+def test_whatever_is_reached_is_a_face_too(cluster: sync.Cluster) -> None:
+    async_ = tuple(inner for _, inner in FACES)
+    run = cluster.resume("r1")
+    rollout = run.rollout("host", key="k")
+    sandbox = next(rollout.ready())
+    for each in (cluster, run, rollout, sandbox, sandbox.files):
+        inner = object.__getattribute__(each, "_inner")
+        for name in {*vars(inner), *(n for n, _ in inspect.getmembers(type(inner), lambda m: isinstance(m, property)))}:
+            assert name.startswith("_") or not isinstance(getattr(each, name), async_), name
+
+
+def released(fabric: Fabric) -> list[str]:
+    stored = [decode(message.payload) for message in fabric.broker.messages("SHOAL_ROLLOUT_0")]
+    return [message.rollout for message in stored if isinstance(message, RolloutReleased)]
+
+
+def test_forks_are_given_back_by_the_rollout_that_they_are(cluster: sync.Cluster, fabric: Fabric) -> None:
+    sandbox = next(cluster.rollout("host").ready())
+    assert sandbox.rollout.id in sandbox.name
+    forks = sandbox.fork(2)
+    forks[0].rollout.release()
+    assert [fork.ended for fork in forks] == [shoal.EndReason.RELEASED] * 2
+    assert released(fabric) == [forks[0].rollout.id]
+
+
+def test_a_rollout_of_a_run_stays_when_an_exception_passes(cluster: sync.Cluster, fabric: Fabric) -> None:
+    with cluster.resume("r1") as run:
+        with suppress(ZeroDivisionError), run.rollout("host", key="k") as rollout:
+            (sandbox,) = rollout.ready()
+            raise ZeroDivisionError
+        with run.rollout("host", key="k") as again:
+            assert sandbox.run("x").stdout == "x"
+            assert released(fabric) == []
+        assert again.id == rollout.id
+        assert sandbox.ended is shoal.EndReason.RELEASED
+        with pytest.raises(ZeroDivisionError), cluster.rollout("host") as other:
+            raise ZeroDivisionError
+    run.close()
+    assert released(fabric) == [again.id, other.id]
+
+
+def test_nodes_and_limits_are_reached(cluster: sync.Cluster, fabric: Fabric) -> None:
+    cluster.drain("n1", hibernate=True)
+    cluster.undrain("n1")
+    cluster.limit_tenant("a", shoal.Limits(sandboxes=3))
+    assert cluster.limits() == {"a": shoal.Limits(sandboxes=3)}
+    told = [decode(message.payload) for message in fabric.broker.messages("SHOAL_PLACEMENT_0")]
+    assert told == [NodeDrained("n1", True, True), NodeDrained("n1", False, False)]

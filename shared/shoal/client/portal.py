@@ -107,7 +107,7 @@ class Portal:
             self._loop.call_soon_threadsafe(what)
 
     def _elsewhere(self) -> None:
-        if threading.get_ident() == self._thread.ident:
+        if threading.current_thread() is self._thread:
             raise RuntimeError(_OWN_THREAD)
 
     def _leave(self, end: Callable[[], Awaitable[None]]) -> None:

@@ -11,7 +11,7 @@ from shoal.bus.protocol import BusError
 from shoal.client.errors import BuildFailed, NoSuchSnapshot, Timeout
 from shoal.client.feed import decoded
 from shoal.client.link import Link
-from shoal.client.requests import Resources, recipe, token
+from shoal.client.requests import Resources, recipe, token, truth
 from shoal.client.snapshots import Snapshot
 from shoal.wire import messages as m, streams, subjects
 
@@ -191,7 +191,8 @@ class Catalogued:
 
     async def pin_snapshot(self, snapshot: str | Snapshot, *, pinned: bool = True) -> None:
         """Keep a snapshot, given by itself, its name or digest, for good; or no longer. Raises NoSuchSnapshot."""
-        await changed(self._link, lambda id: m.PinSnapshot(id, self._link.tenant, str(snapshot), pinned))
+        wanted = truth(pinned, "pinned")
+        await changed(self._link, lambda id: m.PinSnapshot(id, self._link.tenant, str(snapshot), wanted))
 
     async def prefetch(self, snapshot: str | Snapshot) -> None:
         """Have all nodes fetch a template or snapshot, mount it and warm its interpreter, ahead of the first start.

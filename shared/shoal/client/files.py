@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Final
 
-from shoal.client.errors import BadRequest, FileError
-from shoal.client.requests import PIECE, whole_number
+from shoal.client.errors import FileError
+from shoal.client.requests import PIECE, content, file_path, truth, whole_number
 from shoal.wire.messages import FileRead, FileWritten, ReadFile, WriteFile
 
 if TYPE_CHECKING:
@@ -22,27 +22,27 @@ class Files:
         self, path: str, data: bytes | str, *, mode: int = 0o644, idempotent: bool = True, id: str | None = None
     ) -> None:
         """Write a file, with the directories it needs; large ones in pieces. Raises FileError. Else as `run`."""
-        content = data.encode() if isinstance(data, str) else bytes(data)
-        _path(path)
+        path, whole = file_path(path, "path"), content(data, "data")
         whole_number(mode, "mode", 0, 0o7777)
+        truth(idempotent, "idempotent")
         step = await self._sandbox.step(id)
-        for offset in range(0, max(len(content), 1), PIECE):
+        for offset in range(0, max(len(whole), 1), PIECE):
             # The last piece has the step's own id: the step is done when that is.
-            name = step if offset + PIECE >= len(content) else f"{step}+{offset // PIECE}"
-            piece = content[offset : offset + PIECE]
+            name = step if offset + PIECE >= len(whole) else f"{step}+{offset // PIECE}"
+            piece = whole[offset : offset + PIECE]
             await self._write(name, path, piece, offset, mode, idempotent=idempotent)
 
     async def read(self, path: str, *, id: str | None = None) -> str:
         """Return a file as UTF-8 text. Raises FileError; also when it is no such text."""
-        content = await self.read_bytes(path, id=id)
+        found = await self.read_bytes(path, id=id)
         try:
-            return content.decode()
+            return found.decode()
         except UnicodeDecodeError as error:
             raise FileError(self._sandbox.name, path, f"it is not UTF-8 ({error.reason}); use read_bytes") from error
 
     async def read_bytes(self, path: str, *, id: str | None = None) -> bytes:
         """Return a file's bytes; large ones come in pieces. Raises FileError."""
-        _path(path)
+        path = file_path(path, "path")
         step = await self._sandbox.step(id)
         pieces: list[bytes] = []
         offset = 0
@@ -74,8 +74,3 @@ class Files:
         if not isinstance(answer, FileRead):
             raise self._sandbox.unexpected(answer, path)
         return answer
-
-
-def _path(path: str) -> None:
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise BadRequest("path", f"{path!r} is not a path")

@@ -4,17 +4,17 @@ import hashlib
 import re
 import secrets
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 import msgspec
 
 from shoal.client.errors import BadRequest
 from shoal.client.scheduling import Scheduling, scheduled
 from shoal.wire import messages, subjects
-from shoal.wire.codec import encode
+from shoal.wire.codec import UndecodableError, decode, encode
 from shoal.wire.messages import Command, InputFile, Isolation, OnLost, Recipe, RolloutSpec, RolloutSubmitted
 from shoal.wire.outputs import IN_MESSAGE, LARGEST
 from shoal.wire.quantities import BadValueError, parse_bytes, parse_seconds
@@ -26,6 +26,8 @@ MOST_BYTES: Final = 700_000
 PIECE: Final = 256 * 1024
 """Bytes of a file in one message."""
 
+_PATH: Final = "a path in the sandbox, such as 'solve.py' or '/tmp/x'"
+_USER: Final = "a user's name or number, such as 'nobody' or '1000'"
 _SOURCE: Final = r"host|(dir|tar|docker-archive|oci):/[^\0]*|docker://[^\0\s]+|template:[^\0\s]+"
 _LONGEST_KEY: Final = 500
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
@@ -48,6 +50,57 @@ def whole_number(value: object, name: str, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise BadRequest(name, f"{value!r} is not a whole number from {least} to {most}")
     return value
+
+
+def text(value: object, name: str, right: str) -> str:
+    """Return value if it is a str that can be sent; `right` says what would be. Raises BadRequest."""
+    if not isinstance(value, str) or "\0" in value or not (value.isascii() or _encodable(value)):
+        raise BadRequest(name, f"{value!r} cannot be used; write {right}, as a str")
+    return value if type(value) is str else str.__str__(value)  # what is more than a str is not encoded
+
+
+def truth(value: object, name: str) -> bool:
+    """Return value if it is True or False. Raises BadRequest."""
+    if value is not True and value is not False:
+        raise BadRequest(name, f"{value!r} cannot be used; write True or False")
+    return value
+
+
+def content(value: object, name: str, what: str = "it") -> bytes:
+    """Return the bytes of what a file or an input is to hold; `what` it is, for people. Raises BadRequest."""
+    try:
+        if isinstance(value, str):
+            return value.encode()
+        return value if type(value) is bytes else bytes(memoryview(value))  # type: ignore[arg-type]  # it says if not
+    except UnicodeEncodeError as error:
+        raise BadRequest(name, f"{what} is no UTF-8 ({error.reason}, at {error.start}); give bytes") from error
+    except TypeError as error:
+        raise BadRequest(name, f"{what} is of type {type(value).__name__}; give bytes, or text as a str") from error
+
+
+def file_path(value: object, name: str) -> str:
+    """Return value if it can be a path in a sandbox. Raises BadRequest."""
+    path = text(value, name, _PATH)
+    if not path:
+        raise BadRequest(name, f"it is empty; write {_PATH}")
+    return path
+
+
+def mapping(value: object, name: str, right: str) -> Mapping[Any, Any]:
+    """Return value if it maps something, for None what is empty; `right` says what would be. Raises BadRequest."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise BadRequest(name, f"{value!r} cannot be used; write a dict, such as {right}")
+    return value
+
+
+def _encodable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def milliseconds(value: float | str | None, name: str) -> int:
@@ -83,7 +136,7 @@ class Resources:
 def pairs(env: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     """Return an environment as the wire has it. Raises BadRequest."""
     found = []
-    for name, value in (env or {}).items():
+    for name, value in mapping(env, "env", "{'LANG': 'C'}").items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise BadRequest("env", f"{name!r} is not the name of a variable; it may hold neither '=' nor a NUL")
         if not isinstance(value, str) or "\0" in value:
@@ -116,7 +169,7 @@ def command(
         if not line.strip():
             raise BadRequest("command", "it is empty; write a shell line such as 'python3 solve.py', or a list")
     else:
-        argv = tuple(what)
+        argv = tuple(what) if isinstance(what, Iterable) else ()
         if not argv or not all(isinstance(part, str) for part in argv) or not argv[0]:
             raise BadRequest("command", f"{what!r} is not a list of str that begins with a program's name")
         if session:
@@ -129,13 +182,13 @@ def command(
     return Command(
         argv,
         line,
-        cwd,
+        text(cwd, "cwd", "a directory, such as '/tmp'"),
         pairs(env),
-        stdin.encode() if isinstance(stdin, str) else (stdin or b""),
+        b"" if stdin is None else content(stdin, "stdin"),
         milliseconds(timeout, "timeout"),
         limit,
-        user,
-        session,
+        text(user, "user", _USER),
+        truth(session, "session"),
     )
 
 
@@ -147,17 +200,15 @@ def shown(value: Command) -> str:
 def input_files(files: Mapping[str, FileLike] | None) -> tuple[InputFile, ...]:
     """Return files as the wire has them; a Path is read from this machine, with its mode. Raises BadRequest."""
     found = []
-    for path, content in (files or {}).items():
-        mode = 0o644
-        if not path or "\0" in path:
-            raise BadRequest("files", f"{path!r} is not a path")
-        if isinstance(content, Path):
+    for name, what in mapping(files, "files", "{'solve.py': 'print(42)'}").items():
+        path, mode = file_path(name, "files"), 0o644
+        if isinstance(what, Path):
             try:
-                data, mode = content.read_bytes(), content.stat().st_mode & 0o777
+                data, mode = what.read_bytes(), what.stat().st_mode & 0o777
             except OSError as error:
-                raise BadRequest("files", f"cannot read {content}: {error.strerror}") from error
+                raise BadRequest("files", f"cannot read {what}: {error.strerror}") from error
         else:
-            data = content.encode() if isinstance(content, str) else bytes(content)
+            data = content(what, "files", f"the content of {path!r}")
         found.append(InputFile(path, data, mode))
     return tuple(found)
 
@@ -191,6 +242,10 @@ def rollout_spec(
         raise BadRequest("commands", "give either command (all run it) or commands (one for each sandbox), not both")
     if isinstance(commands, str):
         raise BadRequest("commands", "it is one str; write command=..., or a list with one command for each sandbox")
+    if commands is not None and not isinstance(commands, Iterable):
+        raise BadRequest("commands", f"{commands!r} is no list with one command for each sandbox")
+    if resources is not None and not isinstance(resources, Resources):
+        raise BadRequest("resources", f"{resources!r} are none; write shoal.Resources(memory='1GiB')")
     given = tuple(map(_command, [command] if command is not None else commands or ()))
     if any(each.output_limit > IN_MESSAGE for each in given):
         raise BadRequest("output_limit", "what travels with a rollout returns at most 256 KiB; use sandbox.run")
@@ -211,12 +266,12 @@ def rollout_spec(
         (resources or Resources()).wire,
         input_files(files),
         pairs(env),
-        user,
+        text(user, "user", _USER),
         milliseconds(timeout, "timeout") or RolloutSpec(template, n).timeout_ms,
         OnLost(policy),
         whole_number(max_attempts, "max_attempts", 1, 255),
         whole_number(priority, "priority", -(2**31), 2**31 - 1),
-        isolation,
+        text(isolation, "isolation", "a driver's name, such as 'zygote' or 'gvisor'"),
         milliseconds(checkpoint_every, "checkpoint_every"),
         whole_number(checkpoint_commands, "checkpoint_commands", 0, 10**6),
         warm,
@@ -240,14 +295,15 @@ def recipe(
     """Return how a template is made. Raises BadRequest for everything that can be known to be wrong beforehand."""
     if not isinstance(source, str) or not re.fullmatch(_SOURCE, source):
         raise BadRequest("source", f"{source!r} is no source; write {SOURCES}")
-    if isinstance(setup, str) or not all(isinstance(line, str) and line.strip() for line in setup):
+    lines = tuple(setup) if isinstance(setup, Iterable) else ("",)
+    if isinstance(setup, str) or not all(isinstance(line, str) and line.strip() for line in lines):
         raise BadRequest("setup", "give a list of lines for a shell, none of them empty")
     if not isinstance(warm, str):
         raise BadRequest("warm", f"{warm!r} is no Python code; write it as a str, such as 'import numpy'")
     if isolation not in ("", Isolation.ZYGOTE, Isolation.GVISOR):
         raise BadRequest("isolation", f"{isolation!r} makes no templates; leave it out, or use zygote or gvisor")
     limits = resources or Resources(memory="2GiB", disk="1GiB", pids=1024)
-    return Recipe(source, tuple(setup), warm, pairs(env), limits.wire, milliseconds(timeout, "timeout"), isolation)
+    return Recipe(source, lines, warm, pairs(env), limits.wire, milliseconds(timeout, "timeout"), isolation)
 
 
 def check_size(message: RolloutSubmitted) -> bytes:
@@ -259,6 +315,12 @@ def check_size(message: RolloutSubmitted) -> bytes:
             f"the request has {len(payload)} bytes, at most {MOST_BYTES} fit; put large files into a template"
             " (dir:PATH, tar:PATH), or write them with sandbox.files.write",
         )
+    try:
+        decode(payload)
+    except UndecodableError as error:  # who cannot read it cannot say so either: it does not know who asks
+        at = re.search(r"`\$\[4\]\[(\d+)\]", str(error))  # the spec has the fourth place
+        field = message.spec.__struct_fields__[int(at[1])] if at else "rollout"
+        raise BadRequest(field, f"no service could read it: {error}") from error
     return payload
 
 

@@ -22,7 +22,7 @@ from shoal.client.fold import Ready
 from shoal.client.link import OutputSink
 from shoal.client.presence import Presence
 from shoal.client.replaying import Replay
-from shoal.client.requests import MOST_BYTES, CommandLike, command, shown
+from shoal.client.requests import MOST_BYTES, CommandLike, command, shown, truth
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
 from shoal.client.steps import Steps, diverged
@@ -172,6 +172,7 @@ class Sandbox:
         self, wire: Command, id: str | None, on_output: OutputSink | None = None, *, check: bool, idempotent: bool
     ) -> CommandResult:
         """Run a command as it travels."""
+        truth(idempotent, "idempotent")
 
         def message(head: Head) -> RunCommand:
             return RunCommand(*head, wire, on_output is not None, idempotent)

@@ -34,14 +34,15 @@ class Scheduling(TypedDict, total=False):
 
 def scheduled(spec: RolloutSpec, options: Scheduling) -> RolloutSpec:
     """Return the spec with these options. Raises BadRequest for what can be known to be wrong beforehand."""
-    from shoal.client.requests import milliseconds, whole_number
+    from shoal.client.requests import mapping, milliseconds, text, truth, whole_number
 
     for name in options:
         if name not in Scheduling.__annotations__:
             raise BadRequest(name, f"there is no such option; there are {', '.join(Scheduling.__annotations__)}")
-    if options.get("gang") and options.get("min_ready"):
+    gang = truth(options.get("gang", False), "gang")
+    if gang and options.get("min_ready"):
         raise BadRequest("min_ready", "give gang (all together) or min_ready (the first so many), not both")
-    labels = dict(options.get("labels") or {})
+    labels = dict(mapping(options.get("labels"), "labels", "{'zone': 'a'}"))
     for label, value in labels.items():
         if not isinstance(label, str) or not isinstance(value, str) or not label or not value:
             raise BadRequest("labels", f"{label!r}: {value!r} is no label; write {{'zone': 'a'}}")
@@ -54,11 +55,11 @@ def scheduled(spec: RolloutSpec, options: Scheduling) -> RolloutSpec:
     return msgspec.structs.replace(
         spec,
         max_attempts=attempts,
-        min_ready=spec.n if options.get("gang") else whole_number(options.get("min_ready", 0), "min_ready", 0, spec.n),
+        min_ready=spec.n if gang else whole_number(options.get("min_ready", 0), "min_ready", 0, spec.n),
         start_within_ms=milliseconds(options.get("start_within"), "start_within"),
         lifetime_ms=milliseconds(options.get("lifetime"), "lifetime"),
         labels=tuple(sorted(labels.items())),
-        spread_over=options.get("spread_over", ""),
+        spread_over=text(options.get("spread_over", ""), "spread_over", "a label, such as 'zone'"),
         on_preempted=OnPreempted(how),
-        hedge=bool(options.get("hedge", True)),
+        hedge=truth(options.get("hedge", True), "hedge"),
     )

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from shoal.client.errors import BadRequest
-from shoal.client.requests import checked, milliseconds, whole_number
+from shoal.client.requests import milliseconds, token, truth, whole_number
 from shoal.client.unclaimed import released_unless_given
-from shoal.wire import messages, subjects
+from shoal.wire import messages
 from shoal.wire.messages import (
     CommandRefused,
     Hibernate,
@@ -59,8 +59,8 @@ class Snapshot:
 
 async def take(sandbox: "Sandbox", name: str | None, memory: bool | None, id: str) -> Snapshot:
     """Keep a live sandbox as it is now."""
-    called = "" if name is None else checked(subjects.token, name, "name")
-    wanted = {None: "", True: "yes", False: "no"}[memory]
+    called = "" if name is None else token(name, "name")
+    wanted = "" if memory is None else "yes" if truth(memory, "memory") else "no"
     answer = await sandbox.ask(lambda head: TakeSnapshot(*head, called, wanted), TIMEOUT_S, "taking a snapshot", id)
     if not isinstance(answer, SnapshotTaken):
         raise sandbox.unexpected(answer)

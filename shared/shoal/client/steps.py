@@ -1,6 +1,7 @@
 """What a handle asks of its sandbox, step by step: under which id, and whether the log has the answer already."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Final
 from shoal.client.errors import BadRequest, NotIdempotent, TrajectoryDiverged
 from shoal.client.presence import Presence
 from shoal.client.record import Record
-from shoal.client.requests import shown
+from shoal.client.requests import shown, text
 from shoal.client.results import CommandResult
 from shoal.client.story import Story, Told
 from shoal.wire.asked import Answer, Asked, same, word
@@ -30,6 +31,8 @@ from shoal.wire.messages import (
 )
 
 _MOST_ID: Final = 200
+_ID: Final = f"1 to {_MOST_ID} characters on one line; those with '#' or '~' first are Shoal's own"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")  # an id is in a message's headers, which are lines
 _SHOWN: Final = 200
 
 
@@ -73,8 +76,8 @@ class Steps:
     async def id(self, given: str | None, known: Callable[[], Awaitable[Story]]) -> str:
         """Return the id of the next step: the one that is given, or one of our own. `known` waits for the story."""
         if given is not None:
-            if not 0 < len(given) <= _MOST_ID or given[0] in "#~":
-                raise BadRequest("id", f"write 1 to {_MOST_ID} characters; those with '#' or '~' first are Shoal's own")
+            if not 0 < len(text(given, "id", _ID)) <= _MOST_ID or given[0] in "#~" or _CONTROL.search(given):
+                raise BadRequest("id", f"{shortened(repr(given))} cannot be used; write {_ID}")
             return given
         if self._policy is None:
             return "~" + secrets.token_hex(8)

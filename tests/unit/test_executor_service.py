@@ -30,6 +30,7 @@ from shoal.wire.messages import (
     CommandFinished,
     CommandOutput,
     CommandRefused,
+    CommandResult,
     DeadLetter,
     DestroySandboxes,
     EndReason,
@@ -55,7 +56,15 @@ from shoal.wire.messages import (
 )
 from shoal.wire.outputs import heading
 from shoal_executor.core.names import name_of
-from shoal_executor.drivers.protocol import DriverReport, ExitSink, NotEndedError, Started, StartFailed, StartSpec
+from shoal_executor.drivers.protocol import (
+    DriverReport,
+    ExitSink,
+    NotEndedError,
+    OutputSink,
+    Started,
+    StartFailed,
+    StartSpec,
+)
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.answers import Answers
@@ -315,6 +324,32 @@ async def test_interactive_commands_files_and_the_end(bench: Bench) -> None:
     await bench.command(RunCommand("c5", *HEAD, 1, 0, Command(line="late")))
     late = (await bench.heard(CommandRefused, lambda found: len(found) == 2))[1]
     assert (late.code, late.reason, late.step) == ("sandbox_gone", EndReason.RELEASED, Step())
+
+
+class Slow(SimulatedDriver):
+    """Its one command lasts until its sandbox ends, of which it says what drivers say that were told to end it."""
+
+    def __init__(self) -> None:
+        super().__init__(Profile(command_ms=60_000))
+        self.begun = asyncio.Event()
+
+    async def run(
+        self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
+    ) -> CommandResult:
+        self.begun.set()
+        return await super().run(name, command, output, id=id)
+
+
+async def test_what_a_command_under_way_hears_of_its_sandboxs_end_is_what_the_log_says() -> None:
+    driver = Slow()
+    async with benched(Profile(), None, driver) as bench:
+        await bench.order(n=1)
+        await bench.heard(SandboxesReady, covers(1))
+        await bench.command(RunCommand("c1", *HEAD, 0, 0, Command(line="sleep 600")))
+        await driver.begun.wait()
+        await bench.send(subjects.executor_control("e1"), DestroySandboxes("b1", "r1", (), EndReason.TIMED_OUT))
+        (refused,) = await bench.heard(CommandRefused)
+        assert (refused.code, refused.reason) == ("sandbox_gone", EndReason.TIMED_OUT)
 
 
 async def test_the_trajectory_tells_the_whole_story(bench: Bench) -> None:

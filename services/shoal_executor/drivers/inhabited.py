@@ -233,7 +233,7 @@ class AgentDriver(ABC, Generic[_Kind]):
         sandbox = self._live.pop(name, None) or self._ending.get(name)  # the latter: it could not be ended before
         if sandbox is None:
             return None
-        sandbox.wanted = EndReason.RELEASED
+        sandbox.wanted = sandbox.wanted or EndReason.RELEASED  # of one that died, only what is left is ended
         self._ending[name] = sandbox
         end = self._ends[name] = asyncio.create_task(self._end(sandbox))
         self._tasks.add(end)

@@ -14,6 +14,7 @@ from shoal.wire.messages import (
     CommandFinished,
     CommandOutput,
     CommandResult,
+    EndReason,
     FileRead,
     FileWritten,
     Hibernate,
@@ -80,7 +81,8 @@ class Carrying:
                 if rolled_back():
                     answer = refusal(asked, "rolled_back", "the sandbox was rolled back while this ran", None, step)
                 else:
-                    answer = refusal(asked, "sandbox_gone", gone_text(error.reason), error.reason, step)
+                    reason = self._why_gone(asked) or error.reason
+                    answer = refusal(asked, "sandbox_gone", gone_text(reason), reason, step)
             except SettledError:
                 answer = refusal(asked, "answer_gone", ANSWERED, None)
             except SandboxFileError as error:
@@ -103,6 +105,11 @@ class Carrying:
         """Return why it cannot be carried out any more, where the sandbox fell asleep since it was asked."""
         (effect, *_) = self._known.core.command(asked)
         return refusal(asked, "asleep", SLEEPS, None) if isinstance(effect, Refuse) and effect.asleep else None
+
+    def _why_gone(self, asked: Asked) -> EndReason | None:
+        """Return why its sandbox ended, as the rollout's log has it: the driver knows only that it was told to."""
+        (effect, *_) = self._known.core.command(asked)
+        return effect.reason if isinstance(effect, Refuse) else None
 
     async def _answer(self, name: str, key: Key, asked: Asked, step: Step) -> Answer:
         head = (asked.id, asked.rollout, asked.index, asked.attempt)

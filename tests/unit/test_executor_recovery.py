@@ -21,6 +21,7 @@ from shoal.wire.messages import (
     AnyMessage,
     Command,
     CommandFinished,
+    CommandOutput,
     CommandResult,
     DestroySandboxes,
     EndReason,
@@ -95,6 +96,9 @@ class Lasting(SimulatedDriver):
         known = self.node.live[name]
         if id not in known:
             known[id] = asyncio.ensure_future(self.node.carry_out(name, id))
+        if output is not None:  # whoever waits hears what is written from then on
+            for piece in (b"a", b"b"):
+                output(1, piece)
         return await asyncio.shield(known[id])
 
     def run_each(
@@ -175,8 +179,8 @@ class World:
         )  # fmt: skip
         await self.send(subjects.executor_control("e1"), order)
 
-    async def ask(self, id: str, index: int) -> None:
-        asked = RunCommand(id, *HEAD, index, 0, Command(line="work"))
+    async def ask(self, id: str, index: int, *, stream: bool = False) -> None:
+        asked = RunCommand(id, *HEAD, index, 0, Command(line="work"), stream)
         await self.send(subjects.executor_command("e1", "acme"), asked)
 
     def said(self, *kinds: type) -> list[AnyMessage]:
@@ -256,6 +260,24 @@ async def test_commands_under_way_have_one_result(world: World) -> None:
     await until(lambda: len(world.said(CommandFinished)) == 2)
     assert set(world.node.ran.values()) == {1}
     await second.leave()
+
+
+async def test_pieces_of_output_are_numbered_on_by_each_next_process(world: World) -> None:
+    life = await world.live("b1")
+    await world.order(1)
+    await until(lambda: len(world.node.live) == 1)
+    world.node.gate.clear()
+    await world.ask("c1", 0, stream=True)
+    for boot, pieces in (("b2", 2), ("b3", 4), ("b4", 6)):
+        await until(lambda pieces=pieces: len(world.said(CommandOutput)) == pieces)
+        await life.kill()
+        life = await world.live(boot)
+    world.node.gate.set()
+    await until(lambda: world.said(CommandFinished))
+    parts = [each.part for each in world.said(CommandOutput)]  # type: ignore[union-attr]  # as asked
+    assert len(parts) == 8
+    assert all(earlier < later for earlier, later in pairwise(parts))  # else a trainer takes them for copies
+    await life.leave()
 
 
 async def test_a_sandboxs_story_goes_on_with_the_next_number(world: World) -> None:

@@ -152,7 +152,7 @@ class Carrying:
     async def _run(self, name: str, asked: RunCommand) -> CommandResult:
         if not asked.stream:
             return await self._driver.run(name, bounded(asked.command, LARGEST), id=asked.id)
-        part = 0
+        part = self._known.first_part
         subject = subjects.trajectory(asked.cell, asked.tenant, asked.run)
 
         def publish(channel: int, data: bytes) -> None:

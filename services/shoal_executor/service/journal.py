@@ -48,7 +48,10 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Began(Record, frozen=True):
-    """An executor offered itself under this boot. With another name, place, offer or version, nothing here holds."""
+    """An executor offered itself under this boot. With another name, place, offer or version, nothing here holds.
+
+    `processes`: how many there were under this boot, each of which went on where the one before it was killed.
+    """
 
     executor: str
     cell: int
@@ -57,6 +60,7 @@ class Began(Record, frozen=True):
     isolation: str
     nodes: tuple[NodeSpec, ...]
     version: int = 1
+    processes: int = 1
 
 
 class Knew(Record, frozen=True):

@@ -88,6 +88,11 @@ class Known:
         """The boot this executor goes by: an earlier one where its sandboxes may be found again."""
         return self._began.boot
 
+    @property
+    def first_part(self) -> int:
+        """The number that a command's first piece of output has here: above whatever an earlier process has sent."""
+        return (self._began.processes - 1) << 32
+
     # --- recovery
 
     def recover(self) -> bool:
@@ -96,7 +101,7 @@ class Known:
         began = records[0] if records else None
         continued = isinstance(began, Began) and self._same(began) and _readable(records)
         if isinstance(began, Began) and continued:
-            self._began = began
+            self._began = msgspec.structs.replace(began, processes=began.processes + 1)
             self.core = ExecutorCore(began.boot)
             self.reports.boot = began.boot
             self._recovering = True

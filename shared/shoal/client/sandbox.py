@@ -27,6 +27,7 @@ from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
 from shoal.client.steps import Steps, diverged
 from shoal.client.story import Story, order
+from shoal.client.streaming import Streamed
 from shoal.wire import subjects
 from shoal.wire.asked import Answer, Asked, same
 from shoal.wire.codec import encode
@@ -124,7 +125,8 @@ class Sandbox:
         timeout: seconds, or such as "30s"; what exceeds it is killed, and the result says `timed_out`. output_limit:
         bytes of each stream, at most 16 MiB; beyond 256 KiB they are kept as a blob, and fetched. session: run it in
         the sandbox's one persistent shell. on_output: called in the event loop with "stdout" or "stderr" and bytes as
-        they come. check: raise CommandFailed unless it exits with 0. idempotent: whether it may be carried out again
+        they come; what is written while the sandbox's executor is started again may be left out, the result has it.
+        check: raise CommandFailed unless it exits with 0. idempotent: whether it may be carried out again
         where a loss has undone it. id: makes a repetition harmless; the sandbox runs an id once and answers the same
         ever after, also when it slept or was lost meanwhile, unless that has undone it.
 
@@ -183,15 +185,18 @@ class Sandbox:
             )
         within = wire.timeout_ms / 1000 + self.rollout.link.grace_s if wire.timeout_ms else None
         id = await self.step(id)
+        streamed = Streamed(on_output) if on_output is not None else None
         if wire.session:  # the shell takes one line at a time: only then does its time run
             async with self._session:
-                answer = await self.ask(message, within, f"command {shown(wire)!r}", id, on_output)
+                answer = await self.ask(message, within, f"command {shown(wire)!r}", id, streamed)
         else:
-            answer = await self.ask(message, within, f"command {shown(wire)!r}", id, on_output)
+            answer = await self.ask(message, within, f"command {shown(wire)!r}", id, streamed)
         if not isinstance(answer, CommandFinished):
             raise self.unexpected(answer)
         self.done(answer, shown(wire))
         result = await outputs.whole(self.rollout, self.name, answer)
+        if streamed is not None:
+            streamed.end(result)
         if check and not result.ok:
             raise CommandFailed(self.name, shown(wire), result)
         return result

@@ -37,7 +37,10 @@ class StepBegun(Message, frozen=True):
 
 
 class CommandOutput(Message, frozen=True):
-    """A piece of a streamed command's output. `channel` is 1 for stdout, 2 for stderr; `part` counts from 0."""
+    """A piece of a streamed command's output. `channel` is 1 for stdout, 2 for stderr; `part` counts from 0.
+
+    An executor that went on where another was killed counts from far above; pieces may be missing before that.
+    """
 
     id: str
     rollout: str

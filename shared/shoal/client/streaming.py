@@ -1,0 +1,31 @@
+"""A command's output, handed on as it comes; and at its end, what came of it otherwise."""
+
+import hashlib
+
+from shoal.client.link import OutputSink
+from shoal.client.results import CommandResult
+
+
+class Streamed:
+    """What is given to a trainer's `on_output`, and how much of each channel that was.
+
+    What a command wrote while its executor was away is not streamed: it is in its result only.
+    """
+
+    def __init__(self, on_output: OutputSink) -> None:
+        self._on_output = on_output
+        self._sizes = {"stdout": 0, "stderr": 0}
+        self._digests = {"stdout": hashlib.blake2b(), "stderr": hashlib.blake2b()}
+
+    def __call__(self, channel: str, data: bytes) -> None:
+        """Hand a piece on."""
+        self._sizes[channel] += len(data)
+        self._digests[channel].update(data)
+        self._on_output(channel, data)
+
+    def end(self, result: CommandResult) -> None:
+        """Hand on what the result has beyond what was streamed; where that has a gap, nothing more is in order."""
+        for channel, whole in (("stdout", result.stdout_bytes), ("stderr", result.stderr_bytes)):
+            size = self._sizes[channel]
+            if size < len(whole) and hashlib.blake2b(whole[:size]).digest() == self._digests[channel].digest():
+                self(channel, whole[size:])

@@ -35,9 +35,11 @@ class Cell:
         self.core.check()
         return [effect.message for effect in effects]  # type: ignore[union-attr]  # all of them are Publish
 
-    def submit(self, n: int, tenant: str = "t", run: str = "u", memory: int = GIB, **spec: Any) -> list[Any]:
+    def submit(
+        self, n: int, tenant: str = "t", run: str = "u", memory: int = GIB, cpu_milli: int = 1000, **spec: Any
+    ) -> list[Any]:
         name, self.names = f"r{self.names}", self.names + 1
-        asked = m.RolloutSpec("host", n, resources=m.Resources(memory=memory), **spec)
+        asked = m.RolloutSpec("host", n, resources=m.Resources(memory, cpu_milli), **spec)
         said = self(m.RolloutSubmitted(name, tenant, run, asked))
         if any(isinstance(each, m.ResolveTemplate) for each in said):
             said = self(m.TemplateResolved(tenant, "host", HOST))
@@ -122,6 +124,30 @@ def test_a_queue_has_its_bound_and_says_when_to_come_back() -> None:
     rejected = of(cell.submit(9), m.RolloutRejected)
     assert (rejected.code, rejected.retry_after_ms >= 1000) == ("queue_full", True)
     assert "2 sandboxes of tenant 't' wait already, and 10 may" in rejected.detail
+
+
+def test_who_waits_for_more_than_any_node_has_is_told_that_and_promised_no_start() -> None:
+    two = m.Room(16, 16 * GIB, 0, 100 * GIB)
+    cell = Cell(pools=(
+        m.Pool("zygote", (), 2, two, m.Room(8, 8 * GIB, 0, 50 * GIB)),
+        m.Pool("gvisor", (), 2, two, m.Room(8, 12 * GIB, 0, 50 * GIB)),
+    ))  # fmt: skip
+    cell.submit(20)
+    cell.end("r0", ((0, 10),), m.EndReason.RELEASED)  # a pace is known
+    told = of(cell.submit(1, memory=500 * GIB), m.RolloutQueued)
+    assert told.reason == (
+        "waiting for 1 slot of 500 GiB: each takes 500 GiB of memory, and the largest node has 12 GiB of memory"
+    )
+    assert told.start_ms == 0
+    told = of(cell.submit(2, memory=10 * GIB, isolation="zygote", min_ready=2), m.RolloutQueued)
+    assert told.reason == (
+        "waiting for 2 slots of 10 GiB on nodes with zygote:"
+        " each takes 10 GiB of memory, and the largest node has 8 GiB of memory"
+    )
+    whole = m.Room(8, 8 * GIB, 4000)
+    cell(m.CellCapacity(8, 1, ("zygote",), (m.Pool("zygote", (), 1, whole, whole),)))
+    told = of(cell.submit(1, cpu_milli=64_500), m.RolloutQueued)
+    assert told.reason.endswith("each takes 64.5 cpus, and the largest node has 4 cpus")
 
 
 def test_who_waits_is_told_why_behind_whom_and_until_when() -> None:

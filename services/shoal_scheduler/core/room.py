@@ -5,7 +5,7 @@ placement gives back. A rollout that needs an isolation or labels has only the p
 may run anywhere may be in those, too, so their room is at most what is left of the whole.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from shoal.wire import messages as m
@@ -59,6 +59,7 @@ class Rooms:
         self._given: dict[Needs, list[int]] = {}
         self._offers: dict[Needs, tuple[m.Pool, ...]] = {}
         self._sums: dict[Needs, list[int]] = {}
+        self._largest: dict[Needs, list[int]] = {}
 
     def set(self, capacity: m.CellCapacity) -> None:
         """Take over what there is. One that says only how many slots is of nodes that count nothing else."""
@@ -73,6 +74,7 @@ class Rooms:
         self.capacity = capacity
         self._offers.clear()
         self._sums.clear()
+        self._largest.clear()
         counted = _sum(capacity.pools)
         self.total = (counted[0], counted[1], counted[2], counted[3])
 
@@ -95,6 +97,17 @@ class Rooms:
     def holds(self, want: Want) -> int:
         """Return for how many sandboxes there would be room, were there no others."""
         return self._fits(want, want.needs, None, empty=True)
+
+    def too_large(self, want: Want) -> str:
+        """Return what of one sandbox no node could hold, were it empty, for people; empty where one may."""
+        largest = self._largest.get(want.needs)
+        if largest is None:
+            rooms = [pool.largest for pool in self.offers(want.needs)]
+            largest = self._largest[want.needs] = [max(each, default=0) if all(each) else 0 for each in _columns(rooms)]
+        for amount, most, form in zip(want.amounts, largest, _FORMS, strict=True):
+            if amount > most > 0:
+                return f"each takes {form(amount)}, and the largest node has {form(most)}"
+        return ""
 
     def _fits(self, want: Want, needs: Needs, pools: tuple[m.Pool, ...] | None, *, empty: bool = False) -> int:
         offers = self.offers(needs) if pools is None else pools
@@ -134,13 +147,21 @@ class Rooms:
 
 
 _ANYWHERE: Final = Needs("", ())
+_FORMS: Final[tuple[Callable[[int], str], ...]] = (
+    "{} slots".format,
+    lambda memory: f"{format_bytes(memory)} of memory",
+    lambda cpu_milli: f"{cpu_milli / 1000:g} cpus",
+    lambda disk: f"{format_bytes(disk)} of disk",
+)
 
 
 def _sum(pools: Iterable[m.Pool]) -> list[int]:
     """Return what pools have together; 0 for what some of them do not count."""
-    found = [pool.total for pool in pools]
-    columns = (
-        [room.slots for room in found], [room.memory for room in found],
-        [room.cpu_milli for room in found], [room.disk for room in found],
+    return [sum(column) if all(column) else 0 for column in _columns([pool.total for pool in pools])]
+
+
+def _columns(rooms: list[m.Room]) -> tuple[list[int], ...]:
+    return (
+        [room.slots for room in rooms], [room.memory for room in rooms],
+        [room.cpu_milli for room in rooms], [room.disk for room in rooms],
     )  # fmt: skip
-    return [sum(column) if all(column) else 0 for column in columns]

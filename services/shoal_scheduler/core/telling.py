@@ -79,6 +79,8 @@ def _reason(books: Books, rollout: Rollout, line: Line, kind: str, sentence: str
         return kind, f"no node offers {offers} now"
     if kind in ("quota", "rate"):
         return kind, f"the tenant's {sentence} {'is used up' if kind == 'quota' else 'are all used'}"
+    if beyond := books.rooms.too_large(line.want):
+        return "too large", f"waiting for {wanted}: {beyond}"
     if kind == "gang":
         return kind, f"waiting for {wanted}: room is kept for rollout {sentence}, whose turn it is"
     if rollout.gathering and rollout.unit > 1:

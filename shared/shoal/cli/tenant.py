@@ -118,7 +118,10 @@ def _text(limits: "Limits | None") -> str:
 @url_option
 @json_option
 def ls(url: str | None, as_json: bool) -> int:
-    """List the cluster's tenants, and what they may have."""
+    """List the cluster's tenants and what they may have; apart, the limits of names that are no tenant.
+
+    Those hold for whoever comes under such a name: while there is no tenant at all, or once it is one.
+    """
 
     async def work() -> int:
         import msgspec
@@ -127,13 +130,17 @@ def ls(url: str | None, as_json: bool) -> int:
 
         async with connect(url) as cluster:
             found, limits = await cluster.tenants(), await cluster.limits()
-        names = sorted({*found, *limits})
+        others = sorted(limits.keys() - set(found))
         if as_json:
-            for name in names:
+            for name in sorted(found):
                 emit({"tenant": name} | (msgspec.structs.asdict(limits[name]) if name in limits else {}))
+            for name in others:
+                emit({"limits_of": name} | msgspec.structs.asdict(limits[name]))
         else:
-            rows = [(name, _text(limits.get(name))) for name in names]
+            rows = [(name, _text(limits.get(name))) for name in sorted(found)]
             table(("tenant", "limits"), rows, empty="no tenant was named: whoever comes is welcome")
+            if others:
+                table(("no tenant", "limits"), [(name, _text(limits[name])) for name in others], empty="")
         return 0
 
     return run_interruptibly(work())

@@ -1,0 +1,63 @@
+"""`shoal tenant ls`: who is a tenant, apart from who only has limits."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shoal.cli.__main__ import run
+from shoal.wire.messages import Limits
+
+LIMITS = {"research": Limits(weight=2.0, sandboxes=5), "zoo": Limits(sandboxes=7)}
+
+
+class Cluster:
+    """One that knows of these tenants, and of limits."""
+
+    def __init__(self, tenants: list[str]) -> None:
+        self._tenants = tenants
+
+    async def tenants(self) -> list[str]:
+        return self._tenants
+
+    async def limits(self) -> dict[str, Limits]:
+        return LIMITS
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, tenants: list[str], *options: str) -> None:
+    @asynccontextmanager
+    async def connect(_url: str | None) -> AsyncIterator[Cluster]:
+        yield Cluster(tenants)
+
+    monkeypatch.setattr("shoal.client.cluster.connect", connect)
+    assert run(["tenant", "ls", *options]) == 0
+
+
+def test_one_that_was_removed_is_no_tenant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    listed(monkeypatch, ["acme", "zoo"])
+    tenants, others = capsys.readouterr().out.split("no tenant")
+    assert [line.split()[0] for line in tenants.split("─")[-1].splitlines() if line.strip()] == ["acme", "zoo"]
+    assert "at most 7 sandboxes" in tenants
+    assert "research" in others
+    assert "at most 5 sandboxes" in others
+
+
+def test_without_any_all_are_welcome_and_limits_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed(monkeypatch, [])
+    out, err = capsys.readouterr()
+    assert "whoever comes is welcome" in err
+    assert out.split()[0:2] == ["no", "tenant"]
+    assert "research" in out
+
+
+def test_programs_can_tell_them_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    listed(monkeypatch, ["acme", "zoo"], "--json")
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each.get("tenant"), each.get("limits_of"), each.get("sandboxes")) for each in found] == [
+        ("acme", None, None),
+        ("zoo", None, 7),
+        (None, "research", 5),
+    ]

@@ -136,6 +136,7 @@ _HOMES = {
     "shoal.client.snapshots": ("Snapshot",),
     "shoal.wire.messages": ("EndReason", "Limits"),
 }  # fmt: skip
+_MODULES = ("archive", "sync")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
@@ -144,8 +145,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOME_OF[name]), name)
     elif name == "connect_sync":
         value = importlib.import_module("shoal.sync").connect
-    elif name == "sync":
-        value = importlib.import_module("shoal.sync")
+    elif name in _MODULES:
+        value = importlib.import_module(f"shoal.{name}")
     else:
         raise AttributeError(f"module 'shoal' has no attribute {name!r}")
     globals()[name] = value
@@ -153,4 +154,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "sync"})
+    return sorted({*globals(), *__all__, *_MODULES})

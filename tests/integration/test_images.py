@@ -217,6 +217,7 @@ def test_what_is_not_whole_is_said(tmp_path: Path) -> None:
     assert "cut.tar" in failed(f"tar:{tmp_path / 'cut.tar'}", tmp_path / "out")
     assert "not an existing file" in failed(f"tar:{tmp_path / 'absent.tar'}", tmp_path / "out")
     assert "not an existing directory" in failed(f"dir:{tmp_path / 'absent'}", tmp_path / "out")
+    assert "absent is not an existing directory" in failed(f"oci:{tmp_path / 'absent'}:v1", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "neither an index.json" in failed(f"oci:{tmp_path / 'empty'}", tmp_path / "out")
     (tmp_path / "empty" / "index.json").write_text("{")

@@ -70,7 +70,13 @@ def test_a_second_lock_says_who_holds_the_first(tmp_path: Path) -> None:
         with pytest.raises(Failure, match="nats://here:1") as caught:
             statefile.lock(tmp_path)
     assert caught.value.status is Exit.ALREADY_RUNNING
+    assert f"`shoal down --state {tmp_path}`" in str(caught.value)
     statefile.lock(tmp_path).close()
+
+
+def test_what_stops_a_system_names_its_directory_unless_that_is_the_usual_one() -> None:
+    assert statefile.down(statefile.resolve(None)) == "shoal down"
+    assert statefile.down(Path("/a b/c")) == "shoal down --state '/a b/c'"
 
 
 def test_a_pid_that_was_given_to_another_process_is_not_ours(tmp_path: Path) -> None:

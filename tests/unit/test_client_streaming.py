@@ -2,13 +2,12 @@
 
 import asyncio
 
-from tests.unit.client_fabric import Fabric, all_ready
-
 import shoal
 from shoal.client.results import CommandResult
 from shoal.client.streaming import Streamed
 from shoal.wire import subjects
 from shoal.wire.messages import CommandOutput
+from unit.client_fabric import Fabric, all_ready
 
 
 async def test_pieces_after_a_gap_and_pieces_of_a_next_process_are_handed_on() -> None:

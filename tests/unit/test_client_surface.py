@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -141,3 +142,34 @@ def test_importing_loads_only_what_a_trainer_has() -> None:
     loaded = set(done.stdout.split())
     assert "nats" in loaded
     assert not loaded & {"click", "rich", "structlog", "uvloop", "pyseccomp", "msgpack", "orjson"}
+
+
+ARCHIVE_READER = """
+import asyncio, sys
+import shoal
+from shoal.wire.codec import decode
+
+async def main():
+    async with shoal.archive.open(sys.argv[1]) as history:
+        for stream in await history.streams():
+            async for delivery in history.read(stream):
+                print(type(decode(delivery.payload)).__name__)
+
+asyncio.run(main())
+"""
+
+
+def test_an_archive_is_read_with_nothing_but_shoal_imported() -> None:
+    recorded = Path(__file__).parents[1] / "archive" / "recorded" / "lost.shoal"
+    done = subprocess.run(
+        [sys.executable, "-c", ARCHIVE_READER, str(recorded)], capture_output=True, text=True, check=True
+    )
+    assert "RolloutSubmitted" in done.stdout
+    assert "archive" in dir(shoal)
+
+
+def test_one_whose_time_is_up_names_both_times_it_may_have_been() -> None:
+    told = str(shoal.SandboxEnded("r-0", EndReason.TIMED_OUT, "its lifetime was up"))
+    assert "its rollout's" not in told.partition(";")[0]
+    assert "timeout=" in told
+    assert "lifetime=" in told

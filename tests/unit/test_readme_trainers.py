@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.client_fabric import Fabric, all_ready, all_run
 
 import shoal
 from shoal.machine import ranges
 from shoal.wire.codec import decode
 from shoal.wire.messages import RolloutReleased, RolloutSubmitted
+from unit.client_fabric import Fabric, all_ready, all_run
 
 README = Path(__file__).parents[2] / "README.md"
 

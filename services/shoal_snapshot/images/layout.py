@@ -33,6 +33,8 @@ class Layout:
 
 def read(source: str, directory: Path, tag: str = "") -> Layout:
     """Return what an image directory has: an OCI layout, or what `docker save` archives. Raises ImageError."""
+    if not directory.is_dir():
+        raise ImageError(f"{source}: {directory} is not an existing directory")
     if (directory / "index.json").is_file():
         return _oci(source, directory, tag)
     if (directory / "manifest.json").is_file():

@@ -1,9 +1,12 @@
 """The log as something to keep: archives of it, and one way to read it wherever it is.
 
+    import shoal
+    from shoal.wire.codec import decode
+
     async with shoal.archive.open("june.shoal") as history:
         for stream in await history.streams():
             async for delivery in history.read(stream):
-                print(stream, delivery.sequence, shoal.wire.codec.decode(delivery.payload))
+                print(stream, delivery.sequence, decode(delivery.payload))
 
 `open` takes a file, a directory or `s3://bucket/prefix`; `History` says what can be asked. Needs `pip install
 'shoal[archive]'`, and no broker.

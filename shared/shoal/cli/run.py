@@ -23,7 +23,8 @@ from shoal.cli.results import cancelled_on_interrupt, follow
 def run(request: Request, tenant: str, url: str | None, local: bool, driver: str, as_json: bool) -> int:
     """Run COMMAND in sandboxes of TEMPLATE and show what came of it.
 
-    TEMPLATE is `host` (this machine's /usr and an otherwise empty root), `dir:PATH` or `tar:PATH` (a root filesystem).
+    TEMPLATE is `host` (this machine's /usr and an otherwise empty root), `dir:PATH` or `tar:PATH` (a root filesystem),
+    the name of what `shoal template build` made, or a snapshot: its name, or `snapshot:DIGEST`.
     The exit status is 0 only if every sandbox succeeded: 1 when a command failed, 3 when the platform lost a sandbox,
     127 when there is no such command. Ctrl-C cancels the rollout.
 

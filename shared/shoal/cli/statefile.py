@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +40,11 @@ def resolve(state: Path | None) -> Path:
     return (state or default_state()).expanduser().absolute()
 
 
+def down(state: Path) -> str:
+    """Return the command that stops what runs there."""
+    return "shoal down" if state == resolve(None) else f"shoal down --state {shlex.quote(str(state))}"
+
+
 def make(state: Path) -> None:
     """Make the state directory, this user's alone. Raises Failure."""
     try:
@@ -67,9 +73,10 @@ def lock(state: Path) -> IO[str]:
         file.close()
         found = read(state)
         where = f" at {found.url} (pid {found.pid})" if found and found.url else ""
+        stop = f"stop it with `{down(state)}`"
         raise Failure(
             Exit.ALREADY_RUNNING,
-            f"a system runs on {state} already{where}; stop it with `shoal down`, or name another --state and --port",
+            f"a system runs on {state} already{where}; {stop}, or name another --state and --port",
         ) from error
     return file
 

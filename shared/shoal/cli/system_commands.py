@@ -76,7 +76,7 @@ def up(
     shoal up --detach && shoal status; shoal down
     shoal up --driver zygote,gvisor               sandboxes of both kinds; `shoal run --isolation gvisor`
     shoal up --driver simulated --nodes 1000      no sandboxes: a thousand nodes that pretend
-    shoal up --brokers 3 --replicas 2             goes on at once whichever process is lost
+    shoal up --brokers 3 --replicas 2             goes on within ten seconds whichever process is lost
     """
     if nodes > 1 and driver != "simulated":
         raise click.UsageError("--nodes: only simulated nodes can be many; add --driver simulated, or leave it out")
@@ -154,7 +154,8 @@ async def _detached(state: Path, options: list[str], as_json: bool) -> int:
                 if as_json:
                     emit({"url": found.url, "state": str(state), "pid": found.pid, "driver": found.driver})
                 else:
-                    print(f"Shoal is up at {found.url} (pid {found.pid}), state in {state}; `shoal down` stops it")
+                    how = f"`{statefile.down(state)}` stops it"
+                    print(f"Shoal is up at {found.url} (pid {found.pid}), state in {state}; {how}")
                 return Exit.OK
             await asyncio.sleep(_POLL_S)
         raise Failure(Exit.START_FAILED, f"the system is not ready after {_DETACH_S:g} s; its log is {log}")

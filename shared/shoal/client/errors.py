@@ -198,7 +198,10 @@ class SandboxEnded(ShoalError):
         text, todo = {
             EndReason.RELEASED: ("it was released", "use it before it is released"),
             EndReason.CANCELLED: ("its rollout was cancelled", "submit a new one"),
-            EndReason.TIMED_OUT: ("its rollout's time was up", "ask for a longer timeout=, such as '2h'"),
+            EndReason.TIMED_OUT: (
+                "its time was up",
+                "ask for more, such as '2h': timeout= is its rollout's time, lifetime= its own",
+            ),
             EndReason.OUT_OF_MEMORY: ("it exceeded its memory limit", "ask for more: Resources(memory='1GiB')"),
         }.get(reason, (str(reason), "look at its outcome"))
         super().__init__(f"sandbox {sandbox} has ended: {text}{f' ({detail})' if detail else ''}; {todo}")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from shoal.cli.output import emit
+from shoal.cli.output import emit, say
 from shoal.cli.summary import Summary
 
 if TYPE_CHECKING:
@@ -14,11 +14,24 @@ if TYPE_CHECKING:
     from shoal.client.rollout import Rollout
 
 _CANCEL_S: Final = 5.0
+_LOOK_S: Final = 1.0
 
 
 async def follow(rollout: "Rollout", *, as_json: bool) -> Summary:
     """Print every outcome and then the summary, which is returned. Raises what `Rollout.outcomes` raises."""
     summary = Summary(rollout.id)
+    async with _waits_said(rollout):
+        await _follow(rollout, summary, as_json=as_json)
+    if as_json:
+        emit(summary.as_json())
+    else:
+        print("\n".join(summary.lines()), file=sys.stderr, flush=True)
+    if summary.not_found:
+        print(f"shoal: {summary.not_found}", file=sys.stderr, flush=True)
+    return summary
+
+
+async def _follow(rollout: "Rollout", summary: Summary, *, as_json: bool) -> None:
     with _progress(rollout) as advance:
         async for outcome in rollout.outcomes():
             summary.add(outcome)
@@ -29,13 +42,28 @@ async def follow(rollout: "Rollout", *, as_json: bool) -> Summary:
             else:
                 _print(outcome, alone=rollout.n == 1)
             advance(summary)
-    if as_json:
-        emit(summary.as_json())
-    else:
-        print("\n".join(summary.lines()), file=sys.stderr, flush=True)
-    if summary.not_found:
-        print(f"shoal: {summary.not_found}", file=sys.stderr, flush=True)
-    return summary
+
+
+@contextlib.asynccontextmanager
+async def _waits_said(rollout: "Rollout") -> AsyncIterator[None]:
+    """Say why the rollout waits for room, whenever that is something else than before; what is short is not said."""
+
+    async def look() -> None:
+        known = ""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            status = rollout.status()
+            reason = status.waiting_reason if status.waiting else ""
+            if reason not in ("", known):
+                behind = f", behind {status.ahead} sandboxes" if status.ahead else ""
+                say(f"rollout {rollout.id} waits{behind}: {reason}")
+            known = reason
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        looking.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -43,10 +71,12 @@ async def cancelled_on_interrupt(rollout: "Rollout") -> AsyncIterator[None]:
     """Cancel the rollout when what runs here is interrupted or fails."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_CANCEL_S):
                 await rollout.cancel()
+                if isinstance(error, asyncio.CancelledError):  # anything else is told by itself
+                    say(f"rollout {rollout.id} is cancelled")
         raise
 
 

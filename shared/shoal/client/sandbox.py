@@ -123,12 +123,13 @@ class Sandbox:
         """Run a command to its end: a str is a line for a shell, a list of str a program and its arguments.
 
         timeout: seconds, or such as "30s"; what exceeds it is killed, and the result says `timed_out`. output_limit:
-        bytes of each stream, at most 16 MiB; beyond 256 KiB they are kept as a blob, and fetched. session: run it in
-        the sandbox's one persistent shell. on_output: called in the event loop with "stdout" or "stderr" and bytes as
-        they come; what is written while the sandbox's executor is started again may be left out, the result has it.
-        check: raise CommandFailed unless it exits with 0. idempotent: whether it may be carried out again
-        where a loss has undone it. id: makes a repetition harmless; the sandbox runs an id once and answers the same
-        ever after, also when it slept or was lost meanwhile, unless that has undone it.
+        bytes kept of each stream's beginning, 64 KiB unless told otherwise and at most 16 MiB; `stdout_dropped` counts
+        what came after. Beyond 256 KiB they are kept as a blob, and fetched. session: run it in the sandbox's one
+        persistent shell. on_output: called in the event loop with "stdout" or "stderr" and bytes as they come, within
+        the limit; what is written while the sandbox's executor is started again may be left out, the result has it.
+        check: raise CommandFailed unless it exits with 0. idempotent: whether it may be carried out again where a loss
+        has undone it. id: makes a repetition harmless; the sandbox runs an id once and answers the same ever after,
+        also when it slept or was lost meanwhile, unless that has undone it.
 
         Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, TrajectoryDiverged where the id stands for another
         command, NotIdempotent, OutputGone, or Timeout when no answer comes.

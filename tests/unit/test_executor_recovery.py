@@ -268,8 +268,10 @@ async def test_pieces_of_output_are_numbered_on_by_each_next_process(world: Worl
     await until(lambda: len(world.node.live) == 1)
     world.node.gate.clear()
     await world.ask("c1", 0, stream=True)
-    for boot, pieces in (("b2", 2), ("b3", 4), ("b4", 6)):
-        await until(lambda pieces=pieces: len(world.said(CommandOutput)) == pieces)
+    heard: list[AnyMessage] = []
+    for boot in ("b2", "b3", "b4"):
+        await until(lambda: len(world.said(CommandOutput)) > len(heard) + 1)  # both of this process
+        heard[:] = world.said(CommandOutput)
         await life.kill()
         life = await world.live(boot)
     world.node.gate.set()

@@ -158,7 +158,8 @@ def command(
 ) -> Command:
     """Return a command as the wire has it: a str is a line for a shell, a list of str is a program and its arguments.
 
-    timeout in seconds or as `"30s"`; output_limit in bytes of each stream, 64 KiB unless told. Raises BadRequest.
+    timeout in seconds or as `"30s"`; output_limit in bytes of each stream, at most 16 MiB (64 KiB).
+    Raises BadRequest.
     """
     if isinstance(what, Command):
         return what

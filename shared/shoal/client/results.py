@@ -13,8 +13,8 @@ class CommandResult(msgspec.Struct, frozen=True):
     """What a command did. `duration` in seconds. Death by signal N is exit code 128 + N; not startable: 126 or 127.
 
     `stdout` and `stderr` are text, with undecodable bytes replaced; the bytes are in `stdout_bytes`, `stderr_bytes`.
-    Of more than the command's `output_limit` they have the beginning: what matters at the end of a long log is kept by
-    a larger limit, or by `command 2>&1 | tail -c 60000`.
+    Of more than the command's `output_limit` they have the beginning: for the end of a long log ask for more, or
+    write it to a file and read that.
     """
 
     exit_code: int

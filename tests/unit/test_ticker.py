@@ -1,6 +1,7 @@
 """A core is woken when it asked to be, however its mind changes, and nobody is woken for nothing."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager
 from shoal.bus.memory import MemoryBroker
 from shoal.bus.protocol import Bus, Reader
 from shoal.runtime.ticker import Ticker
+from shoal.testing import virtual
 from shoal.wire.codec import decode
 from shoal.wire.messages import Tick
 from shoal.wire.streams import Stream
@@ -90,3 +92,21 @@ async def test_what_makes_no_difference_wakes_nobody() -> None:
         core.wake = now_ms() + 1000
         ticker.look()
         assert ticker._retime.is_set()
+
+
+def test_one_that_stays_due_for_hours_is_told_so_each_second_as_long_as_it_lasts() -> None:
+    async def hours() -> list[str]:
+        broker = MemoryBroker()
+        broker.ensure(LOG)
+        core, leading = Core(), asyncio.Event()
+        core.wake = 1_000
+        leading.set()
+        ticker = Ticker(broker.connect(), core, LOG.name, "log.tick", lambda: 2_000)  # type: ignore[arg-type]  # as above
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * 3600):
+                await ticker.run(leading)
+        return [each.id for each in broker.messages(LOG.name)]
+
+    ids = virtual.run(hours())
+    assert len(ids) == len(set(ids))
+    assert 7200 <= len(ids) <= 7210

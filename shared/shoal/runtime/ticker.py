@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 from uuid import uuid4
 
 from shoal.bus.protocol import Bus
@@ -9,6 +10,9 @@ from shoal.machine.core import Core
 from shoal.runtime.dead import store
 from shoal.wire.codec import encode
 from shoal.wire.messages import Tick
+
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
 
 
 class Ticker:
@@ -41,13 +45,13 @@ class Ticker:
         The broker's clock may be behind ours, and then the core is still due after it: the next Tick has another id.
         """
         due: int | None = None
-        repeats = 0
+        repeats, pause = 0, _FIRST_PAUSE_S
         while True:
             await leading.wait()
             self._retime.clear()
             wake = self._core.wake_at_ms()
             if wake != due:
-                due, repeats = wake, 0
+                due, repeats, pause = wake, 0, _FIRST_PAUSE_S
             now = self._now_ms()
             if due is None or due > now:
                 self._waits_for = due
@@ -55,8 +59,8 @@ class Ticker:
                 continue
             id = f"tick:{self._stream}:{due}" + (f":{self._nonce}:{repeats}" if repeats else "")
             await store(self._bus, self._subject, encode(Tick(due)), id)
-            await self._sleep_while_due(due, min(0.05 * 2**repeats, 1.0))
-            repeats = min(repeats + 1, 1_000_000)
+            await self._sleep_while_due(due, pause)
+            repeats, pause = repeats + 1, min(pause * 2, _LONGEST_PAUSE_S)
 
     async def _sleep_while_due(self, due: int, seconds: float) -> None:
         loop = asyncio.get_running_loop()

@@ -210,11 +210,10 @@ class Shell:
             return
         if first > 1 and last:
             log.warning("folding what is kept: the log's beginning is gone", stream=self._stream, first=first)
+        self.position = self._checkpointed = first - 1
 
     async def _follow(self, reader: Reader, began: float) -> None:
         past = self._silent_to
-        if await self._bus.first_sequence(self._stream) > past:
-            past = self.position  # what was done with is no longer kept: there is nothing to fold in silence
         while True:
             if self.position >= past and not self._caught_up.is_set():
                 seconds = round(asyncio.get_running_loop().time() - began, 3)
@@ -295,12 +294,13 @@ class Shell:
             await self._stop_leading()
 
     async def _win(self) -> None:
-        """Wait until the lease is ours."""
+        """Wait until the lease is ours. Who has not folded what the last leader did cannot tell what is outstanding."""
         while True:
             try:
                 free = await self._lease.look()
                 self._stored_to(self._lease.position)
-                if free and self._turns.may_take(self._name) and await self._lease.take():
+                ripe = free and self.position >= self._lease.position
+                if ripe and self._turns.may_take(self._name) and await self._lease.take():
                     return
             except BusError as error:
                 log.warning("the lease cannot be read", partition=self._name, error=str(error))

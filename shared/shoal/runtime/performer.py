@@ -25,7 +25,6 @@ class Performer:
         self._bus = bus
         self._name = name
         self._perform = perform
-        self._nonce = uuid4().hex
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, effect: Task, id: str) -> None:
@@ -46,9 +45,11 @@ class Performer:
                 log.exception("an effect failed and is tried again", reader=self._name, effect=str(effect))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_S)
-        # The world may have changed since an earlier life looked at it, so an answer is never a copy of that one's.
+        # The world may have changed since somebody looked at it before, us or another, and what is outstanding has the
+        # same numbers each time that somebody begins to lead: no answer is ever a copy of another performance's.
+        nonce = uuid4().hex
         for number, answer in enumerate(answers):
-            await store(self._bus, answer.subject, encode(answer.message), f"{id}:{self._nonce}:{number}")
+            await store(self._bus, answer.subject, encode(answer.message), f"{id}:{nonce}:{number}")
 
     async def stop(self) -> None:
         """Give up what is under way: the core still counts it as outstanding."""

@@ -8,7 +8,7 @@ from shoal.wire import streams, subjects
 from shoal_placement.core.placement import PlacementCore
 
 
-async def run(context: Context, policy: str) -> None:
+async def run(context: Context, policy: str, what_is_left: bool = False) -> None:
     """Lead this process's share of the cells and stand by for the others, until told to stop."""
     owner = Owner.local()
     spread = Spread(context.bus, "placement", owner, context.cells)
@@ -22,6 +22,7 @@ async def run(context: Context, policy: str) -> None:
             owner=owner,
             turns=spread,
             settings={"policy": policy},
+            what_is_left=what_is_left,
         )
         for cell in range(context.cells)
     ]

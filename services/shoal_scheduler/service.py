@@ -8,7 +8,7 @@ from shoal.wire import streams, subjects
 from shoal_scheduler.core.scheduler import SchedulerCore
 
 
-async def run(context: Context, quota: int, order: str) -> None:
+async def run(context: Context, quota: int, order: str, what_is_left: bool = False) -> None:
     """Lead this process's share of the cells and stand by for the others, until told to stop."""
     owner = Owner.local()
     spread = Spread(context.bus, "scheduler", owner, context.cells)
@@ -22,6 +22,7 @@ async def run(context: Context, quota: int, order: str) -> None:
             owner=owner,
             turns=spread,
             settings={"order": order, "quota": str(quota)},
+            what_is_left=what_is_left,
         )
         for cell in range(context.cells)
     ]

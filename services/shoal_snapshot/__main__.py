@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from shoal.blobs.opening import open_store
-from shoal.runtime.options import Settings, service_options
+from shoal.runtime.options import Settings, service_options, state_option
 from shoal.runtime.process import Context, serve
 from shoal.wire.quantities import BadValueError
 from shoal_snapshot.service import run
@@ -19,6 +19,7 @@ def _default_state() -> Path:
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @service_options
+@state_option
 @click.option(
     "--blobs",
     envvar="SHOAL_BLOBS",
@@ -27,7 +28,7 @@ def _default_state() -> Path:
     help="Where disks and snapshots are kept, the same for all; such as file:///srv/blobs. Default: in its directory.",
 )
 @click.option("--state", envvar="SHOAL_STATE", show_envvar=True, type=click.Path(path_type=Path), help="Its directory.")
-def main(settings: Settings, blobs: str | None, state: Path | None) -> None:
+def main(settings: Settings, blobs: str | None, state: Path | None, what_is_left: bool) -> None:
     """Resolve and make templates until SIGTERM. Any number may run: one does the work, the others stand by."""
     place = (state or _default_state()).absolute()
     try:
@@ -37,7 +38,7 @@ def main(settings: Settings, blobs: str | None, state: Path | None) -> None:
 
     async def serving(context: Context) -> None:
         try:
-            await run(context, store, place / "scratch")
+            await run(context, store, place / "scratch", what_is_left)
         finally:
             await store.close()
 

@@ -71,7 +71,7 @@ def performing(inspector: Inspector, maker: Maker, collector: Collector) -> Perf
     return perform
 
 
-async def run(context: Context, store: BlobStore, scratch: Path) -> None:
+async def run(context: Context, store: BlobStore, scratch: Path, what_is_left: bool = False) -> None:
     """Serve, or stand by, until told to stop. Blobs go into `store`; disks are made in `scratch`."""
     owner = Owner.local()
     spread = Spread(context.bus, "snapshot", owner, 1)
@@ -88,5 +88,6 @@ async def run(context: Context, store: BlobStore, scratch: Path) -> None:
         ),
         owner=owner,
         turns=spread,
+        what_is_left=what_is_left,
     )
     await run_together([shell], spread, context.stop)

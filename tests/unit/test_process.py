@@ -13,13 +13,14 @@ from shoal.broker import EmbeddedBroker
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.memory import MemoryBroker
 from shoal.runtime.cluster import cells_of, ensure_cluster
-from shoal.runtime.options import Settings, cell_option, service_options
+from shoal.runtime.options import Settings, cell_option, service_options, state_option
 from shoal.wire import streams
 from shoal.wire.quantities import BadValueError
 
 SERVICE = """
 import sys
 import structlog
+from shoal.runtime.checkpoints import StateGoneError
 from shoal.runtime.options import Settings
 from shoal.runtime.process import Context, serve
 
@@ -27,6 +28,8 @@ async def main(context: Context) -> None:
     structlog.get_logger().info("at work", cells=context.cells)
     if sys.argv[2] == "fail":
         raise RuntimeError("broken on purpose")
+    if sys.argv[2] == "gone":
+        raise StateGoneError("toy", "LOG", 7)
     await context.stop.wait()
 
 serve("toy", Settings(url=sys.argv[1], patience_s=float(sys.argv[3])), main)
@@ -79,6 +82,18 @@ def test_a_service_that_fails_says_so_and_exits_1(broker: EmbeddedBroker) -> Non
     try:
         failed = lines_until(process, "failed")[-1]
         assert "broken on purpose" in str(failed["exception"])
+    finally:
+        status = end(process)
+    assert status == 1
+
+
+@pytest.mark.broker
+def test_a_service_whose_state_is_gone_says_in_a_sentence_what_to_do(broker: EmbeddedBroker) -> None:
+    process = start(broker.url, "gone")
+    try:
+        failed = lines_until(process, "its state is gone")[-1]
+        assert str(failed["error"]).startswith("toy cannot be served: LOG is kept from message 7 on")
+        assert "exception" not in failed
     finally:
         status = end(process)
     assert status == 1
@@ -163,3 +178,18 @@ def test_options_come_from_flags_and_environment() -> None:
     wrong = run(command, ["--patience", "12 potatoes"])
     assert wrong.exit_code == 2
     assert "is not a duration" in wrong.output
+
+
+def test_only_who_is_told_to_begins_with_what_is_left() -> None:
+    seen: list[bool] = []
+
+    @click.command()
+    @state_option
+    def command(what_is_left: bool) -> None:
+        seen.append(what_is_left)
+
+    run = CliRunner().invoke
+    assert run(command, []).exit_code == 0
+    assert run(command, ["--begin-with-what-is-left"]).exit_code == 0
+    assert run(command, [], env={"SHOAL_BEGIN_WITH_WHAT_IS_LEFT": "1"}).exit_code == 0
+    assert seen == [False, True, True]

@@ -68,7 +68,7 @@ async def test_recovery_when_everything_done_with_is_purged(bus: MemoryBus) -> N
     await acknowledge(bus, 1)
     await bus.purge(INBOX, 1)
     core = Toy()
-    async with running(shell_of(bus, core)) as shell:
+    async with running(shell_of(bus, core, what_is_left=True)) as shell:
         async with asyncio.timeout(10):
             await shell.ready()
         bus.publish(REQUEST, encode(RolloutReleased("new")), "in-2")

@@ -44,6 +44,18 @@ def dump(core: Core) -> bytes:
             gc.enable()
 
 
+class StateGoneError(Exception):
+    """A partition's state cannot be had: no checkpoint can be loaded, and the beginning of its log is not kept."""
+
+    def __init__(self, name: str, stream: str, first: int) -> None:
+        super().__init__(
+            f"{name} cannot be served: {stream} is kept from message {first} on, and no checkpoint of what came before "
+            f"can be loaded; start the version of Shoal that saved the last one, or bring the bucket "
+            f"{CHECKPOINT_BUCKET} back; --begin-with-what-is-left serves without what is lost, such as tenants, limits "
+            f"and the names of templates and snapshots: say those again then"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one partition."""
 

@@ -63,6 +63,16 @@ def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_settings
 
 
+def state_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--begin-with-what-is-left`; the command gets it as `what_is_left: bool`."""
+    return click.option(
+        "--begin-with-what-is-left", "what_is_left", envvar="SHOAL_BEGIN_WITH_WHAT_IS_LEFT", show_envvar=True,
+        is_flag=True,
+        help="Serve even where the beginning of a log is gone and no checkpoint can be loaded: what is lost stays so, "
+        "such as tenants and limits. For one start, with no other process of this service.",
+    )(command)  # fmt: skip
+
+
 def cell_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--cell`: the number of the cell an executor's nodes belong to."""
     return click.option(

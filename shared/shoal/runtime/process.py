@@ -15,6 +15,7 @@ import uvloop
 
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import Bus, BusError, UnreachableError
+from shoal.runtime.checkpoints import StateGoneError
 from shoal.runtime.cluster import ensure_cluster
 from shoal.runtime.logs import set_up_logs
 from shoal.runtime.options import Settings
@@ -73,6 +74,9 @@ async def _serve(service: str, settings: Settings, main: Callable[[Context], Awa
     except BadValueError as error:
         log.error("bad configuration", error=str(error))
         return EXIT_USAGE
+    except StateGoneError as error:
+        log.error("its state is gone", error=str(error))
+        return EXIT_FAILED
     except BusError as error:
         log.error("the broker refused", error=str(error))
         return EXIT_FAILED

@@ -17,7 +17,7 @@ from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, BusError, Delivery, Reader
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, Core, Publish, Task, effect_id, respond
-from shoal.runtime.checkpoints import Checkpoints, dump
+from shoal.runtime.checkpoints import Checkpoints, StateGoneError, dump
 from shoal.runtime.dead import dead_letter_of, store
 from shoal.runtime.lease import TTL_S, Lease, LeaseLostError, Owner
 from shoal.runtime.outlet import Folded, Outgoing, Outlet
@@ -78,11 +78,13 @@ class Shell:
         turns: Turns | None = None,
         checkpoint_every: int = CHECKPOINT_EVERY,
         settings: Mapping[str, str] | None = None,
+        what_is_left: bool = False,
     ) -> None:
         """`name` is the partition's, `tick_subject` one of the stream's; `now_ms` only decides when to publish ticks.
 
         `ttl_s`: how long a lease stands that nobody renews, in seconds; `checkpoint_every`: in messages. `settings`:
-        what the core is to go by; whoever leads says so in the log where it goes by others.
+        what the core is to go by; whoever leads says so in the log where it goes by others. `what_is_left`: begin with
+        what is kept of the log where its beginning is gone and no checkpoint can be loaded.
         """
         self._bus = bus
         self._core = core
@@ -93,6 +95,7 @@ class Shell:
         self._turns = turns or Turns()
         self._checkpoint_every = checkpoint_every
         self._settings = settings
+        self._what_is_left = what_is_left
         self._telling: asyncio.Task[object] | None = None
         self._lease = Lease(bus, name, owner or Owner.local(), ttl_s=ttl_s)
         self._checkpoints = Checkpoints(bus, name)
@@ -137,7 +140,7 @@ class Shell:
     async def run(self, stop: asyncio.Event | None = None) -> None:
         """Recover, then serve until stop is set or this is cancelled. On stop, what was folded is stored first.
 
-        Raises what the core raises beyond LawBrokenError: its state is then not to be trusted.
+        Raises StateGoneError, and what the core raises beyond LawBrokenError: its state is then not to be trusted.
         """
         began = asyncio.get_running_loop().time()
         await self._recover()
@@ -190,12 +193,14 @@ class Shell:
         """Load the newest checkpoint that can be used; without one, the log is folded from its beginning."""
         await self._lease.look()
         self._silent_to = self._lease.record.position
+        version = self._core.state_version
+        stored = await self._checkpoints.load(core=self._name, version=version, stream=self._stream)
+        # Looked at now, or a leader that just saved one and removed what it covers would seem to have lost it all.
         last, first = await self._bus.last_sequence(self._stream), await self._bus.first_sequence(self._stream)
         if self._silent_to > last:
             log.error("the log is shorter than what was done with: is it another one?", stream=self._stream, last=last)
             self._silent_to = self._lease.limit = last
-        version = self._core.state_version
-        for found in await self._checkpoints.load(core=self._name, version=version, stream=self._stream):
+        for found in stored:
             if found.sequence > last or found.sequence < first - 1:
                 log.error("a checkpoint does not fit its log", partition=self._name, sequence=found.sequence)
                 continue
@@ -208,8 +213,10 @@ class Shell:
             self._time_ms = found.time_ms
             log.info("checkpoint loaded", partition=self._name, sequence=found.sequence, bytes=len(found.state))
             return
-        if first > 1 and last:
-            log.warning("folding what is kept: the log's beginning is gone", stream=self._stream, first=first)
+        if first > 1 and not self._what_is_left:
+            raise StateGoneError(self._name, self._stream, first)
+        if first > 1:
+            log.warning("beginning with what is left: older state is lost", stream=self._stream, first=first)
         self.position = self._checkpointed = first - 1
 
     async def _follow(self, reader: Reader, began: float) -> None:

@@ -26,9 +26,10 @@ _PASSING: Final = "SHOAL_BLOB_"
 TRAJECTORY_S: Final = 8 * _DAY
 """How long trajectories stay, and the outputs they refer to."""
 KEPT_S: Final = 8 * _DAY
-"""How long folded messages stay. A day longer than the longest rollout: what a state needs is still in its log, should
+"""How long folded messages stay at least. A day longer than the longest rollout: all that one under way needs is there.
 
-every checkpoint of it be unusable.
+What is older is in checkpoints alone: tenants, their limits, names of templates and snapshots. So nobody begins with
+what is left of a log, unless told to (`shoal.runtime.options.state_option`).
 """
 
 

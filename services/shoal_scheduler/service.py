@@ -21,7 +21,7 @@ async def run(context: Context, quota: int, order: str, what_is_left: bool = Fal
             tick_subject=subjects.rollout_system(cell),
             owner=owner,
             turns=spread,
-            settings={"order": order, "quota": str(quota)},
+            settings={"order": order, "quota": str(quota), "message_bytes": str(context.bus.max_payload)},
             what_is_left=what_is_left,
         )
         for cell in range(context.cells)

@@ -122,6 +122,7 @@ class BusConformance:
         assert not (await bus.publish(small.subject(), bytes(8 * 1024), "id-2")).duplicate
 
     async def test_a_message_the_broker_cannot_take_is_refused_and_harms_no_other(self, bus: Bus, log: Log) -> None:
+        assert bus.max_payload == 1024**2
         before = bus.publish(log.subject(), b"before", "before")
         large = bus.publish(log.subject(), bytes(1024**2), "large")  # exactly the limit; the id does not fit
         after = bus.publish(log.subject(), b"after", "after")

@@ -18,7 +18,7 @@ from shoal_scheduler.core.scheduler import SchedulerCore
 @pytest.mark.parametrize(
     ("make", "settings"),
     [
-        (lambda: SchedulerCore(0), {"order": "fifo", "quota": "7"}),
+        (lambda: SchedulerCore(0), {"order": "fifo", "quota": "7", "message_bytes": "900000"}),
         (lambda: PlacementCore(0), {"policy": "random"}),
     ],
 )

@@ -209,7 +209,7 @@ def placements(cell: int, part: Part) -> list[Publish]:
     spec = request.spec
     for indices, snapshot in rollout.starts(part.indices):
         one = spec
-        if len(spec.commands) > 1:  # each travels once, however many parts a rollout is sent in
+        if len(spec.commands) > 1 and indices != ranges.whole(spec.n):  # each travels once, in however many parts
             one = msgspec.structs.replace(spec, commands=tuple(spec.commands[i] for i in ranges.indices(indices)))
         files = one.files if snapshot is rollout.snapshot else ()  # they are in it, as they were left
         one = msgspec.structs.replace(one, files=files, isolation=wants(one, snapshot))

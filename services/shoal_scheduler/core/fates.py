@@ -240,6 +240,12 @@ class Fates:
             rollout.gathering = True
             self.books.enqueue(rollout, now)
 
+    def _reject(self, rollout: Rollout, code: str, detail: str, now: int, effects: list[Effect]) -> None:
+        """Tell the trainer of a rollout of which nothing was given out that it is not admitted after all."""
+        name = rollout.request.rollout
+        effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, code, detail)))
+        self._drop(name, now, effects)
+
     def _drop(self, name: str, now: int, effects: list[Effect]) -> None:
         rollout = self.books.rollouts[name]
         self.books.drop(rollout)

@@ -17,6 +17,7 @@ from shoal_scheduler.core.dispatch import Dispatch, placements
 from shoal_scheduler.core.fates import REMEMBERED_MS, Fates, guest
 from shoal_scheduler.core.order import ORDERS
 from shoal_scheduler.core.quotas import Exchange, part_of
+from shoal_scheduler.core.sizes import MESSAGE_BYTES, too_large
 from shoal_scheduler.core.state import Rollout
 from shoal_scheduler.core.tenants import WAITING, amounts_of
 from shoal_scheduler.core.waiting import Line
@@ -39,6 +40,7 @@ class SchedulerCore(Fates):
         super().__init__(cell, cells)
         self.exchange = Exchange(self.books)
         self._quota = quota
+        self._message_bytes = MESSAGE_BYTES
         self._chosen = order
         self._order = ORDERS[order]
         self.templates: dict[tuple[str, str], tuple[m.Snapshot, int]] = {}
@@ -119,16 +121,18 @@ class SchedulerCore(Fates):
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Return whose turn it is by which policy (`order`), and the most sandboxes a rollout may have (`quota`)."""
-        return {"order": self._chosen, "quota": str(self._quota)}
+        """Return the policy of turns, the most sandboxes of a rollout, and what the broker takes in one message."""
+        return {"order": self._chosen, "quota": str(self._quota), "message_bytes": str(self._message_bytes)}
 
     def go_by(self, settings: Mapping[str, str]) -> None:
         """Go by these from now on. Raises LawBrokenError, having changed nothing."""
         new = {**self.settings, **settings}
-        if new.keys() != self.settings.keys() or new["order"] not in ORDERS or not new["quota"].isdecimal():
-            known = f"order ({', '.join(ORDERS)}) and quota (a number)"
+        numbers = new["quota"].isdecimal() and new["message_bytes"].isdecimal()
+        if new.keys() != self.settings.keys() or new["order"] not in ORDERS or not numbers:
+            known = f"order ({', '.join(ORDERS)}), quota and message_bytes (numbers)"
             raise LawBrokenError(f"{settings} are no settings of a scheduler: it has {known}")
         self._chosen, self._order, self._quota = new["order"], ORDERS[new["order"]], int(new["quota"])
+        self._message_bytes = int(new["message_bytes"])
 
     def wake_at_ms(self) -> int | None:
         """Return when to look at something (broker's time, ms); what it is may be over by then."""
@@ -261,17 +265,17 @@ class SchedulerCore(Fates):
             if rollout is None:
                 continue
             if message.snapshot is None:
-                effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, "unknown_template", message.error)))
-                self._drop(name, now, effects)
-            elif refused := unfit(rollout.request.spec, warmed(message.snapshot, rollout.request.spec.warm)):
-                effects.append(rollout.outcome(self._cell, m.RolloutRejected(name, *refused)))
-                self._drop(name, now, effects)
+                self._reject(rollout, "unknown_template", message.error, now, effects)
             else:
                 self._start_from(rollout, message.snapshot, now, effects)
 
     def _start_from(self, rollout: Rollout, snapshot: m.Snapshot, now: int, effects: list[Effect]) -> None:
         request = rollout.request
         rollout.snapshot = warmed(snapshot, request.spec.warm)
+        refused = unfit(request.spec, rollout.snapshot) or too_large(self._cell, rollout, self._message_bytes)
+        if refused is not None:
+            self._reject(rollout, *refused, now, effects)
+            return
         self.books.enqueue(rollout, now)
         if snapshot.blobs:
             rollout.held = True

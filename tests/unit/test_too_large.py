@@ -54,11 +54,14 @@ def commands(size: int) -> m.RolloutSpec:
         ("warm", m.RolloutSpec("host", 2, warm="x=1\n" * 150_000), HOST),
         ("commands", commands(3900), m.Snapshot("d", "host", warm="x=1\n" * 15_000)),
         ("files", m.RolloutSpec("host", 2, files=(m.InputFile("/a", bytes(1_040_000)),)), HOST),
-        ("env", m.RolloutSpec("host", 2, env=(("A", "x" * 600_000),), warm="x=1\n" * 60_000), HOST),
-        ("template", m.RolloutSpec("x", 2, env=(("A", "x" * 500_000),)), m.Snapshot("d", "host", warm="x" * 600_000)),
+        (
+            "template",
+            m.RolloutSpec("x", 2, files=(m.InputFile("/a", bytes(500_000)),)),
+            m.Snapshot("d", "host", warm="x" * 600_000),
+        ),
         ("files", m.RolloutSpec("host", 100_000, files=(m.InputFile("/a", bytes(700_000)),)), HOST),
     ],
-    ids=["warm twice", "commands and warm", "files", "env", "warm template", "files and pieces of 100,000"],
+    ids=["warm twice", "commands and warm", "files", "warm template", "files and pieces of 100,000"],
 )
 def test_it_is_rejected_by_the_field_that_is_to_be_less(field: str, spec: m.RolloutSpec, snapshot: m.Snapshot) -> None:
     (refused,) = said(spec, snapshot)

@@ -282,6 +282,16 @@ async def test_the_agent_needs_nothing_of_the_image(driver: GvisorDriver, tmp_pa
     assert sorted(path.name for path in root.iterdir()) == ["bin", "data"]
 
 
+async def test_no_template_stands_under_anothers_digest(driver: GvisorDriver, tmp_path: Path) -> None:
+    for name in ("mine", "theirs"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "data").write_text(name)
+    await driver.prepare(Snapshot("mine", "dir", str(tmp_path / "theirs")))  # as anybody may say
+    await driver.prepare(Snapshot("x", "dir", str(tmp_path / "theirs"), template="mine"))
+    small = await one(driver, Snapshot("mine", "dir", str(tmp_path / "mine")))
+    assert (await driver.read_file(small, "/data")).data == b"mine"
+
+
 @pytest.mark.parametrize("name", ["tmp", "proc", "dev", ".shoal"])
 async def test_a_link_in_an_image_leads_nowhere(driver: GvisorDriver, tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"

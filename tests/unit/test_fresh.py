@@ -212,3 +212,15 @@ async def test_who_waits_and_gives_up_leaves_it_being_kept(tmp_path: Path) -> No
     await settled()
     assert kinds.image(HOST) is not None
     await kinds.close()
+
+
+async def test_what_has_anothers_digest_is_not_of_its_kind(tmp_path: Path) -> None:
+    keeping = Keeping()
+    kinds = Fresh(tmp_path, keeping, MANY)
+    keeping.go.set()
+    liar = StartSpec(Snapshot("host", "dir", "/theirs"))
+    kinds.asked(liar, WORTH)
+    await settled()
+    assert kinds.image(liar) is not None
+    assert kinds.image(HOST) is None
+    await kinds.close()

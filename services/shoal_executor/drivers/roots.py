@@ -1,6 +1,7 @@
 """Read-only roots: the host's own, a directory as it is, an archive unpacked once."""
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from shoal.wire.messages import Snapshot
@@ -116,15 +118,33 @@ def clear(state: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def key_of(snapshot: Snapshot) -> str:
+    """Return what a snapshot's template goes by on this node: a hash of all that is made of it.
+
+    A digest may be anybody's word. Whoever gives another template's digest to files of their own gets another key, and
+    whatever a digest looks like, this can be part of a path.
+    """
+    known = snapshot.template or snapshot.digest
+    made_of = (known, snapshot.kind, snapshot.path, snapshot.disks, snapshot.warm, snapshot.env)
+    return hashlib.blake2b(msgspec.msgpack.encode(made_of), digest_size=16).hexdigest()
+
+
+_PLAIN: Final = key_of(Snapshot("host", "host"))
+
+
 def root_of(snapshot: Snapshot, state: Path) -> tuple[Path, str]:
-    """Return a snapshot's read-only root, made if it is not there yet, and the host's /usr if it belongs into it."""
+    """Return the read-only root of a snapshot's template, made if it is not there yet, and the host's /usr if that
+
+    belongs into it.
+    """
     images = state / "images"
     images.mkdir(parents=True, exist_ok=True)
     images.chmod(0o700)  # an archive may hold set-user-id programs; none of the host's users gets at them
+    key = key_of(snapshot)
     match snapshot.kind:
         case "host":
             # A root of its own for each fork server: one that is made anew must not be another's that is in use.
-            target = images / ("host" if snapshot.digest == "host" else f"host-{snapshot.digest[:32]}")
+            target = images / ("host" if key == _PLAIN else f"host-{key}")
             shutil.rmtree(target, ignore_errors=True)  # the host may have changed since
             host_root(target)
             return target, "/usr"
@@ -134,7 +154,7 @@ def root_of(snapshot: Snapshot, state: Path) -> tuple[Path, str]:
                 raise DriverError(f"template dir:{path}: no such directory on this node")
             return path, ""
         case "tar":
-            target = images / "".join(c for c in snapshot.digest if c.isalnum())[:64]
+            target = images / f"tar-{key}"
             if not target.is_dir():
                 unpack(Path(snapshot.path), target)
             return target, ""

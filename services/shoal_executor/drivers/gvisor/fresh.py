@@ -15,6 +15,7 @@ from typing import Final
 
 import structlog
 
+from shoal.wire.messages import Snapshot
 from shoal_executor.drivers.inhabited import sizes
 from shoal_executor.drivers.protocol import DriverError, StartSpec
 
@@ -27,7 +28,7 @@ _PATIENCE_S: Final = 2.0
 
 log = structlog.get_logger()
 
-_Kind = tuple[str, int]
+_Kind = tuple[Snapshot, int]
 
 
 @dataclass(slots=True)
@@ -119,5 +120,8 @@ class Fresh:
 
 
 def _kind_of(spec: StartSpec) -> _Kind:
-    """Return what must be the same: what is on the disk, and what is mounted beside it."""
-    return spec.snapshot.digest, sizes(spec.resources)[1]
+    """Return what must be the same: what is on the disk, and what is mounted beside it.
+
+    All of the snapshot, for its digest may be anybody's word.
+    """
+    return spec.snapshot, sizes(spec.resources)[1]

@@ -50,12 +50,10 @@ class Starts:
     async def _root_of(self, snapshot: Snapshot) -> Root:
         if snapshot.warm:
             raise DriverError("a warm interpreter is isolation zygote's: keep a running sandbox as a template instead")
-        template = snapshot.template or snapshot.digest
-        known = self._roots.get(template)
+        key = roots.key_of(snapshot)
+        known = self._roots.get(key)
         if known is None or (known.done() and (known.cancelled() or known.exception())):
-            known = self._roots[template] = asyncio.create_task(
-                asyncio.to_thread(self._make_root, msgspec.structs.replace(snapshot, digest=template))
-            )
+            known = self._roots[key] = asyncio.create_task(asyncio.to_thread(self._make_root, snapshot))
         return await asyncio.shield(known)
 
     def _make_root(self, snapshot: Snapshot) -> Root:

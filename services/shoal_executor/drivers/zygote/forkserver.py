@@ -27,7 +27,10 @@ PATIENCE_S: Final = 60.0
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What the state directory tells the next driver of a fork server. `base`: the first of its uids outside."""
+    """What the state directory tells the next driver of a fork server.
+
+    `digest`: of all that its template is made of (`roots.key_of`); `base`: the first of its uids outside.
+    """
 
     digest: str
     base: int

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 
 from shoal.wire.messages import Resources, Snapshot
@@ -30,11 +29,6 @@ _LAYERS: Final = frames.DESCRIPTORS - 4
 """A sandbox's layers come as descriptors, with that of its link and of three control groups."""
 
 log = structlog.get_logger()
-
-
-def template_of(snapshot: Snapshot) -> str:
-    """Return the digest of the template that a snapshot grew from, which may be itself."""
-    return snapshot.template or snapshot.digest
 
 
 class Templates:
@@ -103,13 +97,13 @@ class Templates:
         """
         if (layers := len(snapshot.layers)) > _LAYERS:
             raise DriverError(f"the snapshot has {layers} layers; isolation zygote stacks {_LAYERS} at most")
-        digest = template_of(snapshot)
-        known = self._servers.pop(digest, None)  # and back at the end: the order is that of their use
+        key = roots.key_of(snapshot)
+        known = self._servers.pop(key, None)  # and back at the end: the order is that of their use
         if known is not None and known.done() and (known.cancelled() or known.exception() or not known.result().alive):
             known = None
         if known is None:
-            known = asyncio.create_task(self._start(snapshot))
-        self._servers[digest] = known
+            known = asyncio.create_task(self._start(snapshot, key))
+        self._servers[key] = known
         self._retire()
         return await asyncio.shield(known)
 
@@ -121,19 +115,16 @@ class Templates:
                 del self._servers[digest]
                 self._end_soon(known.result())
 
-    async def _start(self, snapshot: Snapshot) -> ForkServer:
-        digest = template_of(snapshot)
+    async def _start(self, snapshot: Snapshot, key: str) -> ForkServer:
         if snapshot.kind == "disk":
             root, usr = "", ""
         else:
-            path, usr = await asyncio.to_thread(
-                roots.root_of, msgspec.structs.replace(snapshot, digest=digest), self._state
-            )
+            path, usr = await asyncio.to_thread(roots.root_of, snapshot, self._state)
             root = str(path)
         scratch = self._state / "scratch"
         scratch.mkdir(exist_ok=True)
         base = next(self._ranges) if os.geteuid() == 0 else -1
-        diary = self._state / f"zygote-{''.join(c for c in digest if c.isalnum())[:32]}.log"
+        diary = self._state / f"zygote-{key}.log"
         place = self._forks / secrets.token_hex(6)
         server = ForkServer(self._heard, self._gone)
         lent: list[int] = []
@@ -150,11 +141,11 @@ class Templates:
                 root, usr, str(scratch), base, -1, -1, self._patience_s, own, tuple(lent), snapshot.warm, snapshot.env,
                 warm, tuple(entrances),
             )  # fmt: skip
-            await server.launch(template, diary, place, digest, group)
+            await server.launch(template, diary, place, key, group)
         except (DriverError, OSError, ImportError, RuntimeError) as error:
             if group is not None:
                 await self._groups.remove(group)
-            name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else f"{snapshot.kind} {digest[:12]}"
+            name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else f"{snapshot.kind} {snapshot.digest[:12]}"
             raise DriverError(f"the fork server of template {name} failed: {error}") from None
         finally:
             for fd in (*lent, *entrances):

@@ -321,6 +321,54 @@ async def test_a_journal_of_another_version_is_not_continued(world: World) -> No
     await second.leave()
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        RunCommand("c", "evil", "run", 0, "r1", -1, 0, Command(line="x")),
+        RunCommand("c", "evil", "a b", 0, "nope", 0, 0, Command(line="x")),
+        RunCommand("c", "evil", "run", -1, "nope", 0, 0, Command(line="x")),
+        RunCommand("c", "evil", "run", 77, "nope", 0, 0, Command(line="x")),  # of no cell of this cluster
+        RunCommand("c", *HEAD, 0, 0, Command(line="steal")),  # in another tenant's name
+        DestroySandboxes("b1", "r1", (), EndReason.RELEASED),  # as only the system may say
+    ],
+    ids=["index", "run", "cell", "no such cell", "tenant", "control"],
+)
+async def test_what_makes_no_sense_is_put_aside_and_the_executor_goes_on(world: World, bad: AnyMessage) -> None:
+    first = await world.live("b1")
+    await world.order(2)
+    await until(lambda: world.indices(SandboxesReady) == [0, 1])
+    await world.send(subjects.executor_command("e1", "evil"), bad)
+    await until(lambda: world.broker.messages("SHOAL_DEAD"))
+    await world.ask("c1", 0)
+    await until(lambda: world.said(CommandFinished))
+    await first.kill()
+    second = await world.live("b2")
+    await world.ask("c2", 1)
+    await until(lambda: len(world.said(CommandFinished)) == 2)
+    assert world.node.ran == {("r1-0", "c1"): 1, ("r1-1", "c2"): 1}
+    assert sorted(world.node.live) == ["r1-0", "r1-1"]
+    assert len(world.broker.messages("SHOAL_DEAD")) == 1
+    await second.leave()
+
+
+async def test_a_journal_with_a_message_that_makes_no_sense_is_read_on(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(2)
+    await until(lambda: world.indices(SandboxesReady) == [0, 1])
+    await first.kill()
+    journal = Journal(world.state)
+    journal.open()
+    last = await world.bus.last_sequence("SHOAL_EXECUTOR_e1")
+    journal.append(Took(last, RunCommand("c", "evil", "run", 0, "r1", -1, 0, Command(line="x"))))
+    journal.append(Took(last, RunCommand("c", "evil", "a b", 0, "nope", 0, 0, Command(line="x"))))
+    journal.close(remove=False)
+    second = await world.live("b2")
+    await world.ask("c1", 1)
+    await until(lambda: world.said(CommandFinished))
+    assert world.node.started == {"r1-0": 1, "r1-1": 1}
+    await second.leave()
+
+
 async def test_jobs_under_way_end_once(world: World) -> None:
     world.node.gate.clear()
     first = await world.live("b1")

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from shoal.blobs.cache import Cache
 from shoal.blobs.files import FileStore
+from shoal.machine.lineage import identified
 from shoal.wire import subjects
 from shoal.wire.messages import (
     Blob,
@@ -16,11 +18,13 @@ from shoal.wire.messages import (
     CommandFinished,
     CommandRefused,
     CommandResult,
+    DeadLetter,
     DestroySandboxes,
     EndReason,
     FileWritten,
     Hibernate,
     Hibernated,
+    PrefetchSnapshot,
     RollBack,
     RolledBack,
     RunCommand,
@@ -53,6 +57,7 @@ class Keeping(SimulatedDriver):
         self.waits = asyncio.Event()  # a command is under way
         self.settled: list[str] = []
         self.captures = 0
+        self.prepared: list[Snapshot] = []
         self.stop_at = ""  # once a rollback has come to `prepare` or to `start`, it waits
         self.reached = asyncio.Event()
         self.went_on = asyncio.Event()
@@ -64,6 +69,7 @@ class Keeping(SimulatedDriver):
 
     async def prepare(self, snapshot: Snapshot) -> None:
         await self._come_to("prepare")
+        self.prepared = [*self.prepared, snapshot]
         await super().prepare(snapshot)
 
     async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
@@ -180,6 +186,29 @@ async def test_what_sleeps_has_everything_behind_it_and_the_log_knows_before(ben
     slept = next(each for each in bench.trajectory if isinstance(each, SandboxSlept))
     assert bench.trajectory.index(told) < bench.trajectory.index(slept)
     assert slept.snapshot.digest == told.snapshot.digest
+
+
+async def test_a_sandbox_goes_back_to_what_was_taken_and_to_nothing_made_up(bench: Bench) -> None:
+    await bench.command(TakeSnapshot("snap", *HEAD, 0, 0))
+    (taken,) = await bench.heard(SnapshotTaken)
+    made_up = [
+        Snapshot("x/../../../etc", "host"),
+        msgspec.structs.replace(taken.snapshot, kind="dir", path="/root"),  # under the other's digest
+        identified(Snapshot("", "host", layers=(Blob("../../x", 1),))),
+    ]
+    prepared = driver(bench).prepared
+    for number, snapshot in enumerate(made_up):
+        await bench.command(RollBack(f"bad{number}", *HEAD, 0, 0, snapshot))
+    refused = await bench.heard(CommandRefused, lambda found: len(found) == len(made_up))
+    assert [each.code for each in refused] == ["snapshot_failed"] * len(made_up)
+    assert [each.detail.partition(":")[0] for each in refused] == ["snapshot.digest"] * 2 + ["snapshot.blobs"]
+    for number, snapshot in enumerate(made_up):
+        await bench.send(subjects.executor_control("e1"), PrefetchSnapshot(snapshot))
+        await bench.heard(DeadLetter, lambda found, number=number: len(found) == number + 1)  # type: ignore[misc]  # bound
+    assert driver(bench).prepared == prepared
+    await bench.command(RollBack("back", *HEAD, 0, 0, taken.snapshot))
+    await bench.heard(RolledBack)
+    assert driver(bench).prepared == [*prepared, taken.snapshot]
 
 
 async def test_nobody_asks_for_it_while_a_command_is_under_way(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from shoal.blobs.cache import Cache
 from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, Delivery
 from shoal.machine import ranges
+from shoal.runtime.cluster import cells_of
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
 from shoal.wire.messages import (
@@ -32,6 +33,7 @@ from shoal.wire.messages import (
     StartSandboxes,
 )
 from shoal.wire.outputs import IN_MESSAGE
+from shoal.wire.quantities import BadValueError
 from shoal_executor.core import (
     Asked,
     CarryOut,
@@ -52,6 +54,7 @@ from shoal_executor.drivers.protocol import (
     StartFailed,
     StartSpec,
 )
+from shoal_executor.service.accepting import Accepting
 from shoal_executor.service.beating import beat
 from shoal_executor.service.carrying import Carrying, bounded
 from shoal_executor.service.deadlines import Deadlines
@@ -96,8 +99,10 @@ class ExecutorService:
         cache: Cache | None = None,
     ) -> None:  # fmt: skip
         """`boot`: what it goes by, unless it continues an earlier process. Snapshots are kept by way of `cache`."""
+        self._bus = bus
         self._driver = driver
         self._offer = offer
+        self._accepting = Accepting(offer.executor, 1)
         began = Began(offer.executor, offer.cell, boot, machine(), driver.isolation, offer.nodes, VERSION)
         publisher = SteadyPublisher(bus, f"executor.{offer.executor}")
         self._known = Known(publisher, began, journal)
@@ -159,6 +164,7 @@ class ExecutorService:
 
     async def _serve(self, joined: ExecutorJoined, stop: asyncio.Event, continued: bool) -> None:
         await self._inbox.open(continued=continued)
+        self._accepting = Accepting(joined.executor, await cells_of(self._bus) or 1)
         nodes = subjects.placement_node(self._offer.cell)
         self._loose.go(f"{joined.executor}:{joined.boot}:{secrets.token_hex(4)}")
         self._loose.send(nodes, joined)
@@ -231,6 +237,11 @@ class ExecutorService:
             log.warning("a snapshot cannot be prefetched", snapshot=snapshot.digest[:12], error=str(error))
 
     async def _take(self, message: AnyMessage, delivery: Delivery) -> None:
+        try:
+            self._accepting.check(message, delivery.subject)
+        except BadValueError as error:
+            await self._inbox.bury(delivery, f"{type(message).__name__}: {error}")
+            return
         if isinstance(message, StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked):
             self._happened(Took(delivery.sequence, message, delivery.time_ms))
             return
@@ -239,7 +250,7 @@ class ExecutorService:
                 if boot == self._known.boot and not self._core.groups:
                     log.info("all nodes are drained and empty: leaving", executor=self._offer.executor)
                     self._dismissed.set()
-            case ReadBlob() if delivery.subject == subjects.executor_command(self._offer.executor, message.tenant):
+            case ReadBlob():
                 self._spawn(self._outputs.serve(message))
             case PrefetchSnapshot(snapshot=snapshot):
                 self._spawn(self._prefetch(snapshot))

@@ -28,6 +28,7 @@ from shoal.wire.messages import (
     Step,
     WriteFile,
 )
+from shoal.wire.quantities import BadValueError
 from shoal_executor.core import Asked, Key, Phase
 from shoal_executor.core.names import name_of
 from shoal_executor.drivers.each import start_one
@@ -40,6 +41,7 @@ from shoal_executor.drivers.protocol import (
     StartSpec,
     UnsupportedError,
 )
+from shoal_executor.service.accepting import check_snapshot
 from shoal_executor.service.journal import AnyRecord, Returned, Slept
 from shoal_executor.service.known import Known
 from shoal_executor.service.outgoing import Outgoing
@@ -191,7 +193,11 @@ class Keeping:
         return snapshot
 
     async def return_to(self, asked: Asked, snapshot: Snapshot) -> None:
-        """Make a live sandbox what a snapshot holds. Raises DriverError."""
+        """Make a live sandbox what a snapshot holds. Raises DriverError, also for a snapshot that cannot be one."""
+        try:
+            check_snapshot(snapshot)
+        except BadValueError as error:
+            raise DriverError(str(error)) from error
         key = self._known.core.find(asked.rollout, asked.index, asked.attempt)
         if key is None:
             raise NoSuchSandboxError(asked.rollout)

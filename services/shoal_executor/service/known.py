@@ -141,6 +141,11 @@ class Known:
                 self.reports.flush(promoted)
             case Freed(groups=groups):
                 self.reports.free(groups)
+            case Took():
+                try:
+                    self._fold(record)
+                except ValueError as error:  # as it was when it came: an executor that nobody can start is worse
+                    log.error("a message that was taken is passed over", sequence=record.sequence, error=str(error))
             case _:
                 self._fold(record)
 

@@ -1,0 +1,110 @@
+"""What an executor is told, looked at before anything follows from it.
+
+What a message says its sender chose, and any tenant may send one to any executor. But the subject that it came on is
+one that the broker let its sender use.
+"""
+
+import re
+from functools import lru_cache
+from typing import Final
+
+from shoal.machine import ranges
+from shoal.machine.lineage import identified
+from shoal.wire import subjects
+from shoal.wire.messages import (
+    AnyMessage,
+    DestroySandboxes,
+    PreemptSandboxes,
+    PrefetchSnapshot,
+    Ranges,
+    ReadBlob,
+    Snapshot,
+    StartSandboxes,
+    TakeSnapshot,
+)
+from shoal.wire.quantities import BadValueError
+from shoal_executor.core import Asked
+
+_MOST: Final = 2**24
+"""An index is below this: a core keeps a bit for each, up to the highest."""
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_REMEMBERED: Final = 1024
+_ByTenants = Asked | ReadBlob
+_ByIndices = DestroySandboxes | PreemptSandboxes
+_HOST: Final = Snapshot("host", "host")
+
+
+class Accepting:
+    """What may be told to the executor of this name, in a cluster of so many cells."""
+
+    def __init__(self, executor: str, cells: int) -> None:
+        self._executor = executor
+        self._control = subjects.executor_control(executor)
+        self._cells = cells
+        self._speaker = lru_cache(_REMEMBERED)(self._checked_speaker)  # most are heard again and again
+
+    def check(self, message: AnyMessage, subject: str) -> None:
+        """Raise BadValueError for what nobody could mean, or who sent it may not say."""
+        if isinstance(message, _ByTenants):
+            self._on(subject, self._speaker(message.cell, message.tenant, message.run))
+            if not isinstance(message, ReadBlob):
+                _check_asked(message)
+            return
+        self._on(subject, self._control)
+        if isinstance(message, StartSandboxes):
+            self._speaker(message.cell, message.tenant, message.run)
+            subjects.token(message.rollout, "rollout")
+            _check_indices(message.indices)
+            n, given = ranges.count(message.indices), len(message.commands)
+            if given not in (0, 1, n):
+                raise BadValueError("commands", f"{given} for {n} sandboxes; give none, one, or one for each")
+        elif isinstance(message, _ByIndices):
+            _check_indices(message.indices)
+        elif isinstance(message, PrefetchSnapshot):
+            check_snapshot(message.snapshot)
+
+    def _checked_speaker(self, cell: int, tenant: str, run: str) -> str:
+        """Return where a tenant speaks to this executor; raise BadValueError where it could not be answered."""
+        subjects.trajectory(cell, tenant, run)
+        if cell >= self._cells:
+            raise BadValueError("cell", f"{cell} is no cell of this cluster, which has {self._cells}")
+        return subjects.executor_command(self._executor, tenant)
+
+    @staticmethod
+    def _on(subject: str, right: str) -> None:
+        if subject != right:
+            raise BadValueError("subject", f"{subject!r} is not where this is said; it is said on {right!r}")
+
+
+def _check_asked(asked: Asked) -> None:
+    if not 0 <= asked.index < _MOST:
+        raise BadValueError("index", f"{asked.index} is no index of a sandbox; it is 0 or more, and below {_MOST}")
+    if asked.attempt < 0:
+        raise BadValueError("attempt", f"{asked.attempt} is no attempt; the first is 0")
+    if isinstance(asked, TakeSnapshot):
+        if asked.name:
+            subjects.token(asked.name, "name")
+        if asked.memory not in ("", "yes", "no"):
+            raise BadValueError("memory", f"{asked.memory!r} is no wish; write 'yes', 'no' or nothing")
+
+
+def _check_indices(indices: Ranges) -> None:
+    if not ranges.valid(indices, _MOST):
+        right = f"pairs of a first index and how many, ascending and apart, and all below {_MOST}"
+        raise BadValueError("indices", f"{indices[:4]} are none; write {right}")
+
+
+def check_snapshot(snapshot: Snapshot) -> None:
+    """Raise BadValueError for a snapshot that does not go by what it is made of, or whose parts cannot be any.
+
+    A client's message has all of it, and its digest is what caches go by.
+    """
+    for blob in snapshot.blobs:
+        if not _DIGEST.fullmatch(blob.digest) or blob.size < 0:
+            right = "64 hexadecimal digits, and 0 bytes or more"
+            raise BadValueError("snapshot.blobs", f"{blob.digest[:80]!r} of {blob.size} bytes is none; it has {right}")
+    if snapshot != _HOST and identified(snapshot).digest != snapshot.digest:
+        raise BadValueError(
+            "snapshot.digest",
+            f"{snapshot.digest[:80]!r} is not the digest of what the snapshot says; give it unchanged",
+        )

@@ -45,7 +45,7 @@ from shoal_executor.core import (
     RunJobs,
     Start,
 )
-from shoal_executor.core.names import Names, indices_of, name_of, parse
+from shoal_executor.core.names import Names, indices_of, name_of
 from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
@@ -58,6 +58,7 @@ from shoal_executor.service.accepting import Accepting
 from shoal_executor.service.beating import beat
 from shoal_executor.service.carrying import Carrying, bounded
 from shoal_executor.service.deadlines import Deadlines
+from shoal_executor.service.exits import Exits
 from shoal_executor.service.gathering import Gathering
 from shoal_executor.service.giving_way import GivingWay
 from shoal_executor.service.inbox import Inbox
@@ -87,6 +88,7 @@ _JOB: Final = "job"
 AGAIN_S: Final = 1.0
 """Seconds until what could not be ended is tried again, then twice as many, and so on up to `MOST_S`."""
 MOST_S: Final = 60.0
+_UNTOLD: Final = (EndReason.NODE_LOST, "it was gone when its executor came back")
 
 log = structlog.get_logger()
 
@@ -109,7 +111,8 @@ class ExecutorService:
         self._core = self._known.core
         self._loose = Outgoing(publisher, "")  # beats and the like: nothing that another process would repeat
         self._cache = cache
-        self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exited)
+        self._exits = Exits(self._happened)
+        self._keeping = Keeping(bus, driver, self._known, self._loose, cache, self._happened, self._exits.told)
         self._outputs = Outputs(cache, self._loose)
         self._carrying = Carrying(driver, self._known, self._loose, self._keeping, self._outputs, self._happened)
         self._inbox = Inbox(bus, offer.executor, self._known, self._take)
@@ -119,7 +122,6 @@ class ExecutorService:
         self._dismissed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines = Deadlines(lambda key: self._happened(Expired(key)))
-        self._exits: dict[str, tuple[EndReason, str]] | None = {}  # those told of before the driver is open
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Serve until stop is set, or the cluster has no use for it any more; then leave nothing behind.
@@ -137,7 +139,7 @@ class ExecutorService:
                 for index, phase in group.phases()
                 if phase is Phase.LIVE  # one that was only starting may lack its input files: it is started anew
             ]
-            report = await self._driver.open(self._exited, wanted)
+            report = await self._driver.open(self._exits.told, wanted)
             self._giving_way.at_once = report.starts_at_once
             for snapshot in self._offer.warm:
                 await self._driver.prepare(snapshot)
@@ -172,7 +174,7 @@ class ExecutorService:
         self._known.go()
         if continued:
             await self._adopt()
-        self._exits = None
+        self._exits.go(self._core)
         working = {
             asyncio.create_task(
                 beat(self._offer.cell, joined, self._core, self._pace, self._cache, self._loose), name="beat"
@@ -198,7 +200,6 @@ class ExecutorService:
     async def _adopt(self) -> None:
         """Go on with the sandboxes of an earlier process: those that live, those that do not, and what was begun."""
         live = set(await self._driver.list())
-        exits = self._exits or {}
         for key, group in list(self._core.groups.items()):
             self._deadlines.set(key, group.order.deadline_ms)
             again: list[int] = []
@@ -210,9 +211,8 @@ class ExecutorService:
                     again.append(index)  # nothing ran in it yet
                 elif phase is Phase.ENDING:
                     ending.append(index)
-                elif name not in live:
-                    reason, detail = exits.get(name, (EndReason.NODE_LOST, "it was gone when its executor came back"))
-                    self._happened(Exited(key, index, reason, detail))
+                elif (why := self._exits.before(name)) or name not in live:
+                    self._happened(Exited(key, index, *(why or _UNTOLD)))
                 elif group.runs_jobs:
                     running.append(index)
                 else:
@@ -273,6 +273,8 @@ class ExecutorService:
             group = self._core.groups.get(record.group)
             if group is not None:
                 self._keep_saving(record.group, group, record.indices)
+        if isinstance(record, Up | Failed):
+            self._exits.outcome(record)
 
     def _carry_on(self, todo: ToDo) -> None:
         match todo:
@@ -367,16 +369,6 @@ class ExecutorService:
     async def _destroy_later(self, key: Key, indices: Ranges, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
         await self._destroy(key, indices, wait_s)
-
-    def _exited(self, name: str, reason: EndReason, detail: str) -> None:
-        if self._exits is not None:
-            self._exits[name] = (reason, detail)
-            return
-        rollout, index, attempt = parse(name)
-        key = self._core.find(rollout, index, attempt)
-        if key is not None:
-            log.warning("a sandbox ended by itself", sandbox=name, reason=reason, detail=detail)
-            self._happened(Exited(key, index, reason, detail))
 
     # ---
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -11,10 +12,12 @@ from shoal.bus.memory import MemoryBroker
 from shoal.machine import ranges
 from shoal.runtime.cluster import ensure_cluster
 from shoal.runtime.steady import SteadyPublisher
+from shoal.wire import streams, subjects
 from shoal.wire.codec import decode
 from shoal.wire.messages import (
     AnyMessage,
     Command,
+    CommandOutput,
     CommandResult,
     EndReason,
     Ranges,
@@ -46,7 +49,7 @@ class Said:
 
     def __init__(self, broker: MemoryBroker, publisher: SteadyPublisher) -> None:
         self._broker = broker
-        outgoing = Outgoing(publisher, "e1:b1")
+        outgoing = self.outgoing = Outgoing(publisher, "e1:b1")
         self.reports = Reports(outgoing, "e1", "simulated", 0, lambda _: None, lambda _: None)
         outgoing.on_stored = self.reports.stored
         outgoing.go()
@@ -145,3 +148,40 @@ async def test_an_earlier_process_began_the_group_and_nothing_waits(said: Said) 
     other = (KEY[0], 1, KEY[2])
     said.reports.add(ReportFinished(other, ORDER, ((0, 1),), (result(0),), True))
     assert len(await said.now()) == 1
+
+
+def fill(broker: MemoryBroker, *full: streams.Stream) -> None:
+    for stream in full:
+        broker.ensure(replace(stream, max_bytes=1))
+
+
+async def test_a_log_that_takes_nothing_silences_no_other(said: Said, memory_broker: MemoryBroker) -> None:
+    await ensure_cluster(memory_broker.connect(), 1)
+    fill(memory_broker, streams.trajectory(0))
+    for number in range(40):  # answers, say
+        said.outgoing.send(subjects.trajectory(0, "acme", "run"), CommandOutput(f"c{number}", "r1", 0, 0, 1, b"", 0))
+    for number in range(20):
+        said.reports.add(ReportReady((f"r{number}", 0, "n1"), ORDER, ((0, 1),), job=False))
+        await asyncio.sleep(0.001)
+    assert len([each for each in await said.now() if isinstance(each, SandboxesReady)]) == 20
+
+
+async def test_a_cells_log_that_takes_nothing_silences_no_other_cell(
+    memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "_IN_FLIGHT", 2)
+    bus = memory_broker.connect()
+    await ensure_cluster(bus, 2)
+    said = Said(memory_broker, SteadyPublisher(bus, "executor.e1"))
+    fill(memory_broker, streams.rollout(1))
+    far = msgspec.structs.replace(ORDER, cell=1)
+    for number in range(6):
+        said.reports.add(ReportReady((f"far{number}", 0, "n1"), far, ((0, 1),), job=False))
+        await said.now()
+    assert said.outgoing.outstanding == 2  # the others gather
+    said.reports.add(ReportReady(KEY, ORDER, ((0, 1),), job=False))
+    assert [type(each) for each in await said.now()] == [SandboxesReady]
+    memory_broker.ensure(streams.rollout(1))
+    async with asyncio.timeout(10):
+        while len(memory_broker.log("SHOAL_ROLLOUT_1").messages) < 6:
+            await asyncio.sleep(0.01)

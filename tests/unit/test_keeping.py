@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest_asyncio
 from shoal.blobs.cache import Cache
 from shoal.blobs.files import FileStore
 from shoal.machine.lineage import identified
-from shoal.wire import subjects
+from shoal.wire import streams, subjects
 from shoal.wire.messages import (
     Blob,
     Command,
@@ -35,6 +36,7 @@ from shoal.wire.messages import (
     Snapshot,
     SnapshotTaken,
     TakeSnapshot,
+    Tick,
     WriteFile,
 )
 from shoal_executor.drivers.layers import DEEPEST
@@ -209,6 +211,15 @@ async def test_a_sandbox_goes_back_to_what_was_taken_and_to_nothing_made_up(benc
     await bench.command(RollBack("back", *HEAD, 0, 0, taken.snapshot))
     await bench.heard(RolledBack)
     assert driver(bench).prepared == [*prepared, taken.snapshot]
+
+
+async def test_a_rollouts_log_that_is_full_holds_no_snapshot_up(bench: Bench) -> None:
+    bench.bus._broker.ensure(replace(streams.rollout(0), max_bytes=1))
+    bench.service._known.outgoing.send(subjects.rollout_sandbox(0, "acme", "run"), Tick(1))  # a report, say
+    await bench.command(TakeSnapshot("snap", *HEAD, 0, 0))
+    await bench.heard(SnapshotTaken)
+    assert bench.service._known.outgoing.outstanding == 1
+    bench.bus._broker.ensure(streams.rollout(0))
 
 
 async def test_nobody_asks_for_it_while_a_command_is_under_way(bench: Bench) -> None:

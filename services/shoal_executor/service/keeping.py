@@ -160,9 +160,10 @@ class Keeping:
 
     async def _tell(self, order: StartSandboxes, saved: SandboxSaved) -> None:
         """Say in the trajectory what a snapshot has behind it, after all of that; the rest follows from this."""
-        outgoing, sent = self._known.outgoing, self._known.outgoing.sent
-        await outgoing.until(lambda: outgoing.stored >= sent)
-        number = self._loose.send(subjects.trajectory(order.cell, order.tenant, order.run), saved)
+        outgoing, subject = self._known.outgoing, subjects.trajectory(order.cell, order.tenant, order.run)
+        before = outgoing.under_way(subject)  # of other logs, one that takes nothing would hold this up
+        await outgoing.until(lambda: all(map(outgoing.is_stored, before)))
+        number = self._loose.send(subject, saved)
         await self._loose.until(lambda: self._loose.is_stored(number))
 
     async def hibernate(

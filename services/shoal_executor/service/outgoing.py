@@ -60,6 +60,10 @@ class Outgoing:
             self._publish(self.sent)
         return self.sent
 
+    def under_way(self, subject: str) -> frozenset[int]:
+        """Return the numbers of the messages on a subject that the broker does not have yet."""
+        return frozenset([number for number, (where, _) in self._unstored.items() if where == subject])
+
     def is_stored(self, number: int) -> bool:
         """Return whether the broker has the message of this number."""
         return number not in self._unstored

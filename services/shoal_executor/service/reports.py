@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from shoal.machine import ranges
 from shoal.wire import subjects
 from shoal.wire.messages import (
+    AnyMessage,
     EndReason,
     Ranges,
     SandboxesBegan,
@@ -32,7 +33,8 @@ from shoal_executor.service.outgoing import Outgoing
 Report = ReportReady | ReportFinished | ReportEnded | ReportSlept | ReportReleased
 
 _IN_FLIGHT: Final = 16
-"""Publications under way beyond which reports gather."""
+"""Reports under way to a rollout's log beyond which those for it gather. What else is under way does not count: a log
+that takes nothing must not silence what goes to others."""
 _JOB_READY_PAUSE_S: Final = 0.05
 _WAIT_PART: Final = 0.1
 _LONGEST_WAIT_S: Final = 0.05
@@ -67,6 +69,9 @@ class Reports:
         self._held: dict[Key, Ranges] = {}
         self._telling: dict[Key, set[int]] = {}  # the numbers of messages that tell of a group, on their way
         self._awaited: dict[int, list[Key]] = {}  # and the groups that wait for a number
+        self._logs: dict[int, int] = {}  # by the number of a report under way, the cell whose log it goes to
+        self._under_way: dict[int, int] = {}  # and by that, how many of them
+        self._cells: set[int] = set()  # those that what was gathered goes to
         self._going = False
         self.boot = ""
         self._isolation = isolation
@@ -89,6 +94,9 @@ class Reports:
     def go(self) -> None:
         """From now on publish by itself."""
         self._going = True
+        for number in list(self._logs):
+            if self._outgoing.is_stored(number):
+                self._arrived(number)
         self._awaited.clear()
         for key, numbers in list(self._telling.items()):
             self._await(key, {number for number in numbers if not self._outgoing.is_stored(number)})
@@ -100,6 +108,7 @@ class Reports:
         """Take a report."""
         key = report.group
         self._orders[key] = report.order
+        self._cells.add(report.order.cell)
         wait_s = 0.0
         match report:
             case ReportReady(indices=indices, job=True):
@@ -161,31 +170,30 @@ class Reports:
             self._job_ready_long, self._job_ready = self._job_ready, {}
         if not self._gathered:
             return
-        send = self._outgoing.send
         for (key, digest), indices in self._began.items():
             rollout, attempt, node = key
             them = (rollout, attempt, indices, node, self._executor, self._isolation)
-            send(self._story(key), SandboxesBegan(*them, digest))
+            self._outgoing.send(self._story(key), SandboxesBegan(*them, digest))
         for key, indices in self._ready.items():
             rollout, attempt, node = key
             digest = "" if attempt else self._orders[key].snapshot.digest
             ready = SandboxesReady(rollout, attempt, indices, node, self._executor, self._isolation, digest)
-            send(self._subject(key), ready)
+            self._report(key, ready)
         for key, results in self._finished.items():
             rollout, attempt, node = key
             for part in _parts(results):
                 finished = SandboxesFinished(rollout, attempt, node, self._executor, self._isolation, part)
-                self._tell(key, send(self._subject(key), finished))
+                self._tell(key, self._report(key, finished))
         for (key, reason, detail), indices in self._ended.items():
             rollout, attempt, node = key
             ended = SandboxesEnded(rollout, attempt, indices, node, reason, detail)
-            self._tell(key, send(self._subject(key), ended))
+            self._tell(key, self._report(key, ended))
         for key, sleepers in self._slept.items():
             rollout, attempt, node = key
             for index, snapshot, preempted in sleepers:
                 slept = SandboxSlept(rollout, attempt, index, node, snapshot, preempted)
-                send(self._story(key), slept)
-                self._tell(key, send(self._subject(key), slept))
+                self._outgoing.send(self._story(key), slept)
+                self._tell(key, self._report(key, slept))
         released = tuple(self._released)
         for key, indices in self._released.items():
             _add(self._held, key, indices)
@@ -195,9 +203,22 @@ class Reports:
         self._ended.clear()
         self._slept.clear()
         self._released.clear()
+        self._cells.clear()
         kept = self._job_ready.keys() | self._job_ready_long.keys()
         self._orders = {key: self._orders[key] for key in kept}
         self._free_told(released)
+
+    def _report(self, key: Key, message: AnyMessage) -> int:
+        order = self._orders[key]
+        number = self._outgoing.send(subjects.rollout_sandbox(order.cell, order.tenant, order.run), message)
+        self._logs[number] = order.cell
+        self._under_way[order.cell] = self._under_way.get(order.cell, 0) + 1
+        return number
+
+    def _arrived(self, number: int) -> None:
+        cell = self._logs.pop(number, None)
+        if cell is not None:
+            self._under_way[cell] -= 1
 
     def _tell(self, key: Key, number: int) -> None:
         """A message tells of a group: its slots wait until the broker has it, for it may take a later one before it."""
@@ -236,10 +257,6 @@ class Reports:
             self._held[key] = indices
             self._await(key, set(numbers))
 
-    def _subject(self, key: Key) -> str:
-        order = self._orders[key]
-        return subjects.rollout_sandbox(order.cell, order.tenant, order.run)
-
     def _story(self, key: Key) -> str:
         order = self._orders[key]
         return subjects.trajectory(order.cell, order.tenant, order.run)
@@ -249,14 +266,19 @@ class Reports:
         return bool(self._ready or self._finished or self._ended or self._slept or self._released)
 
     def _schedule(self) -> None:
-        """Have what was gathered leave as soon as the broker keeps up."""
+        """Have what was gathered leave as soon as one of the logs that it goes to keeps up."""
         self._urgent = True
-        if self._going and not self._flush_due and self._outgoing.outstanding < _IN_FLIGHT:
+        if self._going and not self._flush_due and self._keeps_up:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self.flush)
 
+    @property
+    def _keeps_up(self) -> bool:
+        return any([self._under_way.get(cell, 0) < _IN_FLIGHT for cell in self._cells])
+
     def stored(self, number: int) -> None:
         """The broker has the message of this number: there may be room for more, and slots may be free now."""
+        self._arrived(number)
         groups = self._awaited.pop(number, ())
         for key in groups:
             waiting = self._telling.get(key)

@@ -1,6 +1,7 @@
 """An executor that is killed and started again goes on with what it had: nothing twice, nothing forgotten."""
 
 import asyncio
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -22,10 +23,12 @@ from shoal.wire.messages import (
     Command,
     CommandFinished,
     CommandOutput,
+    CommandRefused,
     CommandResult,
     DestroySandboxes,
     EndReason,
     ExecutorJoined,
+    ExecutorLeft,
     NodeSpec,
     Resources,
     RunCommand,
@@ -38,7 +41,7 @@ from shoal.wire.messages import (
 )
 from shoal_executor.core import ExecutorCore
 from shoal_executor.drivers.each import side_by_side
-from shoal_executor.drivers.protocol import DriverReport, ExitSink, OutputSink, Ran
+from shoal_executor.drivers.protocol import DriverError, DriverReport, ExitSink, OutputSink, Ran
 from shoal_executor.drivers.simulated import SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.journal import Began, Journal, JournalError, Stored as StoredTo, Took, Up
@@ -367,6 +370,69 @@ async def test_a_journal_with_a_message_that_makes_no_sense_is_read_on(world: Wo
     await until(lambda: world.said(CommandFinished))
     assert world.node.started == {"r1-0": 1, "r1-1": 1}
     await second.leave()
+
+
+async def test_one_that_was_killed_after_it_said_it_left_begins_under_a_new_boot(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal_executor.service.known.LARGE", 100)  # the journal is written anew all the time
+    first = await world.live("b1")
+    await world.order(2)
+    await until(lambda: world.indices(SandboxesReady) == [0, 1])
+    never = asyncio.Event()
+
+    async def close() -> None:
+        await never.wait()  # clearing away takes long
+
+    first.driver.close = close  # type: ignore[method-assign]  # of this one only
+    first.stop.set()
+    await until(lambda: world.said(ExecutorLeft))
+    kept = world.state / "kept"
+    kept.mkdir()
+    shutil.copy(world.state / "journal", kept / "journal")  # as a kill leaves it
+    await first.kill()
+    world.state = kept
+    second = await world.live("b2")
+    assert [each.boot for each in world.said(ExecutorJoined)] == ["b1", "b2"]  # type: ignore[union-attr]  # of that kind
+    assert world.node.live == {}
+    await second.leave()
+
+
+async def test_a_driver_that_cannot_clear_away_leaves_no_journal_in_hand(world: World) -> None:
+    first = await world.live("b1")
+
+    async def close() -> None:
+        raise DriverError("something is stuck")
+
+    first.driver.close = close  # type: ignore[method-assign]  # of this one only
+    first.stop.set()
+    with pytest.raises(DriverError):
+        await first.task
+    assert not (world.state / "journal").exists()
+    second = await world.live("b2")
+    await second.leave()
+
+
+async def test_one_that_failed_before_it_joined_has_not_taken_what_was_said_before(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(1)
+    await until(lambda: world.indices(SandboxesReady) == [0])
+    await world.ask("c1", 0)
+    await until(lambda: world.said(CommandFinished))
+    await first.leave()
+    second = Life(world.broker, world.node, world.state, "b2")
+
+    async def fails(*_: object) -> DriverReport:
+        raise DriverError("its walls do not hold")
+
+    second.driver.open = fails  # type: ignore[method-assign]  # of this one only
+    await asyncio.wait([second.task])
+    assert isinstance(second.task.exception(), DriverError)
+    third = await world.live("b3")
+    await world.ask("c2", 0)  # the first thing it hears
+    await until(lambda: world.said(CommandRefused))
+    assert [each.id for each in world.said(CommandFinished, CommandRefused)] == ["c1", "c2"]  # type: ignore[union-attr]  # of those kinds
+    await third.leave()
 
 
 async def test_jobs_under_way_end_once(world: World) -> None:

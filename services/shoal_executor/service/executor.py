@@ -157,12 +157,14 @@ class ExecutorService:
             left = True
             return self._dismissed.is_set()
         finally:
-            self._deadlines.close()
-            self._giving_way.close()
-            await end(*self._tasks)
-            self._keeping.settling.close()
-            await self._driver.close()
-            self._known.close(forget=left)
+            try:
+                self._deadlines.close()
+                self._giving_way.close()
+                await end(*self._tasks)
+                self._keeping.settling.close()
+                await self._driver.close()
+            finally:
+                self._known.close(forget=left)
 
     async def _serve(self, joined: ExecutorJoined, stop: asyncio.Event, continued: bool) -> None:
         await self._inbox.open(continued=continued)
@@ -194,6 +196,7 @@ class ExecutorService:
             await self._inbox.close()
         if stop.is_set() or self._dismissed.is_set():
             await self._known.outgoing.drain(_LAST_WORDS_S)  # what was done is known before placement gives up the rest
+            self._known.leave()
             self._loose.send(nodes, ExecutorLeft(joined.executor, joined.boot))
             await self._loose.drain(_LAST_WORDS_S)
 

@@ -31,7 +31,7 @@ from shoal.wire.messages import (
 )
 from shoal_executor.core import Key
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Changes with what is said for what happens: who says something else must not go on in the middle of a sentence."""
 _HEAD: Final = struct.Struct(">II")
 _LOCK_S: Final = 10.0
@@ -64,9 +64,9 @@ class Began(Record, frozen=True):
 
 
 class Knew(Record, frozen=True):
-    """What all earlier records came to: they are left out."""
+    """What all earlier records came to: they are left out. `inbox`: None until the first message of it could come."""
 
-    inbox: int
+    inbox: int | None
     core: bytes
     answers: bytes
     sent: int
@@ -174,9 +174,13 @@ class Stored(Record, frozen=True):
     number: int
 
 
+class Left(Record, frozen=True):
+    """The executor is about to say that it has left: this boot is over, whatever else of it is found."""
+
+
 AnyRecord = (
     Began | Knew | Took | Up | Failed | JobsDone | Exited | Gone | Returned | Slept | Expired | Answered
-    | Flushed | Freed | Stored
+    | Flushed | Freed | Stored | Left
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode

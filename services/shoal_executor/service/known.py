@@ -5,6 +5,7 @@ say is numbered. A process that folds the same journal knows the same and would 
 an executor that was killed goes on in the middle of a sentence, and the broker drops what it hears twice.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -46,6 +47,7 @@ from shoal_executor.service.journal import (
     JobsDone,
     Journal,
     Knew,
+    Left,
     Returned,
     Slept,
     Stored,
@@ -99,7 +101,8 @@ class Known:
         """Fold the journal; returns whether an earlier process is continued. Raises JournalError, OSError."""
         records = self._journal.open() if self._journal else []
         began = records[0] if records else None
-        continued = isinstance(began, Began) and self._same(began) and _readable(records)
+        left = any(isinstance(record, Left) for record in records)
+        continued = isinstance(began, Began) and self._same(began) and not left and _readable(records)
         if isinstance(began, Began) and continued:
             self._began = msgspec.structs.replace(began, processes=began.processes + 1)
             self.core = ExecutorCore(began.boot)
@@ -109,6 +112,8 @@ class Known:
                 self._replay(record)
             self._recovering = False
             log.info("journal read", records=len(records), boot=self.boot, live=self.core.live)
+        elif left:
+            log.info("an earlier process has said that it left: beginning anew")
         elif records:
             log.warning("the journal is of another executor, offer, version or start of this machine: beginning anew")
         self.reports.boot = self.boot
@@ -157,7 +162,7 @@ class Known:
             self.reports.flush(promoted=True)
         unsent = self.outgoing.unstored
         knew = Knew(
-            self.inbox or 0, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent, self.reports.held,
+            self.inbox, self.core.dump(), self.answers.dump(), self.outgoing.sent, unsent, self.reports.held,
             tuple((*sandbox, snapshot) for sandbox, snapshot in self._origins.items()),
             tuple((*sandbox, count) for sandbox, count in self._commands.items()),
         )  # fmt: skip
@@ -293,6 +298,12 @@ class Known:
         if self._journal is not None and (stored - self._noted >= _STORED_EVERY or not self.outgoing.outstanding):
             self._noted = stored
             self._journal.append(Stored(stored))
+
+    def leave(self) -> None:
+        """This boot is over as soon as anybody hears of that: no other process goes on with it."""
+        if self._journal is not None:
+            self._large = sys.maxsize  # nothing is left out any more, this least of all
+            self._journal.append(Left())
 
     def close(self, *, forget: bool) -> None:
         """Let go of the journal; `forget` it when nothing is left that it tells of."""

@@ -274,7 +274,7 @@ class Reports:
 
     @property
     def _keeps_up(self) -> bool:
-        return any([self._under_way.get(cell, 0) < _IN_FLIGHT for cell in self._cells])
+        return any(self._under_way.get(cell, 0) < _IN_FLIGHT for cell in self._cells)
 
     def stored(self, number: int) -> None:
         """The broker has the message of this number: there may be room for more, and slots may be free now."""

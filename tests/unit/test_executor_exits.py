@@ -1,17 +1,32 @@
-"""Sandboxes whose end is heard before their start, or while their executor was away: none lives on in the books."""
+"""Sandboxes that are gone, of which some end before their start is heard: none lives on in the books."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 import pytest
 
 from shoal.runtime.cluster import ensure_cluster
-from shoal.wire import streams
-from shoal.wire.messages import Command, EndReason, SandboxesEnded, SandboxesReady, SlotsReleased
+from shoal.wire import streams, subjects
+from shoal.wire.messages import (
+    Command,
+    CommandFinished,
+    DestroySandboxes,
+    EndReason,
+    Resources,
+    RunCommand,
+    SandboxesEnded,
+    SandboxesReady,
+    SlotsReleased,
+    Snapshot,
+    StartSandboxes,
+)
 from shoal_executor.drivers.protocol import DriverReport, ExitSink, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+from shoal_executor.service.waits import Waits
 from unit.test_executor_recovery import Lasting, World, until
-from unit.test_executor_service import benched, indices
+from unit.test_executor_service import HEAD, benched, indices
 
 
 class Brief(SimulatedDriver):
@@ -53,6 +68,47 @@ async def test_one_that_ended_and_did_not_start_has_failed_to_start() -> None:
         (ended,) = await bench.heard(SandboxesEnded)
         assert (ended.indices, ended.reason) == (((1, 1),), EndReason.START_FAILED)
         assert bench.service._exits._early == {}
+
+
+async def test_nothing_is_kept_of_sandboxes_that_are_gone() -> None:
+    async with benched(Profile(), None, SimulatedDriver()) as bench:
+        deadline_ms = int((time.time() + 600) * 1000)
+        order = StartSandboxes(
+            "b1", "n1", "r1", "acme", "run", 0, 0, ((0, 8),), Snapshot("host", "host"), Resources(), (), (), (), "",
+            deadline_ms, checkpoint_every_ms=500_000, idle_after_ms=500_000, lifetime_ms=500_000,
+        )  # fmt: skip
+        await bench.send(subjects.executor_control("e1"), order)
+        await bench.heard(SandboxesReady, lambda found: indices(found) == list(range(8)))
+        for index in range(4):
+            await bench.command(RunCommand(f"c{index}", *HEAD, index, 0, Command(line="work")))
+        await bench.heard(CommandFinished, lambda found: len(found) == 4)
+        keeping = bench.service._keeping
+        await until(lambda: len(keeping.waits) == 3 * 8)
+        destroy = DestroySandboxes("b1", "r1", ((0, 2), (6, 2)), EndReason.RELEASED)
+        await bench.send(subjects.executor_control("e1"), destroy)
+        await bench.heard(SlotsReleased, lambda found: indices(found) == [0, 1, 6, 7])
+        await until(lambda: len(bench.service._tasks) == 3 * 4)
+        assert (len(keeping.waits), sorted(keeping._used)) == (3 * 4, ["r1-2", "r1-3"])
+        await bench.send(subjects.executor_control("e1"), DestroySandboxes("b1", "r1", (), EndReason.RELEASED))
+        await bench.heard(SlotsReleased, lambda found: indices(found) == list(range(8)))
+        await until(lambda: not bench.service._tasks)
+        assert (len(keeping.waits), keeping._used, keeping.waits._of) == (0, {}, {})
+        assert not [each for each in bench.said if isinstance(each, SandboxesEnded)]
+
+
+async def test_a_wait_is_over_when_its_time_is_up() -> None:
+    waits, key = Waits(), ("r1", 0, "n1")
+    await waits.sleep(key, 0, 0.001)
+    left = asyncio.create_task(waits.sleep(key, 1, 600.0))
+    given_up = asyncio.create_task(waits.sleep(key, 1, 600.0))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    assert len(waits) == 1
+    waits.gone(key, ((0, 4),))
+    waits.gone(("r2", 0, "n1"), ((0, 4),))
+    await left
+    assert (len(waits), waits._of) == (0, {})
 
 
 async def test_one_that_ends_while_its_executor_comes_back_has_ended(

@@ -422,7 +422,7 @@ async def test_one_that_failed_before_it_joined_has_not_taken_what_was_said_befo
     await first.leave()
     second = Life(world.broker, world.node, world.state, "b2")
 
-    async def fails(*_: object) -> DriverReport:
+    async def fails(on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         raise DriverError("its walls do not hold")
 
     second.driver.open = fails  # type: ignore[method-assign]  # of this one only

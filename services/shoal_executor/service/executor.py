@@ -267,6 +267,8 @@ class ExecutorService:
         self._take_up(record)
 
     def _take_up(self, record: AnyRecord) -> None:
+        if isinstance(record, Gone):
+            self._keeping.gone(record.group, record.indices)  # while it is known of which anything was asked
         for todo in self._known.happened(record):
             self._carry_on(todo)
         if isinstance(record, Gone | Failed) and record.group not in self._core.groups:
@@ -330,11 +332,7 @@ class ExecutorService:
             if sleeps:
                 self._spawn(self._keeping.hibernate_when_idle(key, index, order))
             if order.lifetime_ms and index in group.since_ms:
-                self._spawn(self._end_after(key, index, group.since_ms[index] + order.lifetime_ms))
-
-    async def _end_after(self, key: Key, index: int, end_ms: int) -> None:
-        await asyncio.sleep(max(end_ms / 1000 - time.time(), 0))
-        self._happened(Exited(key, index, EndReason.TIMED_OUT, "its lifetime was up"))
+                self._spawn(self._keeping.end_at(key, index, group.since_ms[index] + order.lifetime_ms))
 
     async def _run_jobs(self, key: Key, indices: Ranges, commands: tuple[Command, ...]) -> None:
         began = time.monotonic_ns()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,10 +43,11 @@ from shoal_executor.drivers.protocol import (
     UnsupportedError,
 )
 from shoal_executor.service.accepting import check_snapshot
-from shoal_executor.service.journal import AnyRecord, Returned, Slept
+from shoal_executor.service.journal import AnyRecord, Exited, Returned, Slept
 from shoal_executor.service.known import Known
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.settling import Settling
+from shoal_executor.service.waits import Waits
 
 _NO_STORE: Final = "this executor has no blob store to keep snapshots in: start it with --blobs"
 
@@ -88,6 +90,7 @@ class Keeping:
         self._filing: dict[str, int] = {}  # of those within, how many read or write a file: they are done in a moment
         self._left = asyncio.Event()
         self.settling = Settling(driver)
+        self.waits = Waits()
         self._used: dict[str, float] = {}
 
     # --- commands and what happens to the sandbox meanwhile
@@ -110,8 +113,14 @@ class Keeping:
             self._left = asyncio.Event()
             self._used[name] = asyncio.get_running_loop().time()
 
+    def gone(self, key: Key, indices: Ranges) -> None:
+        """Nothing is left of these."""
+        self.waits.gone(key, indices)
+        for index in ranges.indices(self._known.used(key, indices)):
+            self.forget(name_of(key, index))
+
     def forget(self, name: str) -> None:
-        """It is gone."""
+        """It is gone, and so is what was asked of it."""
         self._returns.pop(name, None)
         self._used.pop(name, None)
         self.settling.forget(name)
@@ -283,8 +292,9 @@ class Keeping:
     async def checkpoint_every(self, key: Key, index: int, order: StartSandboxes) -> None:
         """Take a snapshot of a sandbox again and again, for as long as it lives."""
         while self._lives(key, index):
-            await asyncio.sleep(order.checkpoint_every_ms / 1000)
-            await self._checkpoint(key, index)
+            await self.waits.sleep(key, index, order.checkpoint_every_ms / 1000)
+            if self._lives(key, index):
+                await self._checkpoint(key, index)
 
     async def hibernate_when_idle(self, key: Key, index: int, order: StartSandboxes) -> None:
         """Let a sandbox sleep that nobody has used for a while; one that cannot is asked again after as long."""
@@ -296,7 +306,7 @@ class Keeping:
             if self._busy.get(name):
                 since = loop.time()
             if (left := since + idle_s - loop.time()) > 0:
-                await asyncio.sleep(left)
+                await self.waits.sleep(key, index, left)
                 continue
             try:
                 await self.hibernate(key, index)
@@ -307,6 +317,13 @@ class Keeping:
                 if not told and not isinstance(error, BusyError):
                     log.warning("a sandbox cannot sleep", sandbox=name, error=str(error))
                     told = True
+
+    async def end_at(self, key: Key, index: int, end_ms: int) -> None:
+        """End a sandbox when its lifetime is up."""
+        if self._lives(key, index):
+            await self.waits.sleep(key, index, end_ms / 1000 - time.time())
+        if self._lives(key, index):
+            self._happened(Exited(key, index, EndReason.TIMED_OUT, "its lifetime was up"))
 
     async def make_room(self, key: Key, index: int) -> None:
         """Let a sandbox sleep as soon as no command is under way in it; it stays if something of it would be lost."""

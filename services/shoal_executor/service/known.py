@@ -24,6 +24,7 @@ from shoal.wire.messages import (
     EndReason,
     FileWritten,
     PreemptSandboxes,
+    Ranges,
     ReadFile,
     RunCommand,
     Snapshot,
@@ -226,6 +227,11 @@ class Known:
 
     def _use(self, rollout: str, index: int, attempt: int) -> None:
         self._used[rollout, attempt] = self._used.get((rollout, attempt), 0) | 1 << index
+
+    def used(self, key: Key, indices: Ranges) -> Ranges:
+        """Return those of which anything was asked."""
+        used = self._used.get(key[:2], 0)
+        return ranges.unmask(used & ranges.mask(indices)) if used else ()
 
     def origin(self, rollout: str, index: int, attempt: int) -> Snapshot | None:
         """Return what a sandbox that is here started from."""

@@ -237,7 +237,7 @@ async def test_nobody_asks_for_it_while_a_command_is_under_way(bench: Bench) -> 
 
 async def test_one_that_stands_on_too_many_layers_is_not_kept_and_goes_on(bench: Bench) -> None:
     layers = tuple(Blob(f"{number:064x}", 1) for number in range(DEEPEST))
-    deepest = Snapshot("deepest", "host", layers=layers, template="host")
+    deepest = identified(Snapshot("", "host", layers=layers, template="host"))
     await bench.command(RollBack("back", *HEAD, 0, 0, deepest))
     await bench.heard(RolledBack)
     await bench.command(TakeSnapshot("snap", *HEAD, 0, 0))

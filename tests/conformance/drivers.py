@@ -326,6 +326,21 @@ class DriverConformance:
         assert unended.stdout == b"no-newline"
         await driver.destroy([name])
 
+    async def test_a_timeout_of_the_session_ends_its_command_and_nothing_earlier(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        left = await sh(driver, name, "sleep 1000 & echo $! > pid", session=True)
+        assert left.exit_code == 0
+        alive = "kill -0 $(cat pid)"
+        slow = await sh(driver, name, "x=5; sleep 600", session=True, timeout_ms=300)
+        assert slow.timed_out
+        assert (await sh(driver, name, f"{alive} && echo $x", session=True)).stdout == b"5\n"
+        for endless in ("while :; do sleep 0.2; done", "while :; do :; done"):
+            async with asyncio.timeout(20):
+                assert (await sh(driver, name, endless, session=True, timeout_ms=300)).timed_out
+            assert (await sh(driver, name, f"{alive} && echo on", session=True)).stdout == b"on\n"
+        await driver.destroy([name])
+
     async def test_the_session_takes_any_line(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver)

@@ -21,9 +21,25 @@ class Shell:
     def __init__(self) -> None:
         self.session = Session({"HOME": "/"}, "")
 
+    def begin(self, line: str) -> None:
+        """Feed a line."""
+        self.session.begin(Call(frames.Run(1, Command(line=line, session=True), stream=False)))
+
+    def hear(self, word: bytes) -> None:
+        """Wait until the line under way has said this."""
+        heard = b""
+        while word not in heard:
+            ready, _, _ = select.select([self.session.outputs[1]], [], [], 10)
+            assert ready, f"{word!r} is not heard of the shell"
+            heard += self.session.take(1, os.read(self.session.outputs[1], 65_536))
+
     def carry_out(self, line: str) -> tuple[int, bytes]:
         """Return the exit code and the output of a line."""
-        self.session.begin(Call(frames.Run(1, Command(line=line, session=True), stream=False)))
+        self.begin(line)
+        return self.end()
+
+    def end(self) -> tuple[int, bytes]:
+        """Return the exit code and the output of the line under way."""
         channels = {fd: channel for channel, fd in self.session.outputs.items()}
         while not self.session.complete():
             ready, _, _ = select.select([*channels], [], [], 10)
@@ -37,7 +53,8 @@ class Shell:
         """End it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.session.pid, signal.SIGKILL)
-        os.waitpid(self.session.pid, 0)
+        with contextlib.suppress(ChildProcessError):  # it has been waited for
+            os.waitpid(self.session.pid, 0)
         self.session.gone(137)
 
 
@@ -90,3 +107,63 @@ def test_other_shells_read_from_the_pipe(monkeypatch: pytest.MonkeyPatch) -> Non
         assert shell.carry_out('echo "$x $PWD"; (exit 4)') == (4, b"5 /usr\n")
     finally:
         shell.close()
+
+
+def runs(*argv: str) -> bool:
+    """Return whether any process has these arguments."""
+    told = b"".join(f"{word}\0".encode() for word in argv)
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as file:
+            if file.read() == told:
+                return True
+    return False
+
+
+@pytest.fixture
+def background(shell: Shell) -> Iterator[int]:
+    """A process that an earlier line of the session left running."""
+    code, said = shell.carry_out("sleep 1235 > /dev/null 2>&1 & (sleep 0); echo $!")
+    assert code == 0
+    pid = int(said)
+    yield pid
+    os.kill(pid, signal.SIGKILL)  # which fails unless it is there
+
+
+def test_a_line_that_starts_one_after_the_other_ends_with_its_shell(shell: Shell, background: int) -> None:
+    shell.begin("while :; do sh -c 'echo on; exec sleep 1236'; done")
+    shell.hear(b"on\n")
+    shell.session.expire()
+    shell.hear(b"on\n")  # the next
+    assert shell.session.deadline is not None
+    shell.session.expire()
+    assert shell.session.deadline is None
+    assert os.waitpid(shell.session.pid, 0)[1] == signal.SIGKILL
+    while runs("sleep", "1236"):
+        pass
+    os.kill(background, 0)
+
+
+def test_what_earlier_lines_left_running_outlives_one_whose_time_is_up(shell: Shell, background: int) -> None:
+    assert shell.carry_out("x=5; sleep 0") == (0, b"")
+    shell.begin("sleep 1237 & sh -c 'echo on; exec sleep 1236'")
+    shell.hear(b"on\n")
+    shell.session.expire()
+    assert shell.end() == (137, b"on\n")
+    assert shell.carry_out("echo $x; jobs -p") == (0, f"5\n{background}\n".encode())
+
+
+def test_a_shell_that_is_itself_busy_is_killed_at_once_and_what_it_left_running_is_not(
+    shell: Shell, background: int
+) -> None:
+    shell.begin("echo on; while :; do :; done")
+    shell.hear(b"on\n")
+    shell.session.expire()
+    assert os.waitpid(shell.session.pid, 0)[1] == signal.SIGKILL
+    os.kill(background, 0)
+
+
+def test_who_knows_the_mark_cannot_say_with_it_what_is_no_exit_code(shell: Shell) -> None:
+    shell.begin("while :; do :; done")  # what it says is said here
+    forged = shell.session._mark + b"9" * 5000 + b".0\n"
+    assert shell.session.take(1, forged) == forged
+    assert not shell.session.complete()

@@ -7,6 +7,8 @@ import shlex
 import signal
 import sys
 import termios
+import time
+from collections.abc import Set
 from typing import Final
 
 from shoal.wire.values import CommandResult
@@ -19,6 +21,9 @@ _KEPT: Final = 65_536
 _PAGE: Final = 4_096
 _END: Final = b"\n#\0"
 _TAKE: Final = b'eval "$_Q"'
+_LONGEST: Final = 20  # characters of a code and a process: anybody may write what looks like them
+_GRACE_S: Final = 1.0
+"""How long a command may go on when its time is up and what it ran was killed, before its shell is."""
 
 
 class Session:
@@ -54,7 +59,10 @@ class Session:
         self._count = 0
         self._mark = b""
         self._tail = b""
-        self._code: bytes | None = None
+        self._said: tuple[int, int] | None = None
+        self._background = 0
+        self._earlier: frozenset[int] = frozenset()
+        self._expired = False
 
     def begin(self, call: Call) -> None:
         """Feed a command to the shell."""
@@ -66,14 +74,16 @@ class Session:
         mark = f"m{self._name}x{self._count}x"
         self._mark = mark.encode()
         self._tail = b""
-        self._code = None
+        self._said = None
+        self._expired = False
         line = command.line or shlex.join(command.argv)
         steps = [f"export {name}={shlex.quote(value)}" for name, value in command.env]
         if command.cwd:
             steps.append(f"cd -- {shlex.quote(command.cwd)}")
         steps.append(f"eval {shlex.quote(line)} </dev/null")
         # A line of its own: after some errors a shell goes on with its next.
-        self._feed(self._placed(f"{' && '.join(steps)}\nprintf '{mark}%d\\n' \"$?\"\n".encode()))
+        ended = f'printf \'{mark}%d.%d\\n\' "$?" "${{!:-0}}"'
+        self._feed(self._placed(f"{' && '.join(steps)}\n{ended}\n".encode()))
 
     @property
     def unbegun(self) -> Call | None:
@@ -133,48 +143,63 @@ class Session:
             return b""
         if channel != 1:  # what was written to it before the mark is there when the mark is
             return self._running.take(channel, data)
-        if self._code is not None:
+        if self._said is not None:
             return b""
         data = self._tail + data
         at = data.find(self._mark)
         while at >= 0:
-            code = at + len(self._mark)
-            end = data.find(b"\n", code)
-            if end < 0 or data[code:end].isdigit():
+            begin = at + len(self._mark)
+            end = data.find(b"\n", begin)
+            if end < 0 or (said := _numbers(data[begin:end])) is not None:
                 break
-            at = data.find(self._mark, code)  # the command shows how the mark is made: its `trap` may
+            at = data.find(self._mark, begin)  # the command shows how the mark is made: its `trap` may
         if at < 0:
             at = len(data) - _overlap(data, self._mark)
             self._tail = data[at:]
         elif end < 0:
             self._tail = data[at:]
         else:
-            self._code = data[code:end]
+            self._said = said
             self._tail = b""
         return self._running.take(channel, data[:at])
 
     def complete(self) -> bool:
         """Return whether the mark was seen."""
-        return self._code is not None
+        return self._said is not None
 
     def finish(self) -> tuple[Call, CommandResult]:
         """Return the command and its result; the session is free for the next."""
         assert self.call is not None
         assert self._running is not None
-        assert self._code is not None
-        answer = self.call, self._running.result(int(self._code))
+        assert self._said is not None
+        code, background = self._said
+        if background != self._background:  # it left something running, which the ends of later ones spare
+            self._background = background
+            self._earlier = frozenset(_children().get(self.pid, ()))
+        answer = self.call, self._running.result(code)
         self._reset()
         return answer
 
     def expire(self) -> None:
-        """Kill what the command runs; the shell goes on, with what it remembers, unless it is itself the one busy."""
+        """Kill what the command runs, but not what earlier ones left running.
+
+        The shell goes on, with what it remembers, unless it is itself the one busy: now, or still after `_GRACE_S`.
+        """
         assert self._running is not None
         self._running.timed_out = True
-        self.deadline = None
-        children = _descendants(self.pid)
-        for pid in children or [self.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if self._expired:
+            self._kill(self.pid, signal.SIGSTOP)  # it must not start another while these are looked for
+        doomed = _descendants(self.pid, self._earlier)
+        last = self._expired or not doomed
+        for pid in [*doomed, self.pid] if last else doomed:
+            self._kill(pid, signal.SIGKILL)
+        self.deadline = None if last else time.monotonic() + _GRACE_S
+        self._expired = True
+
+    @staticmethod
+    def _kill(pid: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
     def gone(self, code: int) -> tuple[Call, CommandResult] | None:
         """The shell ended; returns the command that ended it, and its result."""
@@ -217,16 +242,30 @@ def _overlap(data: bytes, mark: bytes) -> int:
     return 0
 
 
-def _descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
+def _numbers(said: bytes) -> tuple[int, int] | None:
+    """Return what follows the mark: the exit code, and which process was the last in the background, or 0."""
+    code, _, background = said.partition(b".")
+    numbers = len(said) < _LONGEST and code.isdigit() and background.isdigit()
+    return (int(code), int(background)) if numbers else None
+
+
+def _children() -> dict[int, list[int]]:
+    """Return the children of every process that has any."""
+    children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-                parents.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(entry))
+                children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(entry))
+    return children
+
+
+def _descendants(pid: int, spared: Set[int]) -> list[int]:
+    """Return all that descend from a process, but for these and what descends from them."""
+    children = _children()
     found: list[int] = []
     ask = [pid]
     while ask:
-        children = parents.get(ask.pop(), [])
-        found += children
-        ask += children
+        born = [child for child in children.get(ask.pop(), []) if child not in spared]
+        found += born
+        ask += born
     return found

@@ -1,6 +1,7 @@
 """What every driver must do. A driver's test class inherits this and offers a fixture `driver`, opened."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
@@ -421,6 +422,27 @@ class DriverConformance:
             await driver.read_file(name, "pipe")
         with pytest.raises(SandboxFileError, match="space"):
             await driver.write_file(name, "big", bytes(8 * 1024**2))
+        await driver.destroy([name])
+
+    @pytest.mark.parametrize(
+        "spoilt",
+        [
+            "rm /etc/passwd; mkfifo /etc/passwd",
+            "rm /etc/passwd; ln -s /dev/zero /etc/passwd",
+            "printf 'root:x:0:0::/ro\\0ot:/bin/sh\nnobody:x:99999999999:1::/:/bin/sh\n' > /etc/passwd",
+        ],
+        ids=["a pipe for accounts", "no end of accounts", "odd accounts"],
+    )
+    async def test_a_sandbox_that_is_spoilt_from_inside_goes_on(self, driver: Driver, spoilt: str) -> None:
+        self.needs_real()
+        name = await one(driver)
+        await sh(driver, name, spoilt)
+        async with asyncio.timeout(20):
+            with contextlib.suppress(SandboxFileError):  # nobody may know any more where its home is
+                await driver.write_file(name, "solve.py", b"1")
+            other = await sh(driver, name, "id -u", user="nobody", timeout_ms=10_000)
+            assert (other.exit_code, other.stdout) in ((126, b""), (0, b"65534\n"))
+            assert (await sh(driver, name, "echo on", timeout_ms=10_000)).stdout == b"on\n"
         await driver.destroy([name])
 
     async def test_what_fails_on_a_full_disk_says_so(self, driver: Driver) -> None:

@@ -197,6 +197,18 @@ async def test_an_agent_that_sends_more_than_it_may_is_ended(driver: ZygoteDrive
     assert len(seen) == 90
 
 
+async def test_limits_are_lowered_but_for_the_agents(driver: ZygoteDriver) -> None:
+    name = await one(driver)
+    line = "prlimit --pid $$ --nofile=64 && prlimit --nofile=32 sh -c 'ulimit -n' && prlimit --pid 1 > /dev/null"
+    own = await sh(driver, name, line)
+    assert (own.exit_code, own.stdout) == (0, b"32\n")
+    of_agent = await sh(driver, name, "prlimit --pid 1 --nofile=4")
+    assert of_agent.exit_code != 0
+    assert b"not permitted" in of_agent.stderr
+    assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+    await driver.destroy([name])
+
+
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
 async def test_a_compressed_archive_is_a_template(driver: ZygoteDriver, tmp_path: Path, packing: str) -> None:
     archive = tmp_path / f"root.tar.{packing}"

@@ -192,6 +192,38 @@ def test_a_line_of_passwd_that_makes_no_sense_is_nobody(monkeypatch: pytest.Monk
     assert programs.home("odd") == "/"
 
 
+@pytest.mark.parametrize("number", ["99999999999", "-1", "4294967295", "9" * 5000])
+def test_a_number_that_no_user_has_is_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: str) -> None:
+    (tmp_path / "passwd").write_text(f"odd:x:{number}:0::/:/bin/sh\nodder:x:0:{number}::/:/bin/sh\n")
+    there = open
+    monkeypatch.setattr(builtins, "open", lambda path, **how: there(tmp_path / "passwd", **how))
+    for user in ("odd", "odder", number, "\u00b2"):
+        with pytest.raises(OSError, match="no such user"):
+            account(user)
+
+
+def test_what_is_no_file_of_accounts_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    with open(tmp_path / "large", "w") as large:
+        large.truncate(1 << 40)
+    there = open
+    for name in ("pipe", "endless", "large"):
+        monkeypatch.setattr(builtins, "open", lambda path, name=name, **how: there(tmp_path / name, **how))
+        assert programs.home("root") == "/"
+        assert account("7") == (7, 7, "/")
+
+
+def test_a_home_that_cannot_be_told_to_a_program_is_said(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "passwd").write_text("odd:x:0:0::/ho\0me:/bin/sh\n")
+    there = open
+    monkeypatch.setattr(builtins, "open", lambda path, **how: there(tmp_path / "passwd", **how))
+    with pytest.raises(OSError, match="embedded null"):
+        start(["true"], {"PATH": USUAL}, "", "odd", stdin=False)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts programs in other groups")
 def test_a_user_may_be_root_by_another_name_and_in_another_group(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "account", lambda user: (0, 5, "/"))

@@ -2,9 +2,13 @@
 
 import os
 import stat
+from typing import Final
 
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.agent import frames
+
+_REFUSALS: Final = (OSError, ValueError, OverflowError, RecursionError)
+"""What comes of paths, places and homes that no file can have: a zero byte, say, or a thousand directories to make."""
 
 
 def write(asked: frames.Write, home: str) -> frames.Wrote | frames.Failed:
@@ -12,8 +16,7 @@ def write(asked: frames.Write, home: str) -> frames.Wrote | frames.Failed:
     path = os.path.normpath(os.path.join(home, asked.path))
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_CREAT | (os.O_TRUNC if asked.offset == 0 else 0)
-        fd = _open(path, flags, asked.mode)
+        fd = _open(path, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if asked.offset == 0 else 0), asked.mode)
         try:
             _must_be_regular(fd, path)
             if asked.offset == 0:
@@ -26,8 +29,8 @@ def write(asked: frames.Write, home: str) -> frames.Wrote | frames.Failed:
             size = os.fstat(fd).st_size
         finally:
             os.close(fd)
-    except OSError as error:
-        return frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}")
+    except _REFUSALS as error:
+        return _failed(asked, error)
     return frames.Wrote(asked.id, size)
 
 
@@ -35,22 +38,31 @@ def read(asked: frames.Read, home: str) -> frames.Piece | frames.Failed:
     """Read a piece; paths are relative to home."""
     path = os.path.normpath(os.path.join(home, asked.path))
     try:
-        fd = _open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = _open(path, os.O_RDONLY)
         try:
             _must_be_regular(fd, path)
             data = os.pread(fd, asked.limit, asked.offset)
             size = os.fstat(fd).st_size
         finally:
             os.close(fd)
-    except OSError as error:
-        return frames.Failed(asked.id, f"{asked.path}: {error.strerror or error}")
+    except _REFUSALS as error:
+        return _failed(asked, error)
     return frames.Piece(asked.id, data, size, len(data) < asked.limit or asked.offset + len(data) >= size)
 
 
+def _failed(asked: frames.Write | frames.Read, error: Exception) -> frames.Failed:
+    why = (error.strerror if isinstance(error, OSError) else None) or error
+    if isinstance(error, RecursionError):
+        why = "too many directories to make"
+    return frames.Failed(asked.id, f"{asked.path}: {why}")
+
+
 def _open(path: str, flags: int, mode: int = 0) -> int:
+    if "\0" in path:  # the kernel would take what is before it for the path
+        raise ValueError("a path has no zero bytes")
     # Not by way of /proc/self/fd: the agent's own descriptors are not the tenant's, and one is a file of the host.
     try:
-        return kernel.open_plainly(path, flags, mode)
+        return kernel.open_plainly(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
 

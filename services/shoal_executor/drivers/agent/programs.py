@@ -4,12 +4,17 @@ import contextlib
 import errno
 import os
 import signal
+import stat
 import subprocess
 from typing import Final, NamedTuple
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USUAL: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """What Python ignores, and a program should not."""
+_ACCOUNTS: Final = 1024 * 1024
+"""How much is read of /etc/passwd."""
+_IDS: Final = 2**32 - 1
+_NAMED_BY_NUMBER: Final = 65_536
 
 
 class Program(NamedTuple):
@@ -22,14 +27,28 @@ class Program(NamedTuple):
 
 def account(user: str) -> tuple[int, int, str]:
     """Return uid, gid and home of a user of the image, by name or number. Raises OSError where there is none."""
-    with contextlib.suppress(OSError, ValueError), open("/etc/passwd", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            fields = line.rstrip("\n").split(":")
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open("/etc/passwd", encoding="utf-8", errors="replace", opener=_open_file) as file,
+    ):
+        for line in file.read(_ACCOUNTS).split("\n"):
+            fields = line.split(":")
             if len(fields) >= 6 and user in (fields[0], fields[2]):
-                return int(fields[2]), int(fields[3]), fields[5]
-    if user.isdigit() and int(user) < 65_536:
+                uid, gid = int(fields[2]), int(fields[3])
+                if 0 <= uid < _IDS and 0 <= gid < _IDS:
+                    return uid, gid, fields[5]
+    if user.isascii() and user.isdigit() and len(user) <= len(str(_NAMED_BY_NUMBER)) and int(user) < _NAMED_BY_NUMBER:
         return int(user), int(user), "/"
     raise OSError(0, "no such user in the sandbox", user)
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Open what is a file, and nothing that could be waited for: the sandbox makes of it what it likes."""
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return fd
 
 
 def home(user: str) -> str:
@@ -86,7 +105,7 @@ def start(
     except BaseException as error:
         for fd in ours:
             os.close(fd)
-        if isinstance(error, ValueError):  # a zero byte, say
+        if isinstance(error, ValueError | OverflowError):  # a zero byte, say
             raise OSError(errno.EINVAL, str(error), argv[0]) from None
         raise
     finally:

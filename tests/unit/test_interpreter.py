@@ -1,9 +1,13 @@
 """An interpreter that ends on its way into the sandbox: the agent's side of it, with sockets for processes."""
 
 import os
+import select
+import signal
 import socket
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +103,58 @@ def test_code_whose_time_is_up_is_not_run_any_more(sandbox: Sandbox) -> None:
     sandbox.serial.cancel(1)
     ends(sandbox)
     assert (len(sandbox.copies), [result.timed_out for result in sandbox.results]) == (1, [True])
+
+
+def test_a_copy_that_has_not_come_when_the_codes_time_is_up_is_given_up_and_runs_nothing(sandbox: Sandbox) -> None:
+    sandbox.serial.expire()
+    assert sandbox.serial.deadline is None
+    sandbox.hear()
+    assert (len(sandbox.copies), [result.timed_out for result in sandbox.results]) == (1, [True])
+    with pytest.raises(BrokenPipeError):
+        sandbox.copies[-1].sendall(struct.pack(">i", 77))  # what it does before it reads any code
+
+
+def test_one_whose_children_have_its_socket_is_given_up_when_it_was_killed(sandbox: Sandbox) -> None:
+    program = subprocess.Popen(["sleep", "1000"])
+    sandbox.copies[-1].sendall(struct.pack(">i", program.pid))
+    sandbox.hear()
+    with sandbox.copies[-1].dup():
+        sandbox.serial.expire()
+        assert sandbox.serial.deadline is not None
+        assert program.wait() == -signal.SIGINT
+        sandbox.serial.expire()
+        ends(sandbox)
+    assert [(result.exit_code, result.timed_out) for result in sandbox.results] == [(137, True)]
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(3)", "while True: pass"], ids=["ends", "endless"])
+def test_it_takes_its_modules_from_its_own_library_and_the_codes_from_the_home_too(tmp_path: Path, text: str) -> None:
+    for name in ("ast", "json", "linecache", "socket", "struct", "types", "typing"):
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "own.py").write_text("said = 'own'")
+    interpreter = Interpreter.cold({"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, "")
+    interpreter.begin(Call(frames.Run(1, Command(python="import own; print(own.said)"), False, "")))
+    while not interpreter.complete():
+        assert select.select([interpreter.control], [], [], 20)[0], "nothing is heard of it"
+        assert interpreter.listen(), os.read(interpreter.outputs[2], 4096)
+    interpreter.take(1, os.read(interpreter.outputs[1], 4096))
+    assert interpreter.finish()[1].stdout == b"own\n"
+    interpreter.gone(0)
+    os.waitpid(interpreter.pid, 0)
+
+
+def test_one_that_never_begins_is_killed_when_the_codes_time_is_up(tmp_path: Path) -> None:
+    waits = tmp_path / "python3"
+    waits.write_text("#!/bin/sh\ntrap '' INT\necho on\nwhile :; do sleep 0.05; done\n")
+    waits.chmod(0o755)
+    interpreter = Interpreter.cold({"HOME": "/", "PATH": f"{tmp_path}:{os.environ['PATH']}"}, "")
+    interpreter.begin(CALL)
+    assert select.select([interpreter.outputs[1]], [], [], 20)[0]
+    interpreter.expire()
+    assert interpreter.deadline is not None
+    interpreter.expire()
+    assert interpreter.deadline is None
+    assert os.waitpid(interpreter.ours, 0)[1] == signal.SIGKILL
+    answer = interpreter.gone(137)
+    assert answer is not None
+    assert answer[1].timed_out

@@ -20,12 +20,19 @@ _NAMES: Final = ("python3", "python")
 _INTERRUPTED_S: Final = 1.0
 """How long code may take to end by KeyboardInterrupt when its time is up, before its interpreter is killed."""
 MAIN: Final = (
+    "import sys\n"
+    "path = sys.path[:]\n"
+    "sys.path[:] = [place for place in path if place]\n"
     "space = {{'__name__': 'shoal'}}\n"
     "with open({text}, 'rb') as source: exec(compile(source.read(), '<shoal>', 'exec'), space)\n"
     "import socket\n"
+    "sys.path[:] = path\n"
     "space[{what!r}](socket.socket(fileno={control}), space['namespace']())\n"
 )
-"""What an interpreter is started with: where to read what it runs first, which of it to call, and its socket."""
+"""What an interpreter is started with: where to read what it runs first, which of it to call, and its socket.
+
+That takes nothing of where it is, the sandbox's home: a `types.py` there is not what it means.
+"""
 _NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 _LENGTH: Final = struct.Struct(">I")
 _CODE: Final = struct.Struct(">i")
@@ -197,14 +204,19 @@ class Interpreter:
         return answer
 
     def expire(self) -> None:
-        """Interrupt the code; if it does not end by that, kill it with all its state."""
+        """Interrupt the code; if it does not end by that, kill it with all its state. Give up a copy yet to come."""
         assert self._running is not None
         self._running.timed_out = True
-        self.deadline = None if self._interrupted else time.monotonic() + _INTERRUPTED_S
-        with contextlib.suppress(ProcessLookupError):
-            if self.pid:
-                os.kill(self.pid, signal.SIGKILL if self._interrupted else signal.SIGINT)
+        pid = self.pid or self.ours
+        last = self._interrupted or not pid
+        self.deadline = None if last else time.monotonic() + _INTERRUPTED_S
         self._interrupted = True
+        with contextlib.suppress(ProcessLookupError):
+            if pid:
+                os.kill(pid, signal.SIGKILL if last else signal.SIGINT)
+        if last and not self.ours:
+            with contextlib.suppress(OSError):
+                self.control.shutdown(socket.SHUT_RDWR)  # an end that is heard, whoever else has its socket
 
     def gone(self, code: int) -> tuple[Call, CommandResult] | None:
         """It ended; returns the call that ended it, and its result."""

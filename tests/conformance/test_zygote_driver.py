@@ -197,6 +197,23 @@ async def test_an_agent_that_sends_more_than_it_may_is_ended(driver: ZygoteDrive
     assert len(seen) == 90
 
 
+async def test_a_capture_that_is_given_up_at_once_leaves_nothing_frozen(driver: ZygoteDriver, tmp_path: Path) -> None:
+    needs_snapshots()
+    name = await one(driver)
+    for turns in range(20):
+        directory = tmp_path / str(turns)
+        directory.mkdir()
+        capturing = asyncio.create_task(driver.capture(name, directory, memory=False))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        capturing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await capturing
+        async with asyncio.timeout(20):
+            assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+    await driver.destroy([name])
+
+
 async def test_limits_are_lowered_but_for_the_agents(driver: ZygoteDriver) -> None:
     name = await one(driver)
     line = "prlimit --pid $$ --nofile=64 && prlimit --nofile=32 sh -c 'ulimit -n' && prlimit --pid 1 > /dev/null"

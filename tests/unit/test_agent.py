@@ -1,5 +1,6 @@
-"""What an agent does when a fork server hands it a link to another driver."""
+"""What an agent does when a fork server hands it a link to another driver, or when its driver changes its mind."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from shoal.wire.values import Command
-from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent import frames, stillness
 from shoal_executor.drivers.agent.agent import Agent
 
 
@@ -44,3 +45,27 @@ def test_a_command_that_waited_does_not_inherit_the_new_link() -> None:
         unpacker = frames.Unpacker()
         assert isinstance(frames.tells.decode(unpacker.feed(again.recv(100))[0]), frames.Up)
         own.close()
+
+
+@pytest.mark.usefixtures("wakeup")
+def test_a_freeze_that_is_taken_back_before_it_is_heard_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone_on: list[list[int]] = []
+    monkeypatch.setattr(stillness, "stop", lambda: [7])
+    monkeypatch.setattr(stillness, "go_on", gone_on.append)
+    monkeypatch.setattr(os, "sync", lambda: None)
+    driver, link = socket.socketpair()
+    with driver, link:
+        link.setblocking(False)
+        agent = Agent(link, None, {"HOME": "/"}, "", 0)
+        agent.begin()
+        asked = (frames.Freeze(1), frames.Cancel(1), frames.Thaw(0), frames.Rest(2, "key", 1, 0, 1), frames.Freeze(3))
+        driver.send(b"".join(map(frames.pack, asked)))
+        agent.turn()
+        agent.end()
+        told = [frames.tells.decode(body) for body in frames.Unpacker().feed(driver.recv(65_536))]
+        assert [(type(each), each.id) for each in told] == [
+            (frames.Frozen, 1),
+            (frames.Settled, 2),
+            (frames.Frozen, 3),
+        ]
+        assert gone_on == [[7]]

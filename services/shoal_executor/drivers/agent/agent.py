@@ -195,13 +195,15 @@ class Agent:
             self._work()
             return
         self._heard.extend(map(frames.asks.decode, self._unpacker.feed(data)))
-        if self._stopped is not None and any(isinstance(asked, frames.Thaw | frames.Begin) for asked in self._heard):
-            self._thaw()
         self._work()
 
     def _work(self) -> None:
-        """Do what was asked and not done yet; whoever asked may be gone."""
-        while self._heard and self._stopped is None:
+        """Do what was asked and not done yet; whoever asked may be gone. While frozen, only what ends that counts."""
+        while self._heard:
+            if self._stopped is not None:
+                if not any(isinstance(asked, frames.Thaw | frames.Begin) for asked in self._heard):
+                    return
+                self._thaw()
             self._obey(self._heard.popleft())
 
     def _obey(self, asked: frames.Ask) -> None:

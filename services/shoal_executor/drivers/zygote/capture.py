@@ -38,8 +38,8 @@ async def capture(name: str, link: Link, server: ForkServer, directory: Path, *,
     pid = await server.where(name)
     layer = directory / "layer"
     began = time.monotonic_ns()
-    frozen = await link.ask(frames.Freeze)
     try:
+        frozen = await link.ask(frames.Freeze)
         if not isinstance(frozen, frames.Frozen):
             raise DriverError(frozen.detail if isinstance(frozen, frames.Failed) else "the sandbox has ended")
         if idle and frozen.holding:

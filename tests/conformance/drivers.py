@@ -410,6 +410,35 @@ class DriverConformance:
                 pass
         await driver.destroy([name])
 
+    @pytest.mark.parametrize(
+        ("before", "command"),
+        [
+            (Command(line="cat go", session=True), Command(line="echo on", session=True)),
+            (Command(python="open('go').read()"), Command(python="print('on')")),
+        ],
+        ids=["session", "python"],
+    )
+    async def test_a_command_that_is_cancelled_before_its_turn_is_run_for_whoever_asks_for_it_still(
+        self, driver: Driver, before: Command, command: Command
+    ) -> None:
+        self.needs_real()
+        name = await one(driver)
+        await sh(driver, name, "mkfifo go")
+        slow = asyncio.create_task(driver.run(name, before, id="slow"))
+        first = asyncio.create_task(driver.run(name, command, id="queued"))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(driver.run(name, command, id="queued"))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await sh(driver, name, "echo > go")
+        async with asyncio.timeout(20):
+            assert (await slow).exit_code == 0
+            assert (await second).stdout == b"on\n"
+            assert (await driver.run(name, command, id="queued")).stdout == b"on\n"
+        await driver.destroy([name])
+
     async def test_file_errors_are_of_the_sandbox_not_of_the_driver(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver, resources=Resources(disk=4 * 1024**2))

@@ -200,10 +200,9 @@ class Agent:
     def _work(self) -> None:
         """Do what was asked and not done yet; whoever asked may be gone. While frozen, only what ends that counts."""
         while self._heard:
-            if self._stopped is not None:
-                if not any(isinstance(asked, frames.Thaw | frames.Begin) for asked in self._heard):
-                    return
-                self._thaw()
+            if self._stopped is not None and not any(isinstance(it, frames.Thaw | frames.Begin) for it in self._heard):
+                return
+            self._thaw()
             self._obey(self._heard.popleft())
 
     def _obey(self, asked: frames.Ask) -> None:
@@ -280,19 +279,19 @@ class Agent:
         try:
             running = spawn(call, self._env, self._user, few_calls=self._few_calls)
         except OSError as error:
-            self.not_started(call, error)
+            self.done(call, not_started(call.command, error))
             return
         self._adopt(running)
-
-    def not_started(self, call: Call, error: OSError) -> None:
-        """A command could not be begun: that is a result, too."""
-        self.done(call, not_started(call.command, error))
 
     def done(self, call: Call, result: CommandResult) -> None:
         """Keep a result, and tell whoever waits for it."""
         self._recall.finish(call, result)
         if call.id is not None:
             self.tell(recall.told(call.id, result))
+
+    def dropped(self, call: Call) -> None:
+        """Nothing was run of a command that nobody wants any more: whoever asks for it again has it run."""
+        self._recall.forget(call)
 
     def output(self, call: Call, channel: int, data: bytes) -> None:
         """Send a piece of output where it is streamed."""
@@ -349,8 +348,7 @@ class Agent:
                 return
             if pid == 0:
                 return
-            running = self._by_pid.pop(pid, None)
-            if running is not None:
+            if (running := self._by_pid.pop(pid, None)) is not None:
                 self._finish(running, os.waitstatus_to_exitcode(status))
             for serial in self._serials:
                 if serial.ours == pid:

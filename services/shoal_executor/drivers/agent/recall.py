@@ -58,6 +58,11 @@ class Recall:
             self._calls.pop(call.key, None)
             self._results[call.key] = result
 
+    def forget(self, call: Call) -> None:
+        """Note that nothing was run of it, and nothing will be."""
+        self.under_way.pop(call, None)
+        self._calls.pop(call.key, None)
+
     def settle(self, keys: Iterable[str]) -> None:
         """Forget these results, though not that there were any."""
         for key in keys:

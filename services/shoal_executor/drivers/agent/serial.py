@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from shoal.wire.values import CommandResult
-from shoal_executor.drivers.agent.commands import Call
+from shoal_executor.drivers.agent.commands import Call, not_started
 from shoal_executor.drivers.agent.interpreter import Interpreter
 from shoal_executor.drivers.agent.session import Session
 
@@ -34,8 +34,8 @@ class Host(Protocol):
         """A call has its result."""
         ...
 
-    def not_started(self, call: Call, error: OSError) -> None:
-        """A call could not be begun."""
+    def dropped(self, call: Call) -> None:
+        """A call that waited for its turn is not wanted any more."""
         ...
 
     def output(self, call: Call, channel: int, data: bytes) -> None:
@@ -86,8 +86,10 @@ class Serial:
             self._fed.expire()
 
     def cancel(self, id: int) -> None:
-        """Nobody wants this call any more: as if its time were up."""
-        self._waiting = [call for call in self._waiting if call.id != id]
+        """Nobody wants this call any more: where it has begun, as if its time were up."""
+        for call in [call for call in self._waiting if call.id == id]:
+            self._waiting.remove(call)
+            self._host.dropped(call)
         if self._fed is not None and self._fed.call is not None and self._fed.call.id == id:
             self._fed.expire()
 
@@ -115,7 +117,7 @@ class Serial:
             try:
                 self.open()
             except OSError as error:
-                self._host.not_started(call, error)
+                self._host.done(call, not_started(call.command, error))
                 continue
             assert self._fed is not None
             self._fed.begin(call)

@@ -474,6 +474,16 @@ class DriverConformance:
             assert (await sh(driver, name, "echo on", timeout_ms=10_000)).stdout == b"on\n"
         await driver.destroy([name])
 
+    async def test_nothing_inside_ends_or_stops_its_first_process(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        for line in ("kill -KILL 1", "kill -STOP 1", "kill -TERM 1", "kill -SEGV 1", "kill -KILL -1"):
+            await sh(driver, name, f"{line}; exit 1", timeout_ms=10_000)
+            async with asyncio.timeout(20):
+                assert (await sh(driver, name, "echo on", timeout_ms=10_000)).stdout == b"on\n"
+        assert (await sh(driver, name, "sleep 600 & kill -0 1 && kill $! && ! wait $!", user="root")).exit_code == 0
+        await driver.destroy([name])
+
     async def test_what_fails_on_a_full_disk_says_so(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver, resources=Resources(disk=4 * 1024**2))

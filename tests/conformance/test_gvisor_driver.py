@@ -116,6 +116,42 @@ async def test_what_starts_from_a_fresh_one_is_nobody_elses(driver: GvisorDriver
     assert len(await driver.list()) == 0
 
 
+async def test_no_call_by_which_one_process_changes_another_reaches_the_agent(
+    driver: GvisorDriver, blobs: Blobs, tmp_path: Path
+) -> None:
+    needs_snapshots()
+    numbers = {"kill": 62, "tkill": 200, "tgkill": 234, "rt_sigqueueinfo": 129, "prlimit64": 302, "ptrace": 101}
+    if os.uname().machine != "x86_64":
+        pytest.skip("the numbers of system calls are another machine's")  # elsewhere the driver is the same
+    code = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "room = ctypes.create_string_buffer(64)\n"
+        "def call(*words):\n"
+        "    libc.syscall(*[ctypes.c_long(word) if isinstance(word, int) else word for word in words])\n"
+        "    return os.strerror(ctypes.get_errno())\n"
+        f"numbers = {numbers}\n"
+        "own = os.fork()\n"
+        "if not own: import time; time.sleep(600)\n"
+        "for pid in 1, (1 << 32) + 1:\n"
+        "    told = {\n"
+        "        call(numbers['kill'], pid, 9), call(numbers['tkill'], pid, 9), call(numbers['tgkill'], pid, 1, 9),\n"
+        "        call(numbers['rt_sigqueueinfo'], pid, 9, room), call(numbers['prlimit64'], pid, 7, room, 0),\n"
+        "        call(numbers['ptrace'], 16, pid, 0, 0), call(numbers['ptrace'], 0x4206, pid, 0, 0),\n"
+        "    }\n"
+        "    print(*told)\n"
+        "os.kill(own, 9)\n"
+        "print(os.waitpid(own, 0)[1])\n"
+    )
+    name = await one(driver)
+    whole = await TestGvisorDriver().captured(driver, name, tmp_path / "kept", blobs, memory=True)
+    for each in (name, await one(driver, whole)):
+        said = await driver.run(each, Command(("python3", "-c", code)))
+        assert said.stdout.decode().splitlines() == ["Operation not permitted"] * 2 + ["9"], said
+        assert (await sh(driver, each, "echo on")).stdout == b"on\n"
+    await driver.destroy(await driver.list())
+
+
 async def started(driver: GvisorDriver, spec: StartSpec, count: int = 1) -> list[str]:
     names = [fresh() for _ in range(count)]
     assert {type(outcome) for outcome in await start(driver, names, spec)} == {Started}

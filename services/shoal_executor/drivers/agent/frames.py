@@ -7,7 +7,7 @@ import msgspec
 
 from shoal.wire.values import Command, CommandResult
 
-PROTOCOL: Final = 9
+PROTOCOL: Final = 10
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 IN_FRAME: Final = 1024 * 1024

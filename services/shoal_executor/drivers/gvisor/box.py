@@ -15,7 +15,7 @@ from typing import Final
 
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.cgroups import Groups
-from shoal_executor.drivers.gvisor import closure
+from shoal_executor.drivers.gvisor import closure, sparing
 from shoal_executor.drivers.gvisor.channel import Channel
 from shoal_executor.drivers.gvisor.runsc import Runsc, fault, last_word
 from shoal_executor.drivers.inhabited import UP_S, Inhabited
@@ -168,7 +168,10 @@ class Box(Inhabited):
         told = {
             "ociVersion": "1.0.0", "process": process, "root": {"path": str(self.place / "m"), "readonly": False},
             "hostname": "sandbox", "mounts": mounts,
-            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "mount", "ipc", "uts")]},
+            "linux": {
+                "namespaces": [{"type": kind} for kind in ("pid", "network", "mount", "ipc", "uts")],
+                "seccomp": sparing.FILTER,
+            },
         }  # fmt: skip
         (self.place / "config.json").write_text(json.dumps(told))
 

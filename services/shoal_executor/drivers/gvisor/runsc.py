@@ -18,6 +18,9 @@ _ASK_S: Final = 20.0
 _GRACE_S: Final = 60.0
 """How long any call may take."""
 _VERSION: Final = re.compile(r"runsc version (\S*?)(\d{8})\b")
+_FILTERS: Final = "--oci-seccomp"
+_WHERE_OFFERED: Final = ("--overlay2=none", _FILTERS)
+"""Flags that not every release has."""
 _STATX: Final = 20230000
 """Releases before 2023 refuse the statx that `ls` and `stat` of newer images make."""
 
@@ -25,28 +28,31 @@ _STATX: Final = 20230000
 class Runsc:
     """runsc with the flags this driver gives it; `root` is where it keeps what it knows of containers."""
 
-    def __init__(self, program: str, release: int, platforms: tuple[str, ...], overlay: tuple[str, ...]) -> None:
+    def __init__(self, program: str, release: int, platforms: tuple[str, ...], offered: tuple[str, ...]) -> None:
         self.program = program
         self.release = release
         self.platforms = platforms
-        self._overlay = overlay
+        self._offered = offered
         self.platform = platforms[0] if platforms else ""
         self.root = Path()
 
     @property
     def lacks(self) -> tuple[str, ...]:
         """What this release is known not to do, in words for people."""
-        return (
-            (f"statx: ls and stat of newer images fail in runsc of {self.release} (2023 and later have it)",)
-            if self.release < _STATX
-            else ()
-        )
+        found = []
+        if self.release < _STATX:
+            found.append(f"statx: ls and stat of newer images fail in runsc of {self.release} (2023 and later have it)")
+        if _FILTERS not in self._offered:
+            found.append(
+                f"runsc of {self.release} has no {_FILTERS}: what runs in a sandbox can end it as if it was lost"
+            )
+        return tuple(found)
 
     def line(self, *words: str, panics: Path | None = None) -> list[str]:
         """Return the whole command line. `panics`: where to write what a container's kernel fails of."""
-        flags = [f"--root={self.root}", f"--platform={self.platform}", "--network=none", "--ignore-cgroups"]
+        always = [f"--root={self.root}", f"--platform={self.platform}", "--network=none", "--ignore-cgroups"]
         told = [f"--panic-log={panics}"] if panics is not None else []
-        return [self.program, *flags, *self._overlay, "--file-access-mounts=exclusive", *told, *words]
+        return [self.program, *always, *self._offered, "--file-access-mounts=exclusive", *told, *words]
 
     async def call(self, *words: str) -> None:
         """Call it, and wait. Raises DriverError with the last it said."""
@@ -69,8 +75,8 @@ async def find() -> Runsc:
     _, flags = await _ask([program, "flags"], _ASK_S)
     offered = re.search(r"-platform string\s*(.*)", flags)
     platforms = tuple(name for name in PLATFORMS if offered and name in offered[1])
-    overlay = ("--overlay2=none",) if "-overlay2" in flags else ()
-    return Runsc(program, int(version[2]), platforms or ("ptrace",), overlay)
+    wanted = [flag for flag in _WHERE_OFFERED if flag.partition("=")[0][1:] in flags]
+    return Runsc(program, int(version[2]), platforms or ("ptrace",), tuple(wanted))
 
 
 def fault(said: str) -> str:

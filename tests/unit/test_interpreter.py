@@ -153,7 +153,7 @@ def test_one_that_never_begins_is_killed_when_the_codes_time_is_up(tmp_path: Pat
     interpreter.expire()
     assert interpreter.deadline is not None
     interpreter.expire()
-    assert interpreter.deadline is None
+    assert not interpreter.deadline
     assert os.waitpid(interpreter.ours, 0)[1] == signal.SIGKILL
     answer = interpreter.gone(137)
     assert answer is not None

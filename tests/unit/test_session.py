@@ -136,7 +136,7 @@ def test_a_line_that_starts_one_after_the_other_ends_with_its_shell(shell: Shell
     shell.hear(b"on\n")  # the next
     assert shell.session.deadline is not None
     shell.session.expire()
-    assert shell.session.deadline is None
+    assert not shell.session.deadline
     assert os.waitpid(shell.session.pid, 0)[1] == signal.SIGKILL
     while runs("sleep", "1236"):
         pass

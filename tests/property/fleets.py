@@ -64,6 +64,7 @@ class Fleet:
         """Asked for, and neither started nor ended nor released."""
         self.started: set[Sandbox] = set()
         self.drained: set[str] = set()
+        self.released: set[tuple[str, int]] = set()
         for _ in range(source.randint(1, 4)):
             self.join()
 
@@ -193,7 +194,10 @@ class Fleet:
         name, attempt = self.random.choice(held)
         if (name, attempt + HEDGE) in self.asked:
             return
-        indices = [s[2] for each in self.machines.values() for s in each.holds if s[:2] == (name, attempt)]
+        holds = [s for each in self.machines.values() for s in each.holds if s[:2] == (name, attempt)]
+        indices = [index for *_, index in holds if (name, index) not in self.released]
+        if not indices:
+            return  # a silent machine may hold what was released, but nobody wants it elsewhere
         request = self.asked[name, attempt]
         self.place(
             m.PlaceRequested(
@@ -211,6 +215,8 @@ class Fleet:
         for sandbox in list(self.open):
             if sandbox[0] == name and (not indices or ranges.intersect(((sandbox[2], 1),), indices)):
                 del self.open[sandbox]
+        n = self.asked[name, attempt].spec.n
+        self.released.update((name, index) for index in ranges.indices(indices or ranges.whole(n)))
         self.ending = []
         self.hear(m.ReleaseRequested(name, indices, m.EndReason.RELEASED))
         for machine, sandbox in self.ending:

@@ -82,8 +82,8 @@ class ForgetsARelease(PlacementCore):
 class FreesTwice(PlacementCore):
     """Slots that are released twice are free twice."""
 
-    def _free(self, message: m.SlotsReleased, effects: list[Effect]) -> None:
-        super()._free(message, effects)
+    def _free(self, message: m.SlotsReleased, now: int, effects: list[Effect]) -> None:
+        super()._free(message, now, effects)
         executor = self._executors.get(message.executor)
         node = executor.nodes.get(message.node) if executor else None
         if executor and node and (message.rollout, message.attempt) not in node.held and node.slots < node.spec.slots:

@@ -43,7 +43,7 @@ from shoal_executor.drivers.layers import DEEPEST
 from shoal_executor.drivers.protocol import Captured, OutputSink, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service.settling import LATER_S
-from unit.test_executor_service import HEAD, Bench, benched
+from unit.test_executor_service import HEAD, Bench, benched, covers, indices
 
 
 class Keeping(SimulatedDriver):
@@ -267,3 +267,20 @@ async def test_one_that_is_released_while_it_is_rolled_back_is_gone_before_its_s
     await bench.heard(CommandRefused if moment == "prepare" else RolledBack)
     await bench.heard(SlotsReleased)
     assert await kept.list() == []
+
+
+async def test_one_that_is_rolled_back_holds_up_no_end_but_its_own(tmp_path: Path) -> None:
+    cache = Cache(FileStore(tmp_path / "blobs"), tmp_path / "cache", 2**30)
+    async with benched(Profile(), cache, Keeping()) as bench:
+        await bench.order(n=3)
+        await bench.heard(SandboxesReady, covers(3))
+        kept = driver(bench)
+        kept.stop_at = "start"
+        await bench.command(RollBack("back", *HEAD, 1, 0, Snapshot("host", "host")))
+        await kept.reached.wait()
+        await bench.send(subjects.executor_control("e1"), DestroySandboxes("b1", "r1", (), EndReason.RELEASED))
+        await bench.heard(SlotsReleased, lambda found: indices(found) == [0, 2])
+        kept.went_on.set()
+        await bench.heard(SlotsReleased, covers(3))
+        assert await kept.list() == []
+    await cache.close()

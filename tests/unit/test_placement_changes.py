@@ -29,13 +29,19 @@ def test_of_a_drained_node_what_is_held_there_counts_until_it_is_gone() -> None:
     fleet.place(8, resources=m.Resources(memory=GIB, cpu_milli=500))
     fleet.join("b", cpu_milli=8_000)
     (capacity,) = told(fleet(m.NodeDrained("a", drained=True)))
-    (pool,) = capacity.pools
-    assert (capacity.nodes, capacity.slots, pool.total) == (1, 16, m.Room(16, 16 * GIB, 12_000))
-    assert pool.largest == m.Room(8, 8 * GIB, 8_000), "nothing is put on the drained one"
-    (capacity,) = told(fleet.release("a", ((0, 5),)))
-    assert capacity.pools[0].total == m.Room(11, 11 * GIB, 9_500)
-    (capacity,) = told(fleet.release("a", ((5, 3),)))
-    assert capacity.pools[0].total == m.Room(8, 8 * GIB, 8_000)
+    open_, held = capacity.pools
+    assert (capacity.nodes, capacity.slots) == (1, 8)
+    assert (open_.nodes, open_.total) == (1, m.Room(8, 8 * GIB, 8_000))
+    assert (held.nodes, held.largest) == (0, m.Room(0)), "it is no offer"
+    assert (held.total.slots, held.total.memory, held.total.cpu_milli) == (8, 8 * GIB, 4_000)
+    assert told(fleet.release("a", ((0, 3),))) == told(fleet.release("a", ((3, 2),))) == [], "not at each of them"
+    assert fleet.core.wake_at_ms() == fleet.now + 1_000 - 1
+    (capacity,) = told(fleet(m.Tick(fleet.now), 1_000))
+    assert (capacity.pools[1].total.slots, capacity.pools[1].total.cpu_milli) == (3, 1_500)
+    fleet.release("a", ((5, 3),))
+    (capacity,) = told(fleet(m.Tick(fleet.now), 1_000))
+    assert capacity.pools == (open_,)
+    assert told(fleet(m.Tick(fleet.now), 1_000)) == [], "nothing has changed"
 
 
 def test_what_is_there_now_is_told_before_what_ended_because_of_it() -> None:

@@ -41,12 +41,13 @@ async def trimmed(bus: MemoryBus) -> None:
     await covered(bus)
 
 
-async def covered(bus: MemoryBus) -> None:
+async def covered(bus: MemoryBus, upto: int = 10) -> None:
     core = Toy()
     async with running(shell_of(bus, core)) as shell:
-        await until(lambda: shell.acknowledged == 10)
-    assert await Checkpoints(bus, "toy.0").save(Checkpoint("toy.0", Toy.state_version, INBOX, 10, 1, core.dump()), 1)
-    await bus.purge(INBOX, 8)
+        await until(lambda: shell.acknowledged == upto)
+    whole = Checkpoint("toy.0", Toy.state_version, INBOX, upto, 1, core.dump())
+    assert await Checkpoints(bus, "toy.0").save(whole, 1)
+    await bus.purge(INBOX, upto - 2)
 
 
 async def harm(bus: MemoryBus, what: str) -> None:
@@ -106,7 +107,8 @@ async def test_a_leader_that_saves_and_trims_meanwhile_is_not_mistaken_for_a_los
 
     class Slow(Checkpoints):
         async def load(self, *, core: str, version: int, stream: str) -> list[Checkpoint]:
-            await covered(bus)
+            await bus.publish(REQUEST, encode(RolloutReleased("r10")), "in-10")
+            await covered(bus, 11)
             return await load(self, core=core, version=version, stream=stream)
 
     core = Toy()
@@ -114,7 +116,7 @@ async def test_a_leader_that_saves_and_trims_meanwhile_is_not_mistaken_for_a_los
     shell._checkpoints = Slow(bus, "toy.0")
     async with running(shell):
         await shell.ready()
-    assert core.seen == [f"r{n}" for n in range(10)]
+    assert core.seen == [f"r{n}" for n in range(11)]
 
 
 SERVICES: dict[str, tuple[str, Callable[[Context, Path, bool], Awaitable[None]]]] = {

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ _FROM_HOST: Final = (
 """What programs of the host's /usr expect under /etc. None of it is secret; nothing else of it is shown."""
 _UNPACK_S: Final = 600.0
 _STAGING: Final = ".staging-"
+_EARLIER: Final = re.compile(r"[0-9a-f]{64}")
+"""They went by a digest alone."""
 _EMPTY: Final = {"home": 0o755, "mnt": 0o755, "opt": 0o755, "srv": 0o755, "run": 0o755, "root": 0o700, "usr": 0o755,
                  "proc": 0o755, "sys": 0o755, "dev": 0o755, "tmp": 0o1777, "var/tmp": 0o1777, "var/log": 0o755,
                  "var/lib": 0o755, "var/cache": 0o755, "run/lock": 0o1777}  # fmt: skip
@@ -113,9 +116,10 @@ def _publish(staging: Path, target: Path) -> None:
 
 
 def clear(state: Path) -> None:
-    """Remove what a process that was killed while it made a root left behind."""
-    for path in (state / "images").glob(f"{_STAGING}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what a process that was killed while it made a root left behind, and what earlier versions unpacked."""
+    for path in (state / "images").glob("*"):
+        if path.name.startswith(_STAGING) or _EARLIER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def key_of(snapshot: Snapshot) -> str:

@@ -353,10 +353,14 @@ class ExecutorService:
                     self._happened(Exited(key, index, EndReason.DIED, f"its command could not be run: {result}"))
 
     async def _destroy(self, key: Key, indices: Ranges, waited_s: float = 0.0) -> None:
-        names = Names(key, indices)
-        await self._keeping.returned(names)
+        for name in self._keeping.returning(Names(key, indices)):
+            if (one := indices_of((name,))) == indices:
+                await self._keeping.returned(name)
+            else:  # the others need not wait for it
+                self._spawn(self._destroy(key, one))
+                indices = ranges.without(indices, one)
         try:
-            await self._driver.destroy(names)
+            await self._driver.destroy(Names(key, indices))
         except NotEndedError as error:  # they keep their slots: something of them may still be running
             again_s = min(2 * waited_s, MOST_S) or AGAIN_S
             where = {"rollout": key[0], "node": key[2]}

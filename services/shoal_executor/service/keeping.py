@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -229,11 +229,14 @@ class Keeping:
                 self._returning.discard(name)
             self._happened(Returned(asked.rollout, asked.index, asked.attempt, snapshot))
 
-    async def returned(self, names: Sequence[str]) -> None:
-        """Wait until none of these is being rolled back: until then the driver does not know it to be ended."""
-        for name in self._returning.intersection(names) if self._returning else ():
-            while name in self._returning:
-                await self._closed[name].wait()
+    def returning(self, names: Sequence[str]) -> Collection[str]:
+        """Return those of these that are being rolled back: the driver does not know them to be ended meanwhile."""
+        return self._returning.intersection(names) if self._returning else ()
+
+    async def returned(self, name: str) -> None:
+        """Wait until it is not being rolled back any more."""
+        while name in self._returning:
+            await self._closed[name].wait()
 
     @asynccontextmanager
     async def _apart(self, name: str) -> AsyncIterator[None]:

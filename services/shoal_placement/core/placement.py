@@ -77,7 +77,7 @@ class PlacementCore(Roster):
         effects: list[Effect] = []
         match message:
             case m.SlotsReleased():
-                self._free(message, effects)
+                self._free(message, now, effects)
                 self._place_waiting(now, effects)
             case m.PlaceRequested():
                 self._request(message, now, effects)
@@ -290,6 +290,7 @@ class PlacementCore(Roster):
                 del self._rollouts[name]
                 self._waiting.drop(name)
         self._fleet.give_up(now)
+        self._fleet_changed |= bool(self._drained)
         due = [e.heard_ms + SILENCE_MS + 1 for e in self._executors.values() if e.alive]
         if (first := self._expiries.first()) is not None:
             due.append(first)

@@ -14,6 +14,8 @@ from shoal_placement.core.records import Record
 
 SILENCE_MS: Final = 10_000
 _BOOTS_KEPT: Final = 16
+_TELL_MS: Final = 1_000
+"""What is held on drained nodes is told at most so often: they are emptied by hundreds of messages."""
 _SLOWEST, _FASTEST = 0.001, 1e6
 """Starts a second that an executor may say it carries out."""
 _MOST: Final = 2**53
@@ -124,7 +126,7 @@ class Roster(ABC):
             self._dismiss(executor, effects)
         self._place_waiting(now, effects)
 
-    def _free(self, message: m.SlotsReleased, effects: list[Effect]) -> None:
+    def _free(self, message: m.SlotsReleased, now: int, effects: list[Effect]) -> None:
         if not ranges.valid(message.indices, 2**31):
             raise LawBrokenError(f"indices {message.indices} are not sorted and disjoint")
         executor = self._executors.get(message.executor)
@@ -136,7 +138,7 @@ class Roster(ABC):
             return
         self._fleet.gained(executor)
         if node.drained:
-            self._fleet_changed = True  # what is held there was counted
+            self._wake_by(now + _TELL_MS)
             self._dismiss(executor, effects)
 
     def _end(

@@ -59,6 +59,7 @@ class Rooms:
         self._given: dict[Needs, list[int]] = {}
         self._offers: dict[Needs, tuple[m.Pool, ...]] = {}
         self._sums: dict[Needs, list[int]] = {}
+        self._drained: dict[Needs, list[int]] = {}
         self._largest: dict[Needs, list[int]] = {}
 
     def set(self, capacity: m.CellCapacity) -> None:
@@ -74,15 +75,25 @@ class Rooms:
         self.capacity = capacity
         self._offers.clear()
         self._sums.clear()
+        self._drained.clear()
         self._largest.clear()
-        counted = _sum(capacity.pools)
+        counted = _sum(self.offers(_ANYWHERE))
         self.total = (counted[0], counted[1], counted[2], counted[3])
 
     def offers(self, needs: Needs) -> tuple[m.Pool, ...]:
-        """Return the pools that would do."""
+        """Return the pools that would do. One without nodes is what is held on drained ones, and is no offer."""
         found = self._offers.get(needs)
         if found is None:
-            found = self._offers[needs] = tuple(pool for pool in self.capacity.pools if needs.met_by(pool))
+            pools = self.capacity.pools
+            found = self._offers[needs] = tuple(pool for pool in pools if pool.nodes and needs.met_by(pool))
+        return found
+
+    def _held(self, needs: Needs) -> list[int]:
+        """Return what is held on drained nodes that would do: it counts as given, and takes no room of these."""
+        found = self._drained.get(needs)
+        if found is None:
+            rooms = [pool.total for pool in self.capacity.pools if not pool.nodes and needs.met_by(pool)]
+            found = self._drained[needs] = [sum(column) for column in _columns(rooms)]
         return found
 
     def overlap(self, one: Needs, other: Needs) -> bool:
@@ -92,11 +103,11 @@ class Rooms:
 
     def fits(self, want: Want) -> int:
         """Return for how many more sandboxes there is room."""
-        return min(self._fits(want, _ANYWHERE, self.capacity.pools), self._fits(want, want.needs, None))
+        return min(self._fits(want, _ANYWHERE), self._fits(want, want.needs))
 
     def holds(self, want: Want) -> int:
         """Return for how many sandboxes there would be room, were there no others."""
-        return self._fits(want, want.needs, None, empty=True)
+        return self._fits(want, want.needs, empty=True)
 
     def too_large(self, want: Want) -> str:
         """Return what of one sandbox no node could hold, were it empty, for people; empty where one may."""
@@ -109,14 +120,16 @@ class Rooms:
                 return f"each takes {form(amount)}, and the largest node has {form(most)}"
         return ""
 
-    def _fits(self, want: Want, needs: Needs, pools: tuple[m.Pool, ...] | None, *, empty: bool = False) -> int:
-        offers = self.offers(needs) if pools is None else pools
+    def _fits(self, want: Want, needs: Needs, *, empty: bool = False) -> int:
+        offers = self.offers(needs)
         if not offers:
             return 0
         total = self._sums.get(needs)
         if total is None:
             total = self._sums[needs] = _sum(offers)
         given = [0, 0, 0, 0] if empty else self._given_within(needs, offers)
+        if not empty and any(held := self._held(needs)):
+            given = [max(taken - there, 0) for taken, there in zip(given, held, strict=True)]
         most = total[0] - given[0]
         for number, amount in enumerate(want.amounts[1:], 1):
             if total[number] and amount:

@@ -205,7 +205,7 @@ class Catalogue:
         for until_ms in self._outputs.values():
             self._plan(until_ms)
         for asked_ms in self.collecting.values():
-            self._plan(asked_ms + GRACE_MS)
+            self._plan((now if asked_ms == _NEVER else asked_ms) + GRACE_MS)
 
     def _need(self, key: Owned, needed: set[Owned]) -> None:
         open = [key]

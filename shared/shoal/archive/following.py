@@ -79,7 +79,11 @@ class Follower:
                         return
                     pause = min(pause * 2 or 1.0, _LONGEST_PAUSE_S)
                     self._tell(f"{error}; trying again in {pause:g} s")
-                await _wait(stop, pause or self._every_s)
+                    if await _wait(stop, pause):
+                        self._tell_left(error)
+                        return  # who did not answer a moment ago is not asked again by somebody in a hurry
+                    continue
+                await _wait(stop, self._every_s)
             await self._leave()
         finally:
             self.close()
@@ -94,6 +98,7 @@ class Follower:
             await self._add(name, there[name])
         await self._add_states()
         writer = self._writer
+        self._begun |= writer is not None
         if writer is not None:
             writer.flush()
             age_s = time.time() - writer.header.made_ms / 1000
@@ -321,9 +326,10 @@ def _check_follows(name: str, header: Header, before: ArchiveFile | None) -> Non
         raise ConflictError(f"{name} has no beginning")
 
 
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
+async def _wait(stop: asyncio.Event, seconds: float) -> bool:
+    """Return whether to stop: at once, or after so long."""
     try:
         async with asyncio.timeout(seconds):
-            await stop.wait()
+            return await stop.wait()
     except TimeoutError:
-        return
+        return stop.is_set()

@@ -15,10 +15,14 @@ YOUNG_S: Final = 60.0
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold a file or directory: as long as this process lives, and is in here, nobody clears it. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
+    """Hold a file or directory: as long as this process lives, and is in here, nobody clears it. Raises OSError.
+
+    Where the file system knows no such locks, nobody clears anything.
+    """
+    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)
@@ -34,7 +38,7 @@ def clear(paths: Iterable[Path]) -> None:
 def _clear(path: Path) -> None:
     if time.time() - path.stat().st_mtime < YOUNG_S:
         return
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if path.is_dir():

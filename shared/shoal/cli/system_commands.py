@@ -1,6 +1,7 @@
 """`shoal up`, `shoal down` and `shoal status`: the system on this machine."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -144,26 +145,33 @@ def _detach(state: Path, options: list[str], as_json: bool) -> int:
 async def _detached(state: Path, options: list[str], as_json: bool) -> int:
     log = state / "log" / "up.log"
     process = _started(options, log)
-    until = time.monotonic() + _DETACH_S
     try:
-        while time.monotonic() < until:
-            if process.poll() is not None:
-                raise _why_it_ended(process.returncode, log)
-            found = statefile.read(state)
-            if found is not None and found.ready and found.pid == process.pid:
-                if as_json:
-                    emit({"url": found.url, "state": str(state), "pid": found.pid, "driver": found.driver})
-                else:
-                    how = f"`{statefile.down(state)}` stops it"
-                    print(f"Shoal is up at {found.url} (pid {found.pid}), state in {state}; {how}")
-                return Exit.OK
-            await asyncio.sleep(_POLL_S)
-        raise Failure(Exit.START_FAILED, f"the system is not ready after {_DETACH_S:g} s; its log is {log}")
+        found = await _ready(process, state, log)
     except BaseException:
         if process.poll() is None:  # nobody waits for it any more, so it must not become ready later
             process.terminate()
-            process.wait(_DOWN_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_DOWN_S)
         raise
+    if as_json:
+        emit({"url": found.url, "state": str(state), "pid": found.pid, "driver": found.driver})
+    else:
+        how = f"`{statefile.down(state)}` stops it"
+        print(f"Shoal is up at {found.url} (pid {found.pid}), state in {state}; {how}")
+    return Exit.OK
+
+
+async def _ready(process: "subprocess.Popen[bytes]", state: Path, log: Path) -> statefile.Running:
+    """Return what is running, once it is ready. Raises Failure."""
+    until = time.monotonic() + _DETACH_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise _why_it_ended(process.returncode, log)
+        found = statefile.read(state)
+        if found is not None and found.ready and found.pid == process.pid:
+            return found
+        await asyncio.sleep(_POLL_S)
+    raise Failure(Exit.START_FAILED, f"the system is not ready after {_DETACH_S:g} s; its log is {log}")
 
 
 def _started(options: list[str], log: Path) -> "subprocess.Popen[bytes]":

@@ -230,7 +230,10 @@ class NodeSpec(Value, frozen=True):
 
 
 class Pool(Value, frozen=True):
-    """The living nodes of one isolation and these labels: how many, what all have together, and the largest of each."""
+    """The living nodes of one isolation and these labels: how many, what all have together, and the largest of each.
+
+    Of no nodes: what is held on drained ones.
+    """
 
     isolation: str
     labels: tuple[tuple[str, str], ...]

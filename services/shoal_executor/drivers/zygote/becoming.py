@@ -60,10 +60,17 @@ class Way(NamedTuple):
     inputs: int
 
 
-class Entrance:
-    """The way from one template into its sandboxes. The process that makes it takes its first descriptors for it,
+def usual_descriptors() -> tuple[int, int]:
+    """Return the limits of descriptors, soft and hard, of what runs in a sandbox."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(soft, _USUAL), hard
 
-    lifts its own limit of descriptors (there is a lifeline for each sandbox), and leaves no core files.
+
+class Entrance:
+    """The way from one template into its sandboxes.
+
+    The process that makes it takes its first descriptors for it, lifts its own limit of descriptors (there is a
+    lifeline for each sandbox), and leaves no core files.
     """
 
     def __init__(self, lowers: list[str], program: bytes, warm: socket.socket | None) -> None:
@@ -71,8 +78,8 @@ class Entrance:
         self._around = _around_memory()
         self._confine = [*confine(KEPT, program), steps.prctl(kernel.PR_SET_DUMPABLE)]
         self._arguments = _arguments()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._limit = min(soft, _USUAL), hard
+        self._limit = usual_descriptors()
+        hard = self._limit[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _take_first_descriptors()

@@ -8,6 +8,7 @@ can enter only pid namespaces below its own: fork server, warm interpreter and s
 
 import json
 import os
+import resource
 import signal
 import socket
 from typing import Final
@@ -16,7 +17,7 @@ from shoal_executor.drivers import kernel
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.interpreter import MAIN, find, source
 from shoal_executor.drivers.agent.programs import PATH
-from shoal_executor.drivers.zygote.becoming import Root, confine, inside, stacked
+from shoal_executor.drivers.zygote.becoming import Root, confine, inside, stacked, usual_descriptors
 from shoal_executor.drivers.zygote.steps import take
 
 _DISK: Final = 256 * 1024**2
@@ -68,6 +69,7 @@ def _become(template: frames.Template, lowers: list[str], control: socket.socket
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     Root(stacked(_DISK, lowers, []), inside(_SHM)).make()
+    resource.setrlimit(resource.RLIMIT_NOFILE, usual_descriptors())
     os.closerange(6, 1 << 20)
     take(confine(frozenset(), template.warm_filter))
     full = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **dict(template.env)}

@@ -53,7 +53,7 @@ async def test_each_reason_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys:
 async def test_that_it_was_cancelled_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     rollout = Rollout()
     with pytest.raises(asyncio.CancelledError):
-        async with cancelled_on_interrupt(rollout):  # type: ignore[arg-type]  # as above
+        async with cancelled_on_interrupt(rollout):  # type: ignore[arg-type] # as much of a rollout as is asked for
             raise asyncio.CancelledError
     assert rollout.cancelled
     assert "rollout rx is cancelled" in capsys.readouterr().err

@@ -76,8 +76,8 @@ def test_a_disk_that_takes_a_part_at_a_time_has_all_of_it(tmp_path: Path) -> Non
 def test_what_no_longer_fits_leaves_what_was_written_whole(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     journal.append(exited(1))
-    full = Nearly(journal._file, 20)  # type: ignore[arg-type] # as above
-    journal._file = full  # type: ignore[assignment] # as above
+    full = Nearly(journal._file, 20)  # type: ignore[arg-type] # it writes bytes like any file
+    journal._file = full  # type: ignore[assignment] # it writes bytes like any file
     with pytest.raises(OSError, match="No space"):
         journal.append(exited(2))
     full.room = 10_000  # somebody made room
@@ -96,7 +96,7 @@ def test_who_must_end_is_told_before_anything_follows(tmp_path: Path) -> None:
     journal = Journal(tmp_path, end)
     journal.open()
     journal.rewrite(BEGAN, KNEW)
-    journal._file = Nearly(journal._file, 0)  # type: ignore[assignment, arg-type] # as above
+    journal._file = Nearly(journal._file, 0)  # type: ignore[assignment, arg-type] # it writes bytes like any file
     with pytest.raises(Ended):
         journal.append(exited(1))
     journal.close(remove=False)

@@ -101,7 +101,7 @@ def test_one_that_stays_due_for_hours_is_told_so_each_second_as_long_as_it_lasts
         core, leading = Core(), asyncio.Event()
         core.wake = 1_000
         leading.set()
-        ticker = Ticker(broker.connect(), core, LOG.name, "log.tick", lambda: 2_000)  # type: ignore[arg-type]  # as above
+        ticker = Ticker(broker.connect(), core, LOG.name, "log.tick", lambda: 2_000)  # type: ignore[arg-type]  # wakes only
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * 3600):
                 await ticker.run(leading)

@@ -15,6 +15,8 @@ IN_FRAME: Final = 1024 * 1024
 LARGEST_ORDER: Final = 256 * 1024
 DESCRIPTORS: Final = 253
 """As many as a message of a unix socket may bring (SCM_MAX_FD)."""
+AGENT: Final = 1
+"""The agent's number in every sandbox: it is the first process there."""
 _HEAD: Final = struct.Struct(">I")
 
 

@@ -7,7 +7,8 @@ container's own kernel.
 
 from typing import Final
 
-_AGENT: Final = 1  # its number in every sandbox
+from shoal_executor.drivers.agent import frames
+
 _CALLS: Final = (
     ("kill", 0, 1), ("prlimit64", 0, 2), ("tkill", 0, None), ("tgkill", 0, None), ("rt_sigqueueinfo", 0, None),
     ("rt_tgsigqueueinfo", 0, None), ("pidfd_open", 0, None), ("ptrace", 1, None), ("process_vm_readv", 0, None),
@@ -21,7 +22,7 @@ FILTER: Final = {
             "names": [name],
             "action": "SCMP_ACT_ERRNO",
             "args": [
-                {"index": whom, "value": 0xFFFFFFFF, "valueTwo": _AGENT, "op": "SCMP_CMP_MASKED_EQ"},
+                {"index": whom, "value": 0xFFFFFFFF, "valueTwo": frames.AGENT, "op": "SCMP_CMP_MASKED_EQ"},
                 *([{"index": asks, "value": 0, "op": "SCMP_CMP_NE"}] if asks is not None else []),
             ],
         }

@@ -5,8 +5,9 @@ import functools
 import os
 from typing import Final
 
+from shoal_executor.drivers.agent import frames
+
 _NAMESPACES: Final = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
-_AGENT: Final = 1  # its number in every sandbox
 
 _DENIED: Final = (
     "mount umount2 pivot_root open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr setns unshare "
@@ -45,7 +46,7 @@ def compile_filter(allow: tuple[str, ...] = ()) -> bytes:
             pyseccomp.ERRNO(errno.EPERM), "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request)
         )
     # A limit of the agent's own, lowered, would end it.
-    agent = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, 0xFFFFFFFF, _AGENT)
+    agent = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, 0xFFFFFFFF, frames.AGENT)
     rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "prlimit64", agent, pyseccomp.Arg(2, pyseccomp.NE, 0))
     read, write = os.pipe()
     with open(read, "rb") as source, open(write, "wb") as sink:

@@ -8,7 +8,7 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Final
 
 from shoal.wire.values import CommandResult
@@ -175,7 +175,7 @@ class Session:
         code, background = self._said
         if background != self._background:  # it left something running, which the ends of later ones spare
             self._background = background
-            self._earlier = frozenset(_children().get(self.pid, ()))
+            self._earlier = frozenset(pid for pid, (parent, _) in _processes().items() if parent == self.pid)
         answer = self.call, self._running.result(code)
         self._reset()
         return answer
@@ -187,19 +187,29 @@ class Session:
         """
         assert self._running is not None
         self._running.timed_out = True
-        if self._expired:
-            self._kill(self.pid, signal.SIGSTOP)  # it must not start another while these are looked for
-        doomed = _descendants(self.pid, self._earlier)
+        there = _processes()
+        doomed = _descendants(there, self.pid, self._earlier)
         last = self._expired or not doomed
-        for pid in [*doomed, self.pid] if last else doomed:
-            self._kill(pid, signal.SIGKILL)
+        if last:
+            # Not stopped before: in gvisor the end of a stopped shell hangs up on all of its group.
+            self._kill(self.pid)
+            doomed |= self._started_since(there, doomed)
+        for pid in doomed:
+            self._kill(pid)
         self.deadline = None if last else time.monotonic() + _GRACE_S
         self._expired = True
 
+    def _started_since(self, there: Mapping[int, tuple[int, int]], doomed: Set[int]) -> set[int]:
+        """Return what the shell, now killed, and what is doomed have started since: it is of their session still."""
+        now = _processes()
+        ours = {pid for pid, (_, session) in now.items() if session == self.pid and pid != self.pid}
+        spared = ours & there.keys() - doomed
+        return ours - there.keys() - {each for pid in spared for each in _descendants(now, pid, frozenset())}
+
     @staticmethod
-    def _kill(pid: int, number: int) -> None:
+    def _kill(pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            os.kill(pid, signal.SIGKILL)
 
     def gone(self, code: int) -> tuple[Call, CommandResult] | None:
         """The shell ended; returns the command that ended it, and its result."""
@@ -249,23 +259,27 @@ def _numbers(said: bytes) -> tuple[int, int] | None:
     return (int(code), int(background)) if numbers else None
 
 
-def _children() -> dict[int, list[int]]:
-    """Return the children of every process that has any."""
-    children: dict[int, list[int]] = {}
+def _processes() -> dict[int, tuple[int, int]]:
+    """Return of every process its parent and its session."""
+    found: dict[int, tuple[int, int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-                children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(entry))
-    return children
+                _, parent, _, session, *_ = file.read().rpartition(b")")[2].split()
+                found[int(entry)] = int(parent), int(session)
+    return found
 
 
-def _descendants(pid: int, spared: Set[int]) -> list[int]:
+def _descendants(processes: Mapping[int, tuple[int, int]], pid: int, spared: Set[int]) -> set[int]:
     """Return all that descend from a process, but for these and what descends from them."""
-    children = _children()
-    found: list[int] = []
+    children: dict[int, list[int]] = {}
+    for child, (parent, _) in processes.items():
+        if child not in spared:
+            children.setdefault(parent, []).append(child)
+    found: set[int] = set()
     ask = [pid]
     while ask:
-        born = [child for child in children.get(ask.pop(), []) if child not in spared]
-        found += born
+        born = children.get(ask.pop(), [])
+        found.update(born)
         ask += born
     return found

@@ -11,7 +11,6 @@ much of it stayed unused because each cell keeps an equal part of it.
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import uvloop
 import shoal
 from shoal.cli import statefile
 from shoal.cli.system import LocalSystem
+from shoal.turns import used_s
 
 QUOTA = 1_000
 
@@ -28,11 +28,7 @@ QUOTA = 1_000
 def cpu_s(state: Path) -> float:
     """Return the cpu time of all processes of a system, in seconds."""
     running = statefile.read(state)
-    total = 0.0
-    for service in running.services.values() if running else ():
-        fields = Path(f"/proc/{service['pid']}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
+    return sum(used_s(int(service["pid"])) for service in (running.services.values() if running else ()))
 
 
 async def held(cluster: shoal.Cluster) -> tuple[int, int]:

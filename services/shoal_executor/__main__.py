@@ -238,7 +238,8 @@ def main(
                 await store.close()
 
     _lift_descriptors()
-    serve("executor", settings, run)
+    # A real one shares its cores with sandboxes that compute, and many wait for each of its messages.
+    serve("executor", settings, run, waits_its_turn=simulated)
 
 
 def _end_at_once(error: OSError) -> NoReturn:

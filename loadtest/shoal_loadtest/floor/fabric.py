@@ -21,6 +21,7 @@ from shoal.bus.ending import end
 from shoal.bus.jetstream import JetStreamBus
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.processes import tied
+from shoal.turns import used_s
 from shoal.wire import messages as m, streams
 from shoal.wire.codec import decode
 from shoal_loadtest.floor.roles import EXECUTOR, PLACEMENT_LOG, ROLLOUT_LOG
@@ -175,11 +176,9 @@ async def station(
 
 def cpu_s(pid: int) -> float:
     """Return the processor time a process used so far, in seconds; 0 for one that is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    with contextlib.suppress(OSError):
+        return used_s(pid)
+    return 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 import uvloop
 
+from shoal.turns import take_turns
 from shoal.wire import messages as m
 from shoal.wire.codec import decode, encode
 from shoal_loadtest.floor.channels import CHANNELS, Channel
@@ -139,6 +140,7 @@ class Trainer:
 
 async def _work(order: Order, go: asyncio.Event) -> None:
     channel = CHANNELS[order.channel]()
+    turns = asyncio.create_task(take_turns(), name="turns")  # as the services do whose floor this is
     try:
         if order.role != TRAINER:
             await (listen if order.role == LISTENER else serve)(order, channel)
@@ -150,6 +152,7 @@ async def _work(order: Order, go: asyncio.Event) -> None:
         await trainer.run()
         tell(Done(used_s() - before, tuple(trainer.ready_ms) if order.idle_ms else ()))
     finally:
+        turns.cancel()
         await channel.close()
 
 

@@ -15,6 +15,7 @@ from shoal.bus.ending import end
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import BusError
 from shoal.runtime.cluster import cells_of
+from shoal.turns import take_turns
 from shoal.wire.quantities import BadValueError
 from shoal_loadtest.load.arrivals import Split
 from shoal_loadtest.load.generator import Generator
@@ -97,6 +98,7 @@ async def _follow(
     say: Callable[[Said], None],
 ) -> None:
     pulses = asyncio.create_task(_pulses(generator), name="pulses")
+    turns = asyncio.create_task(take_turns(), name="turns")
     work: asyncio.Task[None] | None = None
 
     def ended(task: "asyncio.Task[None]") -> None:
@@ -117,7 +119,7 @@ async def _follow(
                     raise AssertionError("it began already")
             work.add_done_callback(ended)
     finally:
-        await end(pulses, *([work] if work is not None else []))
+        await end(pulses, turns, *([work] if work is not None else []))
         await generator.close()
 
 

@@ -21,6 +21,7 @@ from typing import IO, Final
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import BusError
 from shoal.bus.tls import TlsError
+from shoal.turns import give_turns
 
 _START_S: Final = 30.0
 _STOP_S: Final = 10.0
@@ -105,6 +106,7 @@ class EmbeddedBroker:
         self._sync_interval = sync_interval
         self._detached = detached
         self._process: subprocess.Popen[bytes] | None = None
+        self._turns: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -132,6 +134,8 @@ class EmbeddedBroker:
         except BaseException:
             await self.stop()
             raise
+        if not self._detached:
+            self._turns = asyncio.create_task(give_turns(self.pid), name="turns of the broker")
 
     def _spawn(self, binary: Path) -> None:
         state = self._state.resolve()
@@ -232,6 +236,8 @@ class EmbeddedBroker:
 
     async def stop(self) -> None:
         """End the server: asked first, killed after ten seconds. Nothing happens when it does not run."""
+        if self._turns is not None:
+            self._turns.cancel()
         process = self._process
         if process is None:
             return

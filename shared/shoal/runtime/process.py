@@ -19,6 +19,7 @@ from shoal.runtime.checkpoints import StateGoneError
 from shoal.runtime.cluster import ensure_cluster
 from shoal.runtime.logs import set_up_logs
 from shoal.runtime.options import Settings
+from shoal.turns import take_turns
 from shoal.wire.quantities import BadValueError
 
 EXIT_FAILED: Final = 1
@@ -42,16 +43,22 @@ class Context:
     settings: Settings
 
 
-def serve(service: str, settings: Settings, main: Callable[[Context], Awaitable[None]]) -> None:
+def serve(
+    service: str, settings: Settings, main: Callable[[Context], Awaitable[None]], *, waits_its_turn: bool = True
+) -> None:
     """Run a service until it is told to stop, then exit the process with a status that says how it went.
+
+    `waits_its_turn`: whether it does when it is busy (`shoal.turns`).
 
     0: told to stop. 1: it failed. 2: it was configured wrongly. 69: no broker answered in time.
     """
     set_up_logs(service, settings.log_level)
-    sys.exit(uvloop.run(_serve(service, settings, main)))
+    sys.exit(uvloop.run(_serve(service, settings, main, waits_its_turn)))
 
 
-async def _serve(service: str, settings: Settings, main: Callable[[Context], Awaitable[None]]) -> int:
+async def _serve(
+    service: str, settings: Settings, main: Callable[[Context], Awaitable[None]], waits_its_turn: bool
+) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,7 +71,11 @@ async def _serve(service: str, settings: Settings, main: Callable[[Context], Awa
             cells = await ensure_cluster(bus, settings.cells, settings.stream_replicas)
             gc.freeze()
             gc.set_threshold(*_COLLECT)
-            await main(Context(bus, cells, stop, settings))
+            turns = asyncio.create_task(take_turns() if waits_its_turn else asyncio.sleep(0), name="turns")
+            try:
+                await main(Context(bus, cells, stop, settings))
+            finally:
+                turns.cancel()
         finally:
             with contextlib.suppress(BusError):
                 await bus.close()

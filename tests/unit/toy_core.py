@@ -1,13 +1,15 @@
 """A small core for tests of what runs cores, and the bench they run on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 import msgspec
 
 from shoal.bus.memory import MemoryBroker, MemoryBus
 from shoal.machine.core import Cause, Effect, Inspect, LawBrokenError, Publish
+from shoal.machine.versions import Upgrade
 from shoal.runtime.lease import Record
 from shoal.runtime.shell import Shell
 from shoal.wire import streams, subjects
@@ -40,6 +42,7 @@ class Toy:
     """Answers a release with two messages, a cancellation with a broken law, and asks for a Tick after an end."""
 
     state_version = 1
+    upgrades: Mapping[int, Upgrade] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.seen: list[str] = []

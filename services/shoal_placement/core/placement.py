@@ -29,6 +29,7 @@ from shoal_placement.core.records import (
     with_attempt,
 )
 from shoal_placement.core.roster import SILENCE_MS, Roster
+from shoal_placement.core.upgrades import UPGRADES
 from shoal_placement.core.waiting import Waiting
 
 _LATE_MS: Final = 1_000
@@ -61,6 +62,7 @@ class PlacementCore(Roster):
     """
 
     state_version = 6
+    upgrades = UPGRADES
 
     def __init__(self, cell: int, policy: str = "soonest") -> None:
         super().__init__(cell)

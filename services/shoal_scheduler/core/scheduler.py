@@ -20,6 +20,7 @@ from shoal_scheduler.core.quotas import Exchange, part_of
 from shoal_scheduler.core.sizes import MESSAGE_BYTES, too_large
 from shoal_scheduler.core.state import Rollout
 from shoal_scheduler.core.tenants import WAITING, amounts_of
+from shoal_scheduler.core.upgrades import UPGRADES
 from shoal_scheduler.core.waiting import Line
 
 _FRESH_MS: Final = 10_000  # how long what a directory or a tar stood for is believed
@@ -35,6 +36,7 @@ class SchedulerCore(Fates):
     """
 
     state_version = 7
+    upgrades = UPGRADES
 
     def __init__(self, cell: int, quota: int = 100_000, order: str = "fair", cells: int = 1) -> None:
         super().__init__(cell, cells)

@@ -15,6 +15,7 @@ from shoal.wire.quantities import BadValueError
 from shoal_snapshot.core import builds, catalogue
 from shoal_snapshot.core.builds import Builds, told
 from shoal_snapshot.core.catalogue import Catalogue
+from shoal_snapshot.core.upgrades import UPGRADES
 
 _PAGE: Final = 200  # entries in one message
 _PAGE_BYTES: Final = 256 * 1024
@@ -33,6 +34,7 @@ class SnapshotCore:
     """See the module. Asks the edge once for each thing however many wait, and answers every asker."""
 
     state_version = 4
+    upgrades = UPGRADES
 
     def __init__(self) -> None:
         self._askers: dict[str, dict[tuple[int, str], None]] = {}  # in the order they asked

@@ -2,9 +2,12 @@
 
 import hashlib
 import zlib
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+
+from shoal.machine.versions import Upgrade, upgraded
 
 _MAGIC: Final = b"shoal-checkpoint-1\n"
 _DIGEST: Final = 32
@@ -17,7 +20,8 @@ class UnusableCheckpointError(Exception):
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
     """The state after the message `sequence` of `stream`, which the broker stored at `time_ms`.
 
-    `core` names whose state it is, `version` its `state_version`: another version's state is another language.
+    `core` names whose state it is, `version` its `state_version`: another version's state is another language, which
+    `shoal.machine.versions` translates.
     """
 
     core: str
@@ -63,14 +67,19 @@ def seal(checkpoint: Checkpoint) -> bytes:
     return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
 
 
-def unseal(data: bytes, *, core: str, version: int, stream: str) -> Checkpoint:
-    """Return the checkpoint in these bytes if it is this core's. Raises UnusableCheckpointError otherwise."""
+def unseal(data: bytes, *, core: str, version: int, stream: str, upgrades: Mapping[int, Upgrade]) -> Checkpoint:
+    """Return the checkpoint in these bytes if it is this core's, its state as of this version.
+
+    Raises UnusableCheckpointError where it is another's, or of a version that leads nowhere.
+    """
     found = unseal_any(data)
     if (found.core, found.stream) != (core, stream):
         raise UnusableCheckpointError(f"it is of {found.core} over {found.stream}")
-    if found.version != version:
-        raise UnusableCheckpointError(f"its state is of version {found.version}, and this program's is {version}")
-    return found
+    try:
+        state = upgraded(found.state, found.version, version, upgrades)
+    except ValueError as error:
+        raise UnusableCheckpointError(str(error)) from error
+    return msgspec.structs.replace(found, version=version, state=state)
 
 
 def unseal_any(data: bytes) -> Checkpoint:

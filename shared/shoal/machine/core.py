@@ -16,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from shoal.machine.versions import Upgrade
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import AnyMessage, Recipe, Snapshot
 
@@ -80,7 +81,10 @@ class Core(Protocol):
     """A deterministic state machine over one ordered log."""
 
     state_version: int
-    """Changes whenever `dump` means something else than before; a checkpoint of another version is not loaded."""
+    """Changes whenever `dump` means something else than before; then `upgrades` says what the earlier one meant."""
+
+    upgrades: Mapping[int, Upgrade]
+    """By the version that each begins with, one after another, how an earlier state becomes one of this version."""
 
     @property
     def settings(self) -> Mapping[str, str]:

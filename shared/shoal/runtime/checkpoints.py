@@ -8,7 +8,7 @@ in the place of a new one.
 import asyncio
 import gc
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -26,9 +26,11 @@ from shoal.machine.checkpoint import (
     unseal,
 )
 from shoal.machine.core import Core
+from shoal.machine.versions import Upgrade
 from shoal.wire.streams import CHECKPOINT_BUCKET
 
 _PIECE: Final = 512 * 1024
+_NONE: Final[Mapping[int, Upgrade]] = {}
 
 log = structlog.get_logger()
 
@@ -100,13 +102,18 @@ class Checkpoints:
             if not any(key.startswith(each) for each in begin):
                 await self._bus.delete(CHECKPOINT_BUCKET, key)
 
-    async def load(self, *, core: str, version: int, stream: str) -> list[Checkpoint]:
-        """Return the checkpoints this core can go on from, the newest first; an unusable one is named in the log."""
+    async def load(
+        self, *, core: str, version: int, stream: str, upgrades: Mapping[int, Upgrade] = _NONE
+    ) -> list[Checkpoint]:
+        """Return the checkpoints this core can go on from, the newest first; an unusable one is named in the log.
+
+        Those of earlier versions are brought to this one by `upgrades`.
+        """
         found: list[Checkpoint] = []
         for generation in (await self.manifest())[0].generations:
             try:
                 data = await self._fetch(generation)
-                found.append(await asyncio.to_thread(_open, data, core, version, stream))
+                found.append(await asyncio.to_thread(_open, data, core, version, stream, upgrades))
             except UnusableCheckpointError as error:
                 log.error("a checkpoint is unusable", partition=self._name, id=generation.id, error=str(error))
         return found
@@ -119,5 +126,5 @@ class Checkpoints:
         return b"".join(entry.value for entry in entries if entry is not None)
 
 
-def _open(packed: bytes, core: str, version: int, stream: str) -> Checkpoint:
-    return unseal(unpack(packed), core=core, version=version, stream=stream)
+def _open(packed: bytes, core: str, version: int, stream: str, upgrades: Mapping[int, Upgrade]) -> Checkpoint:
+    return unseal(unpack(packed), core=core, version=version, stream=stream, upgrades=upgrades)

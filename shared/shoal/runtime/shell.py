@@ -17,11 +17,12 @@ from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, BusError, Delivery, Reader
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, Core, Publish, Task, effect_id, respond
-from shoal.runtime.checkpoints import Checkpoints, StateGoneError, dump
+from shoal.runtime.checkpoints import Checkpoints, dump
 from shoal.runtime.dead import dead_letter_of, store
 from shoal.runtime.lease import TTL_S, Lease, LeaseLostError, Owner
 from shoal.runtime.outlet import Folded, Outgoing, Outlet
 from shoal.runtime.performer import Perform, Performer
+from shoal.runtime.recovery import recover
 from shoal.runtime.retention import retain
 from shoal.runtime.ticker import Ticker, wait
 from shoal.wire.codec import encode
@@ -31,6 +32,7 @@ _BATCH: Final = 512
 _HELD: Final = 200_000
 """Messages a standby keeps the effects of; a leader that is further behind is waited for."""
 _FAREWELL_S: Final = 5.0
+_LAST_SAVE_S: Final = 10.0
 _POSITION_S: Final = 0.1
 """How often a leader's position is written while it moves."""
 CHECKPOINT_EVERY: Final = 50_000
@@ -184,40 +186,29 @@ class Shell:
                     self._outlet.progress.clear()
                     await self._outlet.progress.wait()
                 await self._lease.release(self._outlet.done)
+            async with asyncio.timeout(_LAST_SAVE_S):
+                # So that the next version of this program folds nothing anew that this one has acted upon.
+                if self._outlet.done == self.position > self._checkpointed:
+                    await self._save(self._state())
         except (TimeoutError, BusError) as error:
             log.warning("left without a farewell", partition=self._name, error=str(error))
 
     # --- folding
 
     async def _recover(self) -> None:
-        """Load the newest checkpoint that can be used; without one, the log is folded from its beginning."""
         await self._lease.look()
+        begin = await recover(
+            self._bus, self._core, self._checkpoints, name=self._name, stream=self._stream,
+            what_is_left=self._what_is_left,
+        )  # fmt: skip
         self._silent_to = self._lease.record.position
-        version = self._core.state_version
-        stored = await self._checkpoints.load(core=self._name, version=version, stream=self._stream)
-        # Looked at now, or a leader that just saved one and removed what it covers would seem to have lost it all.
-        last, first = await self._bus.last_sequence(self._stream), await self._bus.first_sequence(self._stream)
-        if self._silent_to > last:
-            log.error("the log is shorter than what was done with: is it another one?", stream=self._stream, last=last)
-            self._silent_to = self._lease.limit = last
-        for found in stored:
-            if found.sequence > last or found.sequence < first - 1:
-                log.error("a checkpoint does not fit its log", partition=self._name, sequence=found.sequence)
-                continue
-            try:
-                self._core.load(found.state)
-            except ValueError as error:
-                log.error("a checkpoint cannot be loaded", partition=self._name, error=str(error))
-                continue
-            self.position = self._checkpointed = found.sequence
-            self._time_ms = found.time_ms
-            log.info("checkpoint loaded", partition=self._name, sequence=found.sequence, bytes=len(found.state))
-            return
-        if first > 1 and not self._what_is_left:
-            raise StateGoneError(self._name, self._stream, first)
-        if first > 1:
-            log.warning("beginning with what is left: older state is lost", stream=self._stream, first=first)
-        self.position = self._checkpointed = first - 1
+        if self._silent_to > begin.last:
+            log.error(
+                "the log is shorter than what was done with: is it another one?", stream=self._stream, last=begin.last
+            )
+            self._silent_to = self._lease.limit = begin.last
+        self.position = self._checkpointed = begin.position
+        self._time_ms = begin.time_ms
 
     async def _follow(self, reader: Reader, began: float) -> None:
         past = self._silent_to
@@ -378,19 +369,26 @@ class Shell:
             if not news or (news < self._checkpoint_every and loop.time() - saved_at < _CHECKPOINT_S):
                 continue
             began = loop.time()
-            checkpoint = Checkpoint(
-                self._name, self._core.state_version, self._stream, self.position, self._time_ms, dump(self._core)
-            )
+            checkpoint = self._state()
             pause = _SHARE * (loop.time() - began)
             try:
                 # What follows from the messages a checkpoint covers is never sent again, so it must be stored first.
                 while self.leading and self.acknowledged < checkpoint.sequence:
                     self._written.clear()
                     await self._written.wait()
-                if self.leading and await self._checkpoints.save(checkpoint, self._lease.record.epoch):
-                    self._checkpointed, saved_at = checkpoint.sequence, loop.time()
-                    size = len(checkpoint.state)
-                    log.info("checkpoint saved", partition=self._name, sequence=checkpoint.sequence, bytes=size)
+                if self.leading and await self._save(checkpoint):
+                    saved_at = loop.time()
                     await retain(self._bus, self._stream, self._checkpoints, checkpoint.time_ms)
             except BusError as error:
                 log.error("a checkpoint is not saved", partition=self._name, error=str(error))
+
+    def _state(self) -> Checkpoint:
+        version = self._core.state_version
+        return Checkpoint(self._name, version, self._stream, self.position, self._time_ms, dump(self._core))
+
+    async def _save(self, checkpoint: Checkpoint) -> bool:
+        if not await self._checkpoints.save(checkpoint, self._lease.record.epoch):
+            return False
+        self._checkpointed, size = checkpoint.sequence, len(checkpoint.state)
+        log.info("checkpoint saved", partition=self._name, sequence=checkpoint.sequence, bytes=size)
+        return True

@@ -1,0 +1,62 @@
+"""Where a core begins: with a checkpoint, with its log's beginning or, where told to, with what is left of that."""
+
+from typing import NamedTuple
+
+import structlog
+
+from shoal.bus.protocol import Bus
+from shoal.machine.checkpoint import Checkpoint
+from shoal.machine.core import Core
+from shoal.runtime.checkpoints import Checkpoints, StateGoneError
+
+log = structlog.get_logger()
+
+
+class Begin(NamedTuple):
+    """The core has folded the log up to this message, which the broker stored at that moment. `last` there was then."""
+
+    position: int
+    time_ms: int
+    last: int
+
+
+async def recover(
+    bus: Bus, core: Core, checkpoints: Checkpoints, *, name: str, stream: str, what_is_left: bool
+) -> Begin:
+    """Load the newest checkpoint that can be used; without one, the log is to be folded from where it begins.
+
+    A leader that saves meanwhile replaces what is being loaded: then what it saved is loaded. Raises StateGoneError.
+    """
+    while True:
+        _, revision = await checkpoints.manifest()
+        stored = await checkpoints.load(core=name, version=core.state_version, stream=stream, upgrades=core.upgrades)
+        # Looked at now, or a leader that just saved one and removed what it covers would seem to have lost it all.
+        last, first = await bus.last_sequence(stream), await bus.first_sequence(stream)
+        for found in stored:
+            if _fits(found, name, first, last) and _loaded(core, found, name):
+                return Begin(found.sequence, found.time_ms, last)
+        if (await checkpoints.manifest())[1] == revision:
+            break
+        log.info("other checkpoints were saved meanwhile: loading those", partition=name)
+    if first > 1 and not what_is_left:
+        raise StateGoneError(name, stream, first)
+    if first > 1:
+        log.warning("beginning with what is left: older state is lost", stream=stream, first=first)
+    return Begin(first - 1, 0, last)
+
+
+def _fits(found: Checkpoint, name: str, first: int, last: int) -> bool:
+    if first - 1 <= found.sequence <= last:
+        return True
+    log.error("a checkpoint does not fit its log", partition=name, sequence=found.sequence)
+    return False
+
+
+def _loaded(core: Core, found: Checkpoint, name: str) -> bool:
+    try:
+        core.load(found.state)
+    except ValueError as error:
+        log.error("a checkpoint cannot be loaded", partition=name, error=str(error))
+        return False
+    log.info("checkpoint loaded", partition=name, sequence=found.sequence, bytes=len(found.state))
+    return True

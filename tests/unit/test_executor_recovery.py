@@ -44,7 +44,7 @@ from shoal_executor.drivers.each import side_by_side
 from shoal_executor.drivers.protocol import DriverError, DriverReport, ExitSink, OutputSink, Ran
 from shoal_executor.drivers.simulated import SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
-from shoal_executor.service.journal import Began, Journal, JournalError, Stored as StoredTo, Took, Up
+from shoal_executor.service.journal import VERSION, Began, Journal, JournalError, Stored as StoredTo, Took, Up
 
 HEAD = ("acme", "run", 0, "r1")
 
@@ -309,7 +309,7 @@ async def test_a_sandboxs_story_goes_on_with_the_next_number(world: World) -> No
     await second.leave()
 
 
-async def test_a_journal_of_another_version_is_not_continued(world: World) -> None:
+async def test_a_journal_of_another_version_is_not_continued(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     first = await world.live("b1")
     await world.order(1)
     await until(lambda: world.said(SandboxesReady))
@@ -321,6 +321,7 @@ async def test_a_journal_of_another_version_is_not_continued(world: World) -> No
     journal.close(remove=False)
     second = await world.live("b2")
     assert {each.boot for each in world.said(ExecutorJoined)} == {"b1", "b2"}  # type: ignore[union-attr]  # as asked
+    assert f"its journal is of version 1, and this program's is {VERSION}" in capsys.readouterr().out
     await second.leave()
 
 

@@ -116,16 +116,24 @@ class Known:
         elif left:
             log.info("an earlier process has said that it left: beginning anew")
         elif records:
-            log.warning("the journal is of another executor, offer, version or start of this machine: beginning anew")
+            why = self._another(began) if isinstance(began, Began) else "its beginning cannot be read"
+            log.warning("an earlier process is not continued: what is left of it is ended, and lost", why=why)
         self.reports.boot = self.boot
         self.compact()
         return continued
 
     def _same(self, began: Began) -> bool:
+        return not self._differs(began)
+
+    def _differs(self, began: Began) -> list[str]:
         mine = self._began
-        return (began.executor, began.cell, began.machine, began.isolation, began.nodes, began.version) == (
-            mine.executor, mine.cell, mine.machine, mine.isolation, mine.nodes, mine.version,
-        )  # fmt: skip
+        names = ("executor", "cell", "machine", "isolation", "nodes", "version")
+        return [name for name in names if getattr(began, name) != getattr(mine, name)]
+
+    def _another(self, began: Began) -> str:
+        if began.version != self._began.version:
+            return f"its journal is of version {began.version}, and this program's is {self._began.version}"
+        return f"another {' and '.join(self._differs(began)) or 'state of it'} than now"
 
     def _replay(self, record: AnyRecord) -> None:
         match record:

@@ -8,7 +8,8 @@ import pytest
 from conformance.bus import Log, take
 from shoal.broker import EmbeddedBroker
 from shoal.bus.jetstream import JetStreamBus
-from shoal.bus.pull import Position, parse_ack_subject
+from shoal.bus.protocol import NoStreamError, StreamAnewError
+from shoal.bus.pull import Position, PullReader, parse_ack_subject
 
 
 @pytest.mark.parametrize(
@@ -125,3 +126,77 @@ async def test_who_looks_at_one_message_does_not_hear_all(broker: EmbeddedBroker
         assert reader._asked > 2_000  # who follows is asked for ahead of
     finally:
         await bus.close()
+
+
+async def delete(bus: JetStreamBus, log: Log) -> None:
+    await bus._connection.client.request(f"$JS.API.STREAM.DELETE.{log.name}", b"")
+
+
+@pytest.mark.broker
+class TestAStreamThatIsNoLongerTheSame:
+    """Sequences begin anew in it: what comes does not follow what was read, and a position in it means nothing."""
+
+    @pytest.mark.parametrize("count", [0, 1, 9], ids=["still empty", "shorter", "longer"])
+    async def test_made_again(self, broker: EmbeddedBroker, count: int) -> None:
+        bus = await JetStreamBus.connect(broker.url)
+        log = Log()
+        await bus.ensure([log.stream])
+        reader = await bus.reader(log.name)
+        for i in range(3):
+            await bus.publish(log.subject(), b"", f"{i}")
+        assert len(await take(reader, 3)) == 3
+        await asyncio.wait_for(looked_at(reader), 10)
+        waiting = asyncio.create_task(reader.batch())
+        await delete(bus, log)
+        await bus.ensure([log.stream])
+        for i in range(count):
+            await bus.publish(log.subject(), b"", f"anew-{i}")
+        with pytest.raises(StreamAnewError, match=f"{log.name} was made anew at .* read up to message 3"):
+            await asyncio.wait_for(waiting, 30)
+        with pytest.raises(StreamAnewError):
+            await asyncio.wait_for(reader.batch(), 5)
+        await bus.close()
+
+    async def test_on_a_broker_that_was_made_anew(self, tmp_path: Path) -> None:
+        log = Log()
+        first = EmbeddedBroker(tmp_path / "first", port=0)
+        await first.start()
+        bus = await JetStreamBus.connect(first.url)
+        await bus.ensure([log.stream])
+        reader = await bus.reader(log.name)
+        await bus.publish(log.subject(), b"", "1")
+        await take(reader, 1)
+        await asyncio.wait_for(looked_at(reader), 10)
+        await first.stop()
+        async with EmbeddedBroker(tmp_path / "second", port=int(first.url.rpartition(":")[2])):
+            await bus.ensure([log.stream])
+            with pytest.raises(StreamAnewError, match="made anew"):
+                await asyncio.wait_for(reader.batch(), 30)
+            await bus.close()
+
+    async def test_removed(self, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("shoal.bus.pull._NO_STREAM_PATIENCE_S", 0.3)
+        bus = await JetStreamBus.connect(broker.url)
+        log = Log()
+        await bus.ensure([log.stream])
+        reader = await bus.reader(log.name)
+        await delete(bus, log)
+        with pytest.raises(NoStreamError, match=log.name):
+            await asyncio.wait_for(reader.batch(), 30)
+        await bus.close()
+
+    async def test_a_position_beyond_its_end(self, broker: EmbeddedBroker) -> None:
+        bus = await JetStreamBus.connect(broker.url)
+        log = Log()
+        await bus.ensure([log.stream])
+        await bus.publish(log.subject(), b"", "1")
+        reader = await bus.reader(log.name, after=7)
+        with pytest.raises(StreamAnewError, match="ends with message 1, and was read up to message 7"):
+            await asyncio.wait_for(reader.batch(), 30)
+        await bus.close()
+
+
+async def looked_at(reader: PullReader) -> None:
+    """Wait until a reader knows which stream it follows."""
+    while not reader._origin._created:
+        await asyncio.sleep(0.01)

@@ -43,6 +43,10 @@ class NoStreamError(BusError):
     """No such stream, or no stream keeps the subject."""
 
 
+class StreamAnewError(BusError):
+    """The stream that a reader follows is not the one it has read: it was made again, or has lost its end."""
+
+
 class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One message as a reader gets it. `time_ms`: when the broker stored it; `id`: what it was published with."""
 
@@ -84,7 +88,8 @@ class Reader(Protocol):
         """Return the next messages, at least one, at most limit; waits until there is one.
 
         Pulls overlap: the next batch is already asked for while this one is worked on. After a lost connection it
-        goes on where it was; nothing is skipped and nothing comes twice.
+        goes on where it was; nothing is skipped and nothing comes twice. Raises NoStreamError when the stream was
+        removed, StreamAnewError when it was made again.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 The consumer belongs to one connection and is expendable. Whatever happens to it (a gap in its numbering, silence, its
 deletion, a reconnect), a new one goes on after the last message that came, so nothing is skipped and nothing twice.
+Where the stream itself was made anew there is nothing to go on with, and the reader says so.
 """
 
 import asyncio
@@ -21,7 +22,8 @@ from shoal.bus.api import Api
 from shoal.bus.client import header, message_id, status
 from shoal.bus.connection import Connection
 from shoal.bus.ending import end
-from shoal.bus.protocol import BusError, Delivery, NoStreamError
+from shoal.bus.origin import Origin
+from shoal.bus.protocol import BusError, Delivery, NoStreamError, StreamAnewError
 
 _FIRST: Final = 64
 _AHEAD: Final = 4096
@@ -71,6 +73,8 @@ class PullReader:
         self._connection = connection
         self._api = api
         self._stream = stream
+        self._origin = Origin(api, stream)
+        self._checked = 0  # the generation of the consumer after which the stream was last looked at
         self._last = after
         self._since_ms = since_ms
         self._filters = list(filters)
@@ -252,8 +256,11 @@ class PullReader:
                 if self._made != self._wanted:
                     await self._make_consumer()
                     pause = 0.05
+                if self._checked != self._made:
+                    await self._origin.check(self._last)
+                    self._checked = self._made
                 self._top_up()
-            except NoStreamError as error:
+            except (NoStreamError, StreamAnewError) as error:
                 self._failure = error
                 self._hand_over()
                 return

@@ -1,18 +1,21 @@
 """Whoever waits is woken, whatever becomes of the connection and of others who use it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 import shoal
-from shoal.bus.protocol import BusError, Delivery
+from shoal.bus.memory import MemoryBus, MemoryReader
+from shoal.bus.protocol import BusError, Delivery, StreamAnewError
 from shoal.client.feed import Feed
 from shoal.client.fold import Ready
 from shoal.client.presence import Presence
+from shoal.client.sandbox import Head
 from shoal.wire import streams, subjects
 from shoal.wire.codec import encode
-from shoal.wire.messages import AnyMessage, RolloutCancelled
+from shoal.wire.messages import AnyMessage, ReadFile, RolloutCancelled
 from unit.client_fabric import Fabric, all_ready
 
 
@@ -99,3 +102,107 @@ async def test_one_that_slept_and_came_back_at_once_is_there_for_who_waited() ->
     presence.back(Ready(3, 1, "n1", "e1", "zygote", 0))
     await asyncio.wait_for(waiting, 5)
     assert wakes == []
+
+
+class Mortal:
+    """A reader that ends when it is told to."""
+
+    def __init__(self, inner: MemoryReader) -> None:
+        self._inner = inner
+        self._end: asyncio.Future[Sequence[Delivery]] = asyncio.get_running_loop().create_future()
+
+    def end(self) -> None:
+        if not self._end.done():
+            self._end.set_exception(StreamAnewError("stream LOG was made anew"))
+
+    async def batch(self, limit: int = 1024) -> Sequence[Delivery]:
+        coming = asyncio.ensure_future(self._inner.batch(limit))
+        await asyncio.wait({coming, self._end}, return_when=asyncio.FIRST_COMPLETED)
+        if self._end.done():
+            coming.cancel()
+            return self._end.result()
+        return coming.result()
+
+    async def close(self) -> None:
+        self._end.cancel()
+        await self._inner.close()
+
+
+class MortalBus(MemoryBus):
+    """A connection whose readers can be made to end."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        super().__init__(fabric.broker)
+        self.mortal: dict[str, list[Mortal]] = {}
+
+    async def reader(self, stream: str, **how: Any) -> Any:
+        reader = Mortal(await super().reader(stream, **how))
+        self.mortal.setdefault(stream, []).append(reader)
+        return reader
+
+    def end(self, stream: str) -> None:
+        for reader in self.mortal.pop(stream):
+            reader.end()
+
+
+@pytest.mark.parametrize("stream", [streams.trajectory(0).name, streams.rollout(0).name])
+async def test_after_a_reader_has_ended_what_hung_on_it_fails_at_once_and_what_comes_anew_goes_well(
+    stream: str,
+) -> None:
+    async with Fabric(all_ready) as fabric:
+        bus = MortalBus(fabric)
+        async with shoal.connect(bus=bus) as cluster:
+            old = await cluster.rollout("host")
+            sandbox = await anext(old.ready())
+            assert (await sandbox.run("before", timeout=5)).ok
+            fabric.silent = True
+            waiting = asyncio.create_task(sandbox.run("under way"))
+            await fabric.until(lambda: len(fabric.commands) == 2)
+            bus.end(stream)
+            with pytest.raises(shoal.Unreachable, match="made anew"):
+                await asyncio.wait_for(waiting, 5)
+            fabric.silent = False
+            for _ in range(2):
+                with pytest.raises(shoal.Unreachable, match="made anew"):
+                    await asyncio.wait_for(sandbox.run("later"), 5)
+                with pytest.raises(shoal.Unreachable, match="made anew"):
+                    await asyncio.wait_for(sandbox.files.read("x"), 5)
+            with pytest.raises(shoal.Unreachable, match="made anew"):
+                await asyncio.wait_for(old.wait(), 5)
+            assert len(fabric.commands) == 2  # nothing was asked of which nobody would hear
+
+            async with cluster.rollout("host") as rollout:
+                fresh = await asyncio.wait_for(anext(rollout.ready()), 5)
+                assert (await asyncio.wait_for(fresh.run("anew"), 5)).ok
+            again = await cluster.attach(old.id)  # whoever asks for the old one gets it as the log has it
+            assert again is not old
+            assert (await asyncio.wait_for((await anext(again.ready())).run("again"), 5)).ok
+
+
+async def test_after_the_reader_of_an_attached_rollout_has_ended_it_can_be_attached_to_again() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as first:
+        made = await first.rollout("host")
+        bus = MortalBus(fabric)
+        async with shoal.connect(bus=bus) as cluster:
+            attached = await cluster.attach(made.id)
+            sandbox = await anext(attached.ready())
+            bus.end(streams.rollout(0).name)
+            with pytest.raises(shoal.Unreachable, match="made anew"):
+                await asyncio.wait_for(attached.wait(), 5)
+            with pytest.raises(shoal.Unreachable, match="made anew"):
+                await asyncio.wait_for(sandbox.run("x"), 5)
+            again = await cluster.attach(made.id)
+            assert (await asyncio.wait_for((await anext(again.ready())).run("x"), 5)).ok
+
+
+async def test_what_cannot_be_encoded_is_told_and_nothing_is_left_of_it() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        sandbox = await anext((await cluster.rollout("host")).ready())
+
+        def too_much(head: Head) -> ReadFile:
+            return ReadFile(*head, "x" + chr(0xD800))  # half of a character
+
+        for _ in range(2):  # the second would wait for the first one's answer
+            with pytest.raises(UnicodeEncodeError):
+                await asyncio.wait_for(sandbox.ask(too_much, None, "reading", "id"), 5)
+        assert not sandbox.presence.pending

@@ -31,6 +31,11 @@ class Feed:
         self._broken = broken
         self._task = asyncio.create_task(self._follow(), name=f"shoal {name}")
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes."""
+        return self._task.done()
+
     async def _follow(self) -> None:
         while True:
             try:

@@ -155,7 +155,7 @@ class Link:
     # --- following
 
     async def follow_rollouts(self, cell: int, tenant: str, run: str) -> None:
-        """Hear every report on this run's rollouts that comes from now on."""
+        """Hear every report on this run's rollouts that comes from now on. Raises a ShoalError, as the two below."""
         await self._follow(streams.rollout(cell).name, subjects.rollout_filter(cell, tenant, run), self._reported)
 
     async def follow_answers(self, cell: int, tenant: str, run: str) -> None:
@@ -210,6 +210,10 @@ class Link:
 
     async def _follow(self, stream: str, only: str, handle: Callable[[AnyMessage, Delivery], None]) -> None:
         key = (stream, only)
+        known = self._shared.get(key)
+        if known is not None and _ended(known):
+            del self._shared[key]  # whoever heard by it was told that it broke; whoever comes now hears by another
+            self.finish(known.result())
         if key not in self._shared:
             self._shared[key] = asyncio.create_task(self._open(stream, only, handle, None), name=f"shoal open {only}")
         opening = self._shared[key]
@@ -260,7 +264,13 @@ class Link:
             waiting.set_result(message)
 
     def _broken(self, error: BusError) -> None:
+        """Tell all who wait. None of them is told anything more: a part of it may be missing."""
         self._fail(self.explained(error))
+        self.rollouts.clear()
+        self._apart.clear()
+        self._records.clear()
+        for feed in list(self._own):
+            self.finish(feed)
 
     def _fail(self, error: ShoalError) -> None:
         for follower in [*self.rollouts.values(), *(each for them in self._apart.values() for each in them)]:
@@ -290,10 +300,10 @@ class Link:
         key = (message.id, message.attempt)
         pending = self._pending.get(key)
         if pending is None:
-            pending = self._pending[key] = Pending(on_output)
-            among.add(pending)
             # A broker drops a copy of a message, but the executor must hear a repeated command to repeat its answer.
             stored = self.bus.publish(subject, encode(message), f"{message.id}:{secrets.token_hex(6)}")
+            pending = self._pending[key] = Pending(on_output)  # only now: nobody would take back what cannot be sent
+            among.add(pending)
             stored.add_done_callback(lambda done: self._published(done, pending))
         pending.waiters += 1
         try:
@@ -335,6 +345,11 @@ class Link:
         self._apart.clear()
         await asyncio.gather(*self._ending, *(feed.close() for feed in feeds))
         await self.bus.close()
+
+
+def _ended(opening: "asyncio.Task[Feed]") -> bool:
+    """Return whether what was opened has come to its end."""
+    return opening.done() and not opening.cancelled() and opening.exception() is None and opening.result().ended
 
 
 def _remove(them: dict[str, list[T]], key: str, one: T) -> None:

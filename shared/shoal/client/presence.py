@@ -64,7 +64,7 @@ class Presence:
         self._back = _Gate()
         self._logged = _Gate()
         self._error: Callable[[], ShoalError] | None = None
-        self._unheard: ShoalError | None = None  # why nobody will tell that it is back
+        self._unheard: ShoalError | None = None  # why nobody will tell what becomes of it
         self._told: SandboxResumed | None = None
         self._loss: SandboxResumed | None = None
         self._done: dict[int, str] = {}  # by the number of its step
@@ -84,17 +84,20 @@ class Presence:
         return not self._back.open and self._error is None
 
     async def here(self) -> None:
-        """Wait until it takes commands; one that sleeps is woken. Raises why it ended, or once what a loss took."""
+        """Wait until it takes commands; one that sleeps is woken.
+
+        Raises why it ended, once what a loss took, and why nobody would hear its answers.
+        """
         while True:
             if self._error is not None:
                 raise self._error()
             if self._told is not None:
                 told, self._told = self._told, None
                 raise told
-            if self._back.open:
-                return
             if self._unheard is not None:
                 raise self._unheard.with_traceback(None)
+            if self._back.open:
+                return
             if self.asleep and not self._logged.open:
                 # Whoever hears of a wish for what does not sleep yet, does nothing: the log must have it before.
                 await self._logged.change()
@@ -180,7 +183,7 @@ class Presence:
         self._logged.set()
 
     def broken(self, error: ShoalError) -> None:
-        """Note that nobody will tell what becomes of it; who waits for it to be there hears that instead."""
+        """Note that nobody will tell what becomes of it, nor its answers; who asks, or waits for it, hears that."""
         self._unheard = error
         self._back.wake()
         self._logged.wake()

@@ -171,6 +171,8 @@ class Rollout:
     async def remember(self) -> Record:
         """Return what the trajectory says of this rollout, read to its end. Raises a ShoalError."""
         async with self._remembering:
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)  # what it knows would stay as it is
             if self.record is None:
                 self.record = await recorded(self.link, self._fold)
         return self.record

@@ -27,17 +27,37 @@ def cancel(channel: str, data: bytes) -> None:
     raise asyncio.CancelledError
 
 
-@pytest.mark.parametrize("callback", [stop, cancel])
+def exhaust(channel: str, data: bytes) -> None:
+    raise GeneratorExit
+
+
+@pytest.mark.parametrize("callback", [stop, cancel, exhaust])
 async def test_a_callback_that_raises_what_no_future_takes_is_heard_and_harms_nobody(
     callback: Callable[[str, bytes], None],
 ) -> None:
     async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
         rollout = await cluster.rollout("host", 2)
         first, second = [sandbox async for sandbox in rollout.ready()]
-        with pytest.raises(RuntimeError, match=r"on_output raised (StopIteration|CancelledError)"):
+        with pytest.raises(RuntimeError, match=r"on_output raised (StopIteration|CancelledError|GeneratorExit)"):
             await asyncio.wait_for(first.run("x", on_output=callback), 5)
         assert (await second.run("y", timeout=5)).ok
         assert (await first.run("z", timeout=5)).ok
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+async def test_a_callback_that_ends_the_program_does_so_where_it_is_waited_for(kind: type[BaseException]) -> None:
+    def leave(channel: str, data: bytes) -> None:
+        raise kind(3)
+
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host", 2)
+        first, second = [sandbox async for sandbox in rollout.ready()]
+        async with asyncio.timeout(5):  # and no wait_for: its task would end the loop
+            with pytest.raises(kind) as told:
+                await first.run("x", on_output=leave)
+            assert told.value.args == (3,)
+            assert (await second.run("y")).ok  # what it does before it ends: others still hear
+            assert (await first.run("z")).ok
 
 
 async def test_a_message_that_cannot_be_handled_is_told_and_the_next_one_is(caplog: pytest.LogCaptureFixture) -> None:

@@ -81,6 +81,22 @@ def test_a_callback_that_calls_its_own_connection_is_told_so(cluster: sync.Clust
     assert sandbox.run("z").stdout == "z"
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_a_callback_that_ends_the_program_ends_its_caller_and_not_the_connection(
+    cluster: sync.Cluster, kind: type[BaseException]
+) -> None:
+    def leave(*_: object) -> None:
+        raise kind(3)
+
+    sandbox = next(cluster.rollout("host").ready())
+    told = done(lambda: sandbox.run("x", on_output=leave))
+    assert isinstance(told, kind)
+    assert told.args == (3,)
+    after = done(lambda: sandbox.run("y"))
+    assert isinstance(after, shoal.CommandResult)
+    assert after.stdout == "y"
+
+
 def test_what_is_called_while_the_loop_ends_is_refused() -> None:
     portal, ending, refused = Portal(), threading.Event(), threading.Event()
 

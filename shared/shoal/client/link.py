@@ -88,11 +88,11 @@ class Pending:
         self._part = message.part + 1
         try:
             self._on_output("stdout" if message.channel == 1 else "stderr", message.data)
-        except (StopIteration, asyncio.CancelledError) as error:  # no future takes these, or not as an error
+        except (StopIteration, GeneratorExit, asyncio.CancelledError) as error:  # no future has these for an error
             told = RuntimeError(f"on_output raised {type(error).__name__}")
             told.__cause__ = error
             self.answer.set_exception(told)
-        except Exception as error:  # the callback is the trainer's: its error is for whoever called run()
+        except BaseException as error:  # it is the trainer's: its error, or its end, is for whoever called run()
             self.answer.set_exception(error)
 
     def resolve(self, message: Answer) -> None:

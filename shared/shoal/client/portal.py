@@ -150,8 +150,16 @@ class _Call(Generic[R]):
 
     def begin(self) -> None:
         """In the loop: begin."""
-        self._task = self._loop.create_task(self._work)
+        self._task = self._loop.create_task(self._working())
         self._task.add_done_callback(self._ended)
+
+    async def _working(self) -> R:
+        try:
+            return await self._work
+        except (SystemExit, KeyboardInterrupt) as error:  # a task that ends so ends its loop: the others' as well
+            with contextlib.suppress(InvalidStateError):
+                self.outcome.set_exception(error)
+            raise asyncio.CancelledError from error
 
     def give_up(self) -> None:
         """In the loop, after `begin` if that was ever asked for: nobody waits any more."""
@@ -168,6 +176,7 @@ class _Call(Generic[R]):
             self._work.close()
 
     def _ended(self, task: "asyncio.Task[R]") -> None:
+        self._work.close()  # it may have been given up before its first step
         error = None if task.cancelled() else task.exception()
         with contextlib.suppress(InvalidStateError):  # it was refused meanwhile
             if task.cancelled():

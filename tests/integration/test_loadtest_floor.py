@@ -1,5 +1,6 @@
 """The broker's floor on a real broker, and that it costs what a run of Shoal does."""
 
+import asyncio
 import os
 import signal
 from collections import Counter
@@ -11,7 +12,7 @@ from shoal.bus.jetstream import JetStreamBus
 from shoal.cli.exits import Failure
 from shoal.wire.codec import decode
 from shoal_loadtest.floor import chain, whole
-from shoal_loadtest.floor.channels import CHANNELS
+from shoal_loadtest.floor.channels import CHANNELS, ChannelError, NatsChannel
 from shoal_loadtest.floor.fabric import Brokers, heard, mark, running, span, station, still
 from shoal_loadtest.floor.latency import chained, hops
 from shoal_loadtest.floor.roles import EXECUTOR_LOG, INBOXES, PLACEMENT_LOG, ROLLOUT_LOG
@@ -126,6 +127,16 @@ async def test_a_service_that_ends_is_told_with_its_last_word() -> None:
             os.kill(scheduler.pid, signal.SIGKILL)
             with pytest.raises(Failure, match="the floor's scheduler ended: with status -9"):
                 await heard(trainer, [scheduler], 60)
+
+
+async def test_a_publication_that_nobody_answers_is_told_with_what_to_do() -> None:
+    async with running(Brokers()) as broker:
+        channel = NatsChannel()
+        await channel.open(broker.url, ROLLOUT_LOG, 0)
+        await channel.publish("no.stream.keeps.this", b"", "1")
+        with pytest.raises(ChannelError, match=r"refused: nobody answers for its stream \(status 503\).*no leader"):
+            await asyncio.wait_for(channel.settled(), 10)
+        await channel.close()
 
 
 async def test_a_process_that_cannot_begin_is_told() -> None:

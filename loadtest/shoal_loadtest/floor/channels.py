@@ -6,7 +6,7 @@ that makes the bus safe: order, retries, reconnects. `NatsChannel` has none of i
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -153,7 +153,7 @@ class NatsChannel:
                 return
             left = headers.get("Nats-Pending-Messages", "")
             if not left.isdigit():
-                self._trouble = f"the broker ended a pull: {msg.headers}"
+                self._trouble = f"the broker ended a pull from {self._stream}: {meaning(headers, msg.data)}"
                 self._arrived.set()
                 return
             self._asked -= int(left)
@@ -185,7 +185,7 @@ class NatsChannel:
 
     async def _on_ack(self, msg: Msg) -> None:
         if msg.headers or b'"error"' in msg.data:
-            self._trouble = f"a publication was refused: {msg.data.decode(errors='replace') or msg.headers}"
+            self._trouble = f"a publication was refused: {meaning(msg.headers or {}, msg.data)}"
             self._arrived.set()  # whoever waits for messages is told, too
         self._under_way -= 1
         self._confirmed.set()
@@ -199,12 +199,25 @@ class NatsChannel:
         while self._under_way:
             self._confirmed.clear()
             await self._confirmed.wait()
-            self._check()
+        self._check()
 
     async def close(self) -> None:
         """Disconnect."""
         if self._client is not None:
             await self._client.close()
+
+
+def meaning(headers: Mapping[str, str], payload: bytes) -> str:
+    """Return what an answer of the broker says that is no confirmation: it has a status, or an error as its payload."""
+    if payload:
+        return payload.decode(errors="replace")
+    status, words = headers.get("Status", ""), headers.get("Description", "")
+    if status == "503":
+        return (
+            "nobody answers for its stream (status 503): it has no leader at the moment, as while servers elect one, or"
+            " was never made; look whether all servers run, and measure again"
+        )
+    return f"{words} (status {status})" if words else f"status {status}, without a word; see the servers' logs"
 
 
 CHANNELS: Final[dict[str, type[BusChannel] | type[NatsChannel]]] = {"bus": BusChannel, "nats-py": NatsChannel}

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -56,6 +57,7 @@ class Scheduling(RuleBasedStateMachine):
         self.unread: list[Any] = []
         self.limits: dict[str, m.Limits] = {}
         self.placed: dict[Sandbox, None] = {}
+        self.starts: dict[str, tuple[int, int]] = {}  # of tenants whose rate is limited: since when, and how many
 
     # --- the world
 
@@ -122,10 +124,10 @@ class Scheduling(RuleBasedStateMachine):
                 assert victim.spec.on_preempted is not m.OnPreempted.NEVER, "it was not to be preempted"
                 assert message.how is victim.spec.on_preempted
                 self.leaving.append(message)
-            case m.SandboxesHedged(rollout=name):
+            case m.SandboxesHedged(rollout=name, indices=part):
                 assert self.rollouts[name].begun, "a start is called slow before any of its rollout is known"
                 self.unread.append(message)
-                self.check_hedged(self.rollouts[name])
+                self.check_hedged(self.rollouts[name], ranges.count(part))
             case m.SandboxesClosed() | m.SandboxesWanted():
                 self.unread.append(message)
             case m.RolloutRejected(rollout=name, code=code):
@@ -155,12 +157,21 @@ class Scheduling(RuleBasedStateMachine):
         open_ = [each for each in hedged if self.rollouts[each.rollout].concluded is None]
         return [each.rollout for each in open_ for _ in ranges.indices(each.indices)]
 
-    def check_hedged(self, rollout: Rollout) -> None:
+    def check_hedged(self, rollout: Rollout, count: int) -> None:
         slots, memory = self.used()
         assert slots <= self.slots, "more sandboxes with their hedges than slots"
         assert memory <= self.memory, "more memory with their hedges than there is"
         quota, (mine, _) = self.limits.get(rollout.tenant, m.Limits()).sandboxes, self.used(tenant=rollout.tenant)
         assert not quota or mine <= quota, "more with their hedges than the tenant's quota"
+        self.check_rate(rollout.tenant, count, at_least=count)
+
+    def check_rate(self, tenant: str, count: int, *, at_least: int) -> None:
+        """Note that so many start. Of those, all but `at_least` may be what a gang takes in advance."""
+        if (rate := self.limits.get(tenant, m.Limits()).starts_per_s) and tenant in self.starts:
+            since, before = self.starts[tenant]
+            most = max(rate, 1.0) + rate * (self.now - since) / 1000
+            assert before + at_least <= most + 1e-6, f"{before + at_least} starts of {tenant}, of {most:g} by its rate"
+            self.starts[tenant] = since, before + count
 
     def share(self, tenant: str) -> float:
         slots, memory = self.used(tenant=tenant)
@@ -174,6 +185,7 @@ class Scheduling(RuleBasedStateMachine):
         each = rollout.spec.resources.memory
         assert slots + count <= self.slots, "more sandboxes than slots"
         assert memory + count * each <= self.memory, "more memory than there is"
+        self.check_rate(rollout.tenant, count, at_least=1)
         limits = self.limits.get(rollout.tenant, m.Limits())
         mine, mine_memory = self.used(tenant=rollout.tenant)
         assert not limits.sandboxes or mine + count <= limits.sandboxes, "more than the tenant's quota"
@@ -203,6 +215,7 @@ class Scheduling(RuleBasedStateMachine):
                 taken + waiting.unit * first.spec.resources.memory <= self.memory
             )
             allowed = books.tenants[line.tenant].may_have(line.want)[0] >= waiting.unit
+            allowed = allowed and not self.limits.get(first.tenant, m.Limits()).starts_per_s  # see `check_rate`
             free = books.shut.get(line.want, 0) <= self.now and not self.backfills(line.want.memory)
             assert not (fits and allowed and free), f"{rollout.tenant} goes before {first.tenant}, who has less"
 
@@ -325,12 +338,13 @@ class Scheduling(RuleBasedStateMachine):
         books = self.core.books
         if attempt >= HEDGE or not self.rollouts[name].begun or (known := books.rollouts.get(name)) is None:
             return
-        most = min(books.rooms.fits(known.want), books.tenants[self.rollouts[name].tenant].may_have(known.want)[0])
+        tenant = books.tenants[self.rollouts[name].tenant]
+        most = min(books.rooms.fits(known.want), tenant.may_have(known.want)[0], max(tenant.may_start(self.now), 0))
         part = ranges.without(known.ledger.pending(attempt, part), known.hedging.get(attempt, ()))
         part, _ = ranges.take(part, most)
         if part:
             books.hedge(known, attempt, part)
-            self.unread.append(m.SandboxesHedged(name, attempt, attempt + HEDGE, part))
+            self.said(m.SandboxesHedged(name, attempt, attempt + HEDGE, part), None)
 
     @precondition(lambda self: self.leaving)
     @rule()
@@ -379,8 +393,16 @@ class Scheduling(RuleBasedStateMachine):
         tenant=st.sampled_from(TENANTS), weight=st.sampled_from((1.0, 2.0, 64.0)), sandboxes=st.sampled_from((0, 2, 4))
     )
     def limit(self, tenant: str, weight: float, sandboxes: int) -> None:
-        self.limits[tenant] = m.Limits(weight, sandboxes)
-        self.fold(m.TenantSet(tenant, self.limits[tenant]))
+        self.allow(tenant, m.Limits(weight, sandboxes, starts_per_s=self.limits.get(tenant, m.Limits()).starts_per_s))
+
+    @rule(tenant=st.sampled_from(TENANTS), rate=st.sampled_from((0.0, 0.5, 2.0)))
+    def limit_rate(self, tenant: str, rate: float) -> None:
+        self.allow(tenant, msgspec.structs.replace(self.limits.get(tenant, m.Limits()), starts_per_s=rate))
+
+    def allow(self, tenant: str, limits: m.Limits) -> None:
+        self.limits[tenant] = limits
+        self.starts[tenant] = self.now + 1, 0  # when it is folded
+        self.fold(m.TenantSet(tenant, limits))
 
     @rule(passes_ms=st.sampled_from((1, 400, 2000, 40_000)))
     def tick(self, passes_ms: int) -> None:
@@ -450,6 +472,7 @@ def drive(seed: int, core: Callable[[int], SchedulerCore] = SchedulerCore) -> No
         "make_room": lambda: world.make_room() if world.leaving else None,
         "read_back": lambda: world.read_back() if world.unread else None,
         "limit": lambda: world.limit(source.choice(TENANTS), source.choice((1.0, 2.0, 64.0)), source.choice((0, 2, 4))),
+        "limit_rate": lambda: world.limit_rate(source.choice(TENANTS), source.choice((0.0, 0.5, 2.0))),
         "tick": lambda: world.tick(source.choice((1, 400, 2000, 40_000))),
     }  # fmt: skip
     names = [*steps, "submit", "ready", "ready", "finish"]

@@ -101,6 +101,22 @@ class HedgesBeyondLimits(SchedulerCore):
         self.books.hedge = forgetful  # type: ignore[method-assign]  # the bug
 
 
+class HedgesForNothing(SchedulerCore):
+    """What is started twice is one start of its tenant's."""
+
+    def __init__(self, cell: int) -> None:
+        super().__init__(cell)
+        hedge = self.books.hedge
+
+        def free(rollout: Any, attempt: int, indices: m.Ranges) -> None:
+            tenant = self.books.tenant(rollout.request.tenant)
+            before = tenant.starts
+            hedge(rollout, attempt, indices)
+            tenant.starts = before
+
+        self.books.hedge = free  # type: ignore[method-assign]  # the bug
+
+
 class ForgetsSleepers(SchedulerCore):
     """What made room for others is not brought back."""
 
@@ -164,6 +180,7 @@ BUGS: dict[str, Callable[[int], SchedulerCore]] = {
     "gangs": TearsGangs,
     "hedges": LeavesTheLoser,
     "hedges count at once": HedgesBeyondLimits,
+    "hedges are starts": HedgesForNothing,
     "preempted come back": ForgetsSleepers,
     "never is never": PreemptsAll,
     "given up": ForgetsTheHold,

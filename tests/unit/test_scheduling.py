@@ -297,6 +297,33 @@ def test_hedges_keep_to_the_quota() -> None:
     assert cell.core.books.tenants["t"].owned[0] == 20
 
 
+def test_hedges_are_starts_of_which_a_tenant_has_so_many_a_second() -> None:
+    cell = Cell(100)
+    cell(m.TenantSet("t", m.Limits(starts_per_s=20.0)))
+    cell.submit(20)
+    cell.ready("r0", ((0, 16),), passes_ms=0)
+    tenant = cell.core.books.tenants["t"]
+    tenant.starts, tenant.starts_ms = 0.0, cell.now + LEAST_MS - 50  # it has started others meanwhile
+    hedged = of(cell(m.Tick(cell.now), LEAST_MS), m.SandboxesHedged)
+    assert hedged.indices == ((16, 1),)  # of two that its size allows
+    assert tenant.starts == 0.0
+    assert placed(cell.submit(1)) == []  # a hedge counts before it is read back
+    assert placed(cell(hedged)) == [("r0", HEDGE, ((16, 1),))]  # and not once more
+    assert tenant.starts == 0.0
+    assert placed(cell(m.Tick(cell.now), 50)) == [("r1", 0, ((0, 1),))]
+
+
+def test_what_may_start_nothing_now_is_hedged_when_it_may() -> None:
+    cell = Cell(100)
+    cell(m.TenantSet("t", m.Limits(starts_per_s=10.0)))
+    cell.submit(10)
+    cell.ready("r0", ((0, 9),), passes_ms=0)
+    tenant = cell.core.books.tenants["t"]
+    tenant.starts, tenant.starts_ms = -9.5, cell.now
+    assert not [each for each in cell(m.Tick(cell.now), LEAST_MS) if isinstance(each, m.SandboxesHedged)]
+    assert of(cell(m.Tick(cell.now), LEAST_MS), m.SandboxesHedged).indices == ((9, 1),)
+
+
 def test_of_several_that_are_late_at_once_no_more_are_hedged_than_a_quota_allows() -> None:
     cell = Cell(100)
     cell(m.TenantSet("t", m.Limits(sandboxes=21)))

@@ -140,10 +140,12 @@ class Books:
     def hedge(self, rollout: Rollout, attempt: int, indices: m.Ranges) -> None:
         """Note that these sandboxes are to be in flight twice. They count from now on, though nothing is sent yet:
 
-        what is given out before that is read back takes neither their room nor their part of a limit.
+        what is given out before that is read back takes neither their room nor their part of a limit. And each is a
+        start, of which a tenant may have so many a second.
         """
         rollout.hedging[attempt] = ranges.union(rollout.hedging.get(attempt, ()), indices)
         self.give(rollout, indices)
+        self.tenant(rollout.request.tenant).started(ranges.count(indices))
 
     def hedged(self, rollout: Rollout, attempt: int, indices: m.Ranges, news: m.Ranges) -> bool:
         """Note that this is read back, of which sandboxes it is `news`; returns whether others have no use for it."""

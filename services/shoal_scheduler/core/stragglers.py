@@ -44,7 +44,7 @@ def late(books: Books, rollout: Rollout, now: int) -> list[m.SandboxesHedged]:
         return []
     rollout.hedge_ms = 0
     after = _late_after(rollout)
-    most = _most(books, rollout)
+    most = _most(books, rollout, now)
     hedged: list[m.SandboxesHedged] = []
     for attempt, indices in rollout.starting.since(now - after) if most > 0 else ():
         unasked = ranges.without(rollout.ledger.pending(attempt, indices), rollout.hedging.get(attempt, ()))
@@ -58,9 +58,10 @@ def late(books: Books, rollout: Rollout, now: int) -> list[m.SandboxesHedged]:
     return hedged
 
 
-def _most(books: Books, rollout: Rollout) -> int:
+def _most(books: Books, rollout: Rollout, now: int) -> int:
     """Return how many more of a rollout may be started twice: by its part, the room and its tenant's limits."""
-    allowed, _ = books.tenants[rollout.request.tenant].may_have(rollout.want)
+    tenant = books.tenants[rollout.request.tenant]
+    allowed = min(tenant.may_have(rollout.want)[0], tenant.may_start(now))
     under_way = rollout.ledger.hedged_count() + rollout.hedging_count()
     return min(max(rollout.ledger.n // _PART, 1) - under_way, books.rooms.fits(rollout.want), allowed)
 

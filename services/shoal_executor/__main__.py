@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-import structlog
 
 from shoal.blobs.cache import Cache
 from shoal.blobs.opening import open_store
+from shoal.runtime import lean  # before the others, which import structlog
 from shoal.runtime.options import Settings, cell_option, service_options
 from shoal.runtime.process import Context, serve
 from shoal.wire.messages import Isolation, NodeSpec, Snapshot
@@ -30,7 +30,7 @@ from shoal_executor.service.leaving import until_wanted
 
 _HOST = Snapshot("host", "host")
 
-log = structlog.get_logger()
+log = lean.structlog.get_logger()
 
 
 class _Size(click.ParamType[int]):

@@ -193,3 +193,15 @@ def test_only_who_is_told_to_begins_with_what_is_left() -> None:
     assert run(command, ["--begin-with-what-is-left"]).exit_code == 0
     assert run(command, [], env={"SHOAL_BEGIN_WITH_WHAT_IS_LEFT": "1"}).exit_code == 0
     assert seen == [False, True, True]
+
+
+@pytest.mark.parametrize("service", ["scheduler", "placement", "snapshot", "executor"])
+def test_a_service_does_not_load_what_only_the_command_line_shows(service: str) -> None:
+    code = (
+        f"import shoal_{service}.__main__, sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))\n"
+        "import rich.console"  # whoever wants it has it
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.split())
+    assert "structlog" in loaded
+    assert not loaded & {"rich", "pygments", "markdown_it"}

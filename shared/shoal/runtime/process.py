@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
 import uvloop
 
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import Bus, BusError, UnreachableError
+from shoal.runtime import lean  # before the others, which import structlog
 from shoal.runtime.checkpoints import StateGoneError
 from shoal.runtime.cluster import ensure_cluster
 from shoal.runtime.logs import set_up_logs
@@ -30,7 +30,7 @@ _COLLECT: Final = (50_000, 20, 100)
 """When to look for cycles. States are large and live long, messages are many, short-lived and free of cycles: with
 Python's own (700, 10, 10) an executor of simulated sandboxes spends 7 % of its time looking."""
 
-log = structlog.get_logger()
+log = lean.structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)

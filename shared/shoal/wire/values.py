@@ -245,7 +245,7 @@ class Pool(Value, frozen=True):
 class Limits(Value, frozen=True):
     """What a tenant may have at once over the whole cluster, and its weight in the fair share; 0 is no limit.
 
-    `starts_per_s`: sandboxes started a second, each as often as it is started; `waiting`: sandboxes that may wait for room.
+    `starts_per_s`: sandboxes started a second, hedges among them; `waiting`: sandboxes that may wait for room.
     """
 
     weight: float = 1.0

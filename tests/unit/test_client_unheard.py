@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import shoal
+from shoal.broker import EmbeddedBroker
+from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.memory import MemoryBus, MemoryReader
 from shoal.bus.protocol import BusError, Delivery, StreamAnewError
 from shoal.client.feed import Feed
 from shoal.client.fold import Ready
 from shoal.client.presence import Presence
 from shoal.client.sandbox import Head
+from shoal.runtime.cluster import ensure_cluster
 from shoal.wire import streams, subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import AnyMessage, ReadFile, RolloutCancelled
@@ -179,15 +183,15 @@ async def test_after_a_reader_has_ended_what_hung_on_it_fails_at_once_and_what_c
             waiting = asyncio.create_task(sandbox.run("under way"))
             await fabric.until(lambda: len(fabric.commands) == 2)
             bus.end(stream)
-            with pytest.raises(shoal.Unreachable, match="made anew"):
+            with pytest.raises(shoal.LogGone, match="has lost its log: stream LOG was made anew; begin anew"):
                 await asyncio.wait_for(waiting, 5)
             fabric.silent = False
             for _ in range(2):
-                with pytest.raises(shoal.Unreachable, match="made anew"):
+                with pytest.raises(shoal.LogGone, match="has lost its log: stream LOG was made anew; begin anew"):
                     await asyncio.wait_for(sandbox.run("later"), 5)
-                with pytest.raises(shoal.Unreachable, match="made anew"):
+                with pytest.raises(shoal.LogGone, match="has lost its log: stream LOG was made anew; begin anew"):
                     await asyncio.wait_for(sandbox.files.read("x"), 5)
-            with pytest.raises(shoal.Unreachable, match="made anew"):
+            with pytest.raises(shoal.LogGone, match="has lost its log: stream LOG was made anew; begin anew"):
                 await asyncio.wait_for(old.wait(), 5)
             assert len(fabric.commands) == 2  # nothing was asked of which nobody would hear
 
@@ -207,9 +211,9 @@ async def test_after_the_reader_of_an_attached_rollout_has_ended_it_can_be_attac
             attached = await cluster.attach(made.id)
             sandbox = await anext(attached.ready())
             bus.end(streams.rollout(0).name)
-            with pytest.raises(shoal.Unreachable, match="made anew"):
+            with pytest.raises(shoal.LogGone, match="has lost its log: stream LOG was made anew; begin anew"):
                 await asyncio.wait_for(attached.wait(), 5)
-            with pytest.raises(shoal.Unreachable, match="made anew"):
+            with pytest.raises(shoal.LogGone, match="has lost its log: stream LOG was made anew; begin anew"):
                 await asyncio.wait_for(sandbox.run("x"), 5)
             again = await cluster.attach(made.id)
             assert (await asyncio.wait_for((await anext(again.ready())).run("x"), 5)).ok
@@ -226,3 +230,21 @@ async def test_what_cannot_be_encoded_is_told_and_nothing_is_left_of_it() -> Non
             with pytest.raises(UnicodeEncodeError):
                 await asyncio.wait_for(sandbox.ask(too_much, None, "reading", "id"), 5)
         assert not sandbox.presence.pending
+
+
+@pytest.mark.broker
+async def test_whoever_waits_for_a_cluster_whose_log_was_made_anew_is_told(tmp_path: Path) -> None:
+    async with EmbeddedBroker(tmp_path, port=0) as broker:
+        bus = await JetStreamBus.connect(broker.url)
+        await ensure_cluster(bus, 1)
+        async with shoal.connect(broker.url) as cluster:
+            waiting = asyncio.create_task(cluster.map("host", ["true"]))  # there is nobody who would answer
+            while not await bus.last_sequence(streams.rollout(0).name):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # the request has come to whoever follows
+            for stream in streams.cluster(1):
+                await bus._connection.client.request(f"$JS.API.STREAM.DELETE.{stream.name}", b"")
+            await bus.ensure(streams.cluster(1))
+            with pytest.raises(shoal.LogGone, match=r"has lost its log: stream SHOAL_ROLLOUT_0 .*; begin anew"):
+                await asyncio.wait_for(waiting, 30)
+        await bus.close()

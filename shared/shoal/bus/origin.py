@@ -32,8 +32,8 @@ class Origin:
             self._created = self._created or created
             if created != self._created:
                 raise StreamAnewError(
-                    f"stream {self._stream} was made anew at {created}: it is not the one that was read up to message"
-                    f" {position}, and what was under way in that is gone"
+                    f"stream {self._stream} was made anew at {created}, and is not the one that was read up to message"
+                    f" {position}"
                 )
             if last >= position:
                 return

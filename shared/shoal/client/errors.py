@@ -179,6 +179,18 @@ class OutputGone(InfrastructureError):
         self.result = result
 
 
+class LogGone(InfrastructureError):
+    """The log of the cluster at `address` is not the one that was followed: it was made anew, or has lost its end.
+
+    What was under way is gone with it. A rollout that is begun now, in the same connection, goes well.
+    """
+
+    def __init__(self, address: str, detail: str) -> None:
+        super().__init__(f"the cluster at {address} has lost its log: {detail}; begin anew what was under way")
+        self.address = address
+        self.detail = detail
+
+
 class StreamFull(InfrastructureError):
     """A stream takes no new messages: what was asked was not stored and will not happen. Ask again when there is room.
 

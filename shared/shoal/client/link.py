@@ -17,10 +17,11 @@ from shoal.bus.protocol import (
     NoStreamError,
     PublishTimeoutError,
     Stored,
+    StreamAnewError,
     StreamFullError,
     TooLargeError,
 )
-from shoal.client.errors import BadRequest, ShoalError, StreamFull, Timeout, Unreachable
+from shoal.client.errors import BadRequest, LogGone, ShoalError, StreamFull, Timeout, Unreachable
 from shoal.client.feed import Feed
 from shoal.client.record import Memory, Record
 from shoal.wire import streams, subjects
@@ -147,6 +148,8 @@ class Link:
                 return BadRequest("request", str(error))
             case PublishTimeoutError():
                 return Timeout(f"{error}; look at the broker at {self.address}, then try again: copies are dropped")
+            case StreamAnewError():
+                return LogGone(self.address, str(error))
             case NoStreamError():
                 return Unreachable(self.address, f"the broker answers, but {error}")
             case _:

@@ -1,6 +1,6 @@
 """Everything that can go wrong for a trainer, as one tree. Every text says what happened and what to do."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from shoal.wire.messages import EndReason
 
@@ -9,8 +9,29 @@ if TYPE_CHECKING:
     from shoal.client.results import CommandResult
 
 
+E = TypeVar("E", bound="ShoalError")
+
+
 class ShoalError(Exception):
-    """Anything Shoal reports to a trainer."""
+    """Anything Shoal reports to a trainer. It can be pickled, as between a pool's processes, with all it says."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self._kept())
+
+    def __copy__(self) -> Self:
+        return _again(type(self), self.args, self.__dict__)
+
+    def _kept(self) -> dict[str, Any]:
+        """Return the attributes that go along to another process."""
+        return dict(self.__dict__)
+
+
+def _again(kind: type[E], args: tuple[object, ...], attributes: dict[str, Any]) -> E:
+    """Return an error as it was: its text is there already, so that what its `__init__` makes it of is not asked."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class BadRequest(ShoalError, ValueError):
@@ -136,7 +157,7 @@ class ReplayDiverged(ShoalError):
     """A step gave something else when it was done again in a sandbox that was brought back.
 
     `divergence` says which, what it had given and what it gave now; `replay` has the new sandbox, as it is after that:
-    use it, or release it.
+    use it, or release it. Pickled, the error has None there: a live handle belongs to its process.
     """
 
     def __init__(self, sandbox: str, divergence: "Divergence", replay: "Replay") -> None:
@@ -148,11 +169,15 @@ class ReplayDiverged(ShoalError):
         self.divergence = divergence
         self.replay = replay
 
+    def _kept(self) -> dict[str, Any]:
+        return {**self.__dict__, "replay": None}
+
 
 class ReplayStopped(ShoalError):
     """A step is not done again in a sandbox that was brought back: it must not be, or its input is not kept.
 
-    `replay` has the new sandbox, with everything before that step: use it, or release it.
+    `replay` has the new sandbox, with everything before that step: use it, or release it. Pickled, the error has None
+    there: a live handle belongs to its process.
     """
 
     def __init__(self, sandbox: str, step: str, what: str, why: str, replay: "Replay") -> None:
@@ -164,6 +189,9 @@ class ReplayStopped(ShoalError):
         self.step = step
         self.what = what
         self.replay = replay
+
+    def _kept(self) -> dict[str, Any]:
+        return {**self.__dict__, "replay": None}
 
 
 class OutputGone(InfrastructureError):

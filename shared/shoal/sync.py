@@ -23,6 +23,7 @@ from shoal.client import (
 )
 from shoal.client.errors import ReplayDiverged, ReplayStopped
 from shoal.client.link import ANSWER_GRACE_S
+from shoal.client.opening import noting
 from shoal.client.portal import Portal
 
 P = ParamSpec("P")
@@ -159,7 +160,8 @@ class Rollout(_Wrapped):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        with noting(error, f"{self!r} is not released"):
+            self.release()
 
 
 class _Entered(Rollout):
@@ -187,7 +189,8 @@ class Run(_Wrapped):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with noting(error, f"{self!r} is not closed"):
+            self.close()
 
 
 class Cluster(_Wrapped):
@@ -231,7 +234,8 @@ class Cluster(_Wrapped):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with noting(error, f"{self!r} is not closed"):
+            self.close()
 
 
 def connect(

@@ -9,6 +9,7 @@ import pytest
 import shoal
 from shoal.client.results import CommandResult
 from shoal.wire.messages import EndReason
+from unit.client_fabric import Fabric, all_ready
 
 RESULT = CommandResult(1, b"out", b"err\n", 0.5)
 DIVERGENCE = shoal.Divergence("~1", "true", RESULT, 2)
@@ -21,6 +22,7 @@ MADE: dict[str, Callable[[], shoal.ShoalError]] = {
     "NoSuchSnapshot": lambda: shoal.NoSuchSnapshot("gone"),
     "NotIdempotent": lambda: shoal.NotIdempotent("r-0", "~1", "true", RESULT),
     "OutputGone": lambda: shoal.OutputGone("r-0", "gone", RESULT),
+    "PlatformTimeout": lambda: shoal.PlatformTimeout("no answer"),
     "QueueFull": lambda: shoal.QueueFull("r", "queue_full", "full", 2.0),
     "Rejected": lambda: shoal.Rejected("r", "no_room", "full"),
     "ReplayDiverged": lambda: shoal.ReplayDiverged("r-0", DIVERGENCE, live()),
@@ -60,3 +62,59 @@ def test_every_error_comes_out_of_another_process_as_it_was(name: str) -> None:
         assert (type(again), str(again), again.args, again.__dict__) == (type(error), str(error), error.args, told)
     twin = copy.copy(error)
     assert (type(twin), str(twin), twin.__dict__) == (type(error), str(error), error.__dict__)
+
+
+@pytest.mark.parametrize("name", ["PlatformTimeout", "Unreachable", "SandboxLost", "StreamFull", "OutputGone"])
+def test_what_the_platform_failed_in_is_masked_and_never_scored(name: str) -> None:
+    assert isinstance(MADE[name](), shoal.InfrastructureError)
+
+
+def test_a_limit_of_the_trainers_own_is_no_failure_of_the_platform() -> None:
+    assert not isinstance(shoal.Timeout("not concluded"), shoal.InfrastructureError)
+    assert isinstance(shoal.PlatformTimeout("no answer"), shoal.Timeout | TimeoutError)
+    assert isinstance(shoal.Unreachable("nats://nowhere", "nobody"), ConnectionError)
+
+
+async def test_no_answer_and_no_readiness_are_the_platforms_and_waiting_is_the_trainers() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect(), answer_grace=0.05) as cluster:
+        fabric.silent = True
+        async with cluster.rollout("host") as rollout:
+            async for sandbox in rollout.ready():
+                with pytest.raises(shoal.InfrastructureError, match="no answer"):
+                    await sandbox.run("x", timeout=0.01)
+            for given in ("10ms", 0.01, 0):
+                with pytest.raises(shoal.Timeout, match=r"not concluded within 0(\.01)? s") as told:
+                    await rollout.wait(given)
+                assert not isinstance(told.value, shoal.InfrastructureError)
+            for wrong in ("soon", -1, True, False):
+                with pytest.raises(shoal.BadRequest, match="timeout"):
+                    await rollout.wait(wrong)
+        fabric.script = lambda fabric, request: fabric.concluded(request.rollout, "timed_out")
+        with pytest.raises(shoal.InfrastructureError, match="2 of its 2"):
+            _ = [sandbox async for sandbox in (await cluster.rollout("host", n=2)).ready()]
+
+
+async def test_what_the_connection_broke_of_is_not_told_as_a_wait_that_was_too_short() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host")
+        rollout.broken(shoal.PlatformTimeout("the broker says nothing"))
+        with pytest.raises(shoal.PlatformTimeout, match="the broker says nothing"):
+            await rollout.wait("10s")
+
+
+async def failing(cluster: shoal.Cluster, *, attached: bool, body: Exception | None) -> None:
+    """Lose the connection while a rollout is held, and raise what is given."""
+    async with await cluster.rollout("host") if attached else cluster.rollout("host"):
+        await cluster.close()
+        if body is not None:
+            raise body
+
+
+@pytest.mark.parametrize("attached", [True, False])
+async def test_a_release_that_fails_does_not_hide_what_the_body_raised(attached: bool) -> None:
+    async with Fabric(all_ready) as fabric:
+        with pytest.raises(KeyError, match="body") as told:
+            await failing(await shoal.connect(bus=fabric.connect()), attached=attached, body=KeyError("body"))
+        assert "closed" in told.value.__notes__[0]
+        with pytest.raises(shoal.ShoalError, match="closed"):
+            await failing(await shoal.connect(bus=fabric.connect()), attached=attached, body=None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.bus.protocol import BusError
-from shoal.client.errors import BuildFailed, NoSuchSnapshot, Timeout
+from shoal.client.errors import BuildFailed, NoSuchSnapshot, PlatformTimeout
 from shoal.client.feed import decoded
 from shoal.client.link import Link
 from shoal.client.requests import Resources, recipe, token, truth
@@ -148,7 +148,7 @@ async def _within(what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         text = f"no word within {_ANSWER_S:g} s while waiting for {what}: is a snapshot service running?"
-        raise Timeout(text) from error
+        raise PlatformTimeout(text) from error
 
 
 class Catalogued:

@@ -319,10 +319,18 @@ class RolledBack(ShoalError):
 
 
 class Timeout(ShoalError, TimeoutError):
-    """No answer in time. A command that exceeds its own timeout is a result with `timed_out`, not this."""
+    """No answer in time. A command that exceeds its own timeout is a result with `timed_out`, not this.
+
+    Itself it is a limit of the trainer's, as of `Rollout.wait(timeout)`: what is waited for goes on. Where the platform
+    did not do its part in time it is a PlatformTimeout.
+    """
 
 
-class Unreachable(ShoalError, ConnectionError):
+class PlatformTimeout(Timeout, InfrastructureError):
+    """The platform did not answer in its time, or had not all sandboxes of a rollout ready within the rollout's."""
+
+
+class Unreachable(InfrastructureError, ConnectionError):
     """No cluster answers at `address`."""
 
     def __init__(self, address: str, detail: str) -> None:

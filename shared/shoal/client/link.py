@@ -21,7 +21,7 @@ from shoal.bus.protocol import (
     StreamFullError,
     TooLargeError,
 )
-from shoal.client.errors import BadRequest, LogGone, ShoalError, StreamFull, Timeout, Unreachable
+from shoal.client.errors import BadRequest, LogGone, PlatformTimeout, ShoalError, StreamFull, Unreachable
 from shoal.client.feed import Feed
 from shoal.client.record import Memory, Record
 from shoal.wire import streams, subjects
@@ -147,7 +147,9 @@ class Link:
             case TooLargeError():
                 return BadRequest("request", str(error))
             case PublishTimeoutError():
-                return Timeout(f"{error}; look at the broker at {self.address}, then try again: copies are dropped")
+                return PlatformTimeout(
+                    f"{error}; look at the broker at {self.address}, then try again: copies are dropped"
+                )
             case StreamAnewError():
                 return LogGone(self.address, str(error))
             case NoStreamError():
@@ -297,8 +299,8 @@ class Link:
     ) -> Answer:
         """Publish a command and wait for its answer; meanwhile it is in `among`, for its sandbox's end to fail it.
 
-        An id that is awaited already is not published again: both get the one answer. Raises Timeout after within_s
-        seconds; `what` says what was waited for.
+        An id that is awaited already is not published again: both get the one answer. Raises PlatformTimeout after
+        within_s seconds; `what` says what was waited for.
         """
         key = (message.id, message.attempt)
         pending = self._pending.get(key)
@@ -312,7 +314,7 @@ class Link:
         try:
             await asyncio.wait({pending.answer}, timeout=within_s)
             if not pending.answer.done():
-                raise Timeout(
+                raise PlatformTimeout(
                     f"no answer to {what} within {within_s:g} s; its executor may be busy or gone: try again with the"
                     " same id= to get the recorded answer, or release the sandbox"
                 )
@@ -327,7 +329,9 @@ class Link:
 
     def _published(self, stored: "asyncio.Future[Stored]", pending: Pending) -> None:
         if stored.cancelled():
-            pending.fail(Timeout("publishing a command was given up because the connection was closed; connect again"))
+            pending.fail(
+                PlatformTimeout("publishing a command was given up because the connection was closed; connect again")
+            )
             return
         error = stored.exception()
         if error is not None:

@@ -1,10 +1,22 @@
 """What can be awaited, or entered with `async with`: a connection, a rollout."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@contextmanager
+def noting(error: BaseException | None, trouble: str) -> Iterator[None]:
+    """Do what is to be done last. Where an error passes already, that goes on, with a note of what fails here."""
+    try:
+        yield
+    except Exception as failed:
+        if error is None:
+            raise
+        error.add_note(f"{trouble}: {failed}")
 
 
 class Opening(Generic[T]):
@@ -27,4 +39,5 @@ class Opening(Generic[T]):
     ) -> None:
         opened, self._opened = self._opened, None
         assert opened is not None
-        await self._end(opened)
+        with noting(error, f"{opened!r} is not ended"):
+            await self._end(opened)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from shoal.client.errors import SandboxResumed, ShoalError, Timeout
+from shoal.client.errors import PlatformTimeout, SandboxResumed, ShoalError
 from shoal.client.fold import Ready
 from shoal.client.link import Pending
 from shoal.client.requests import shown
@@ -208,7 +208,7 @@ class Presence:
     def _give_up(self, waiting: set[Pending]) -> None:
         for pending in waiting & self.pending:
             text = f"sandbox {self.name} went to sleep, and its executor has not said whether this was done before"
-            pending.fail(Timeout(text))
+            pending.fail(PlatformTimeout(text))
 
 
 def _shown(answer: CommandFinished | FileWritten) -> str:

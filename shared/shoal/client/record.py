@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from shoal.bus.protocol import BusError
-from shoal.client.errors import BadRequest, Timeout
+from shoal.client.errors import BadRequest, PlatformTimeout
 from shoal.client.feed import decoded, history
 from shoal.client.fold import RolloutFold
 from shoal.client.story import Story, Told
@@ -101,7 +101,7 @@ class Record:
                     await self._changed.wait()
         except TimeoutError:
             text = f"the trajectory does not tell what sandbox {self.rollout}-{index} is, within {within_s:g} s"
-            raise Timeout(f"{text}; is its executor older than this client? try again") from None
+            raise PlatformTimeout(f"{text}; is its executor older than this client? try again") from None
         return story
 
 

@@ -108,6 +108,11 @@ def milliseconds(value: float | str | None, name: str) -> int:
     return 0 if value is None else max(round(checked(parse_seconds, value, name) * 1000), 1)
 
 
+def patience(value: float | str | None, name: str) -> float | None:
+    """Return for how many seconds to wait; 0 is not at all, None for ever. Raises BadRequest."""
+    return 0.0 if value == 0 and value is not False else None if value is None else checked(parse_seconds, value, name)
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """Limits of one sandbox: memory and disk as sizes (`"256MiB"`, or bytes), cpu in cores, pids as a count.

@@ -6,11 +6,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import Final
 
-from shoal.client.errors import BadRequest, QueueFull, Rejected, RolloutEnded, ShoalError, Timeout
+from shoal.client.errors import BadRequest, PlatformTimeout, QueueFull, Rejected, RolloutEnded, ShoalError, Timeout
 from shoal.client.feed import Feed
 from shoal.client.fold import News, Ready, RolloutFold
 from shoal.client.link import Link
+from shoal.client.opening import noting
 from shoal.client.record import Record, recorded
+from shoal.client.requests import patience
 from shoal.client.results import RolloutStatus, RolloutSummary, SandboxOutcome
 from shoal.client.sandbox import Sandbox
 from shoal.client.steps import Policy
@@ -72,7 +74,8 @@ class Rollout:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.release()
+        with noting(error, f"rollout {self.id} is not released"):
+            await self.release()
 
     async def ready(self) -> AsyncGenerator[Sandbox, None]:
         """Yield each sandbox as soon as it takes commands; end when every one was yielded or released.
@@ -82,8 +85,8 @@ class Rollout:
         ready() again for those that were lost after it ended. With on_lost="resume" the handle itself goes on, and no
         other comes out. Each comes out once, however many iterate.
 
-        Raises Rejected; Timeout when the rollout's time was up, and RolloutEnded when it was cancelled, before all
-        were ready; BadRequest for a rollout with commands, whose sandboxes only have outcomes.
+        Raises Rejected; PlatformTimeout when the rollout's time was up, and RolloutEnded when it was cancelled, before
+        all were ready; BadRequest for a rollout with commands, whose sandboxes only have outcomes.
         """
         if self._fold.spec.commands:
             raise BadRequest("ready", "commands travel with this rollout: iterate over outcomes() instead")
@@ -99,7 +102,7 @@ class Rollout:
         if self._missing:
             state = self._fold.status().state
             if any(reason is EndReason.TIMED_OUT for reason, _ in ledger.counts()):
-                raise Timeout(
+                raise PlatformTimeout(
                     f"the time of rollout {self.id} was up while {self._missing} of its {self.n} sandboxes were not"
                     " ready; ask for a longer timeout=, or for fewer"
                 )
@@ -120,19 +123,22 @@ class Rollout:
             self._raise_failure()
             await self._change()
 
-    async def wait(self, timeout: float | None = None) -> RolloutSummary:  # noqa: ASYNC109 - the sync face has no other
+    async def wait(self, timeout: float | str | None = None) -> RolloutSummary:  # noqa: ASYNC109 - the sync face has no other
         """Wait until the cluster has concluded the rollout; for one without commands, that is once it is released.
 
-        timeout in seconds. Raises Rejected, Timeout.
+        timeout: seconds, or such as "10m". Raises Rejected; Timeout when that is over, which ends nothing.
         """
+        within = patience(timeout, "timeout")
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 while self._fold.concluded is None:
                     self._raise_failure()
                     await self._change()
+        except ShoalError:  # some are TimeoutErrors, too
+            raise
         except TimeoutError as error:
             raise Timeout(
-                f"rollout {self.id} has not concluded within {timeout} s; wait longer, or release() it"
+                f"rollout {self.id} has not concluded within {within:g} s; wait longer, or release() it"
             ) from error
         return self._fold.summary()
 

@@ -132,7 +132,7 @@ class Sandbox:
         also when it slept or was lost meanwhile, unless that has undone it.
 
         Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, TrajectoryDiverged where the id stands for another
-        command, NotIdempotent, OutputGone, or Timeout when no answer comes.
+        command, NotIdempotent, OutputGone, or PlatformTimeout when no answer comes.
         """
         wire = command(
             what,
@@ -209,7 +209,7 @@ class Sandbox:
 
         What is kept is the disk, and what its processes have in memory where the driver can; memory=True insists on
         that. id as in `run`, here and in what follows. Raises SnapshotError, when the sandbox goes on as it was;
-        BadRequest, SandboxLost, SandboxEnded, Timeout.
+        BadRequest, SandboxLost, SandboxEnded, PlatformTimeout.
         """
         return await snapshots.take(self, name, memory, await self.step(id))
 

@@ -143,7 +143,7 @@ def test_what_waits_when_the_loop_ends_is_told() -> None:
     portal.close()
     portal.close()
     thread.join()
-    assert [type(each) for each in told] == [RuntimeError]
+    assert [type(each) for each in told] == [shoal.NotConnected]
     with pytest.raises(RuntimeError, match="closed"):
         portal.call(forever())
 

@@ -88,10 +88,6 @@ def connect(
 class Cluster(Resumable):
     """What a trainer asks of a cluster. Made by `connect`."""
 
-    def __init__(self, link: Link) -> None:
-        super().__init__(link)
-        self._closed = False
-
     @property
     def tenant(self) -> str:
         """On whose account this connection acts."""
@@ -223,6 +219,7 @@ class Cluster(Resumable):
     async def attach(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> Rollout:
         """Return a rollout that somebody submitted, as the log has it. Raises BadRequest when it is not there."""
         link = self._link
+        link.check()
         async with link.opening(rollout_id):
             known = self._known(rollout_id)
             if known is not None:
@@ -332,10 +329,11 @@ class Cluster(Resumable):
         return await dead.retry(self._link, letter, anew=anew)
 
     async def close(self) -> None:
-        """Disconnect. What runs in the cluster goes on: release a rollout to end it. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            await self._link.close()
+        """Disconnect. What runs in the cluster goes on: release a rollout to end it. Idempotent.
+
+        A connection is its process's and its event loop's: in a process forked from that one it is only forgotten.
+        """
+        await self._link.close()
 
     def _known(self, rollout: str) -> Rollout | None:
         return next((each for each in self._link.followers(rollout) if isinstance(each, Rollout)), None)

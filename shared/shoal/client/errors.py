@@ -340,6 +340,15 @@ class Unreachable(InfrastructureError, ConnectionError):
         self.detail = detail
 
 
+class NotConnected(Unreachable, RuntimeError):
+    """A connection cannot be used here: it was closed, or another process or event loop has it. Connect again."""
+
+    def __init__(self, address: str, detail: str) -> None:
+        ShoalError.__init__(self, detail)
+        self.address = address
+        self.detail = detail
+
+
 def sandbox_error(sandbox: str, reason: EndReason, detail: str = "", *, restarting: bool = False) -> ShoalError:
     """Return the error for using a sandbox that ended so: lost by the platform, or ended otherwise."""
     if reason.infrastructure:

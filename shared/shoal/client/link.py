@@ -21,7 +21,8 @@ from shoal.bus.protocol import (
     StreamFullError,
     TooLargeError,
 )
-from shoal.client.errors import BadRequest, LogGone, PlatformTimeout, ShoalError, StreamFull, Unreachable
+from shoal.client.belonging import CLOSED, Belonging
+from shoal.client.errors import BadRequest, LogGone, NotConnected, PlatformTimeout, ShoalError, StreamFull, Unreachable
 from shoal.client.feed import Feed
 from shoal.client.record import Memory, Record
 from shoal.wire import streams, subjects
@@ -111,7 +112,8 @@ class Link:
     """A connection with all that waits on it. `address` is for people."""
 
     def __init__(self, bus: Bus, address: str, tenant: str, cells: int, grace_s: float = ANSWER_GRACE_S) -> None:
-        self.bus = bus
+        self._bus = bus
+        self._belonging = Belonging(address)
         self.address = address
         self.tenant = tenant
         self.cells = cells
@@ -129,6 +131,16 @@ class Link:
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[None]] = set()
 
+    @property
+    def bus(self) -> Bus:
+        """The broker's connection. Raises NotConnected where it cannot be used."""
+        self.check()
+        return self._bus
+
+    def check(self) -> None:
+        """Raise NotConnected where this connection cannot be used: whatever waits for it asks here before."""
+        self._belonging.check()
+
     # --- publishing
 
     async def publish(self, subject: str, message: AnyMessage | bytes, id: str) -> None:
@@ -141,6 +153,8 @@ class Link:
 
     def explained(self, error: BusError) -> ShoalError:
         """Return a trouble of the bus as a trainer's error."""
+        if self._belonging.closed:
+            return NotConnected(self.address, CLOSED)
         match error:
             case StreamFullError():
                 return StreamFull(error.stream, str(error))
@@ -220,14 +234,16 @@ class Link:
             del self._shared[key]  # whoever heard by it was told that it broke; whoever comes now hears by another
             self.finish(known.result())
         if key not in self._shared:
-            self._shared[key] = asyncio.create_task(self._open(stream, only, handle, None), name=f"shoal open {only}")
-        opening = self._shared[key]
-        try:
-            await asyncio.shield(opening)
-        except ShoalError:
-            if self._shared.get(key) is opening:
-                del self._shared[key]
-            raise
+            opening = asyncio.create_task(self._open(stream, only, handle, None), name=f"shoal open {only}")
+            opening.add_done_callback(lambda done: self._opened(key, done))
+            self._shared[key] = opening
+        await asyncio.shield(self._shared[key])
+
+    def _opened(self, key: tuple[str, str], opening: "asyncio.Task[Feed]") -> None:
+        """Take note of a shared reader that is there, or not: then the next who wants one tries again."""
+        # Asked for here, for perhaps nobody waits for it any more.
+        if (opening.cancelled() or opening.exception() is not None) and self._shared.get(key) is opening:
+            del self._shared[key]
 
     async def _open(
         self, stream: str, only: str, handle: Callable[[AnyMessage, Delivery], None], after: int | None
@@ -329,16 +345,16 @@ class Link:
 
     def _published(self, stored: "asyncio.Future[Stored]", pending: Pending) -> None:
         if stored.cancelled():
-            pending.fail(
-                PlatformTimeout("publishing a command was given up because the connection was closed; connect again")
-            )
+            pending.fail(NotConnected(self.address, CLOSED))
             return
         error = stored.exception()
         if error is not None:
             pending.fail(self.explained(error) if isinstance(error, BusError) else error)
 
     async def close(self) -> None:
-        """Stop following, fail whatever still waits, disconnect."""
+        """Stop following, fail whatever still waits, disconnect. Idempotent."""
+        if not self._belonging.leave():
+            return
         opening = list(self._shared.values())
         self._shared.clear()
         for task in opening:
@@ -347,11 +363,11 @@ class Link:
         done = await asyncio.gather(*opening, return_exceptions=True)
         feeds = [*self._own, *(feed for feed in done if isinstance(feed, Feed))]
         self._own.clear()
-        self._fail(Unreachable(self.address, "this connection was closed"))
+        self._fail(NotConnected(self.address, CLOSED))
         self.rollouts.clear()
         self._apart.clear()
         await asyncio.gather(*self._ending, *(feed.close() for feed in feeds))
-        await self.bus.close()
+        await self._bus.close()
 
 
 def _ended(opening: "asyncio.Task[Feed]") -> bool:

@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, Final, Generic, TypeVar
 
+from shoal.client.belonging import CLOSED, Process
+from shoal.client.errors import NotConnected
+
 R = TypeVar("R")
 
-_CLOSED: Final = "this connection was closed; connect again"
 _OWN_THREAD: Final = (
     "this is called in the connection's own thread, as from on_output, and would wait for itself: do it when the call"
     " has returned, or in another thread"
@@ -23,6 +25,7 @@ class Portal:
         self._loop = asyncio.new_event_loop()
         self._calls: set[_Call[Any]] = set()
         self._left: set[asyncio.Task[None]] = set()  # iterations nobody goes on with, until they have ended
+        self._process = Process()
         self._refusing = False
         # Both are taken once more by a thread that has them, where a signal or a collection of garbage comes between.
         self._entrance = threading.RLock()
@@ -37,7 +40,7 @@ class Portal:
     def call(self, work: Awaitable[R]) -> R:
         """Return what the awaited work gives; interrupted, it is cancelled.
 
-        Raises RuntimeError once this is closed, and in its own thread.
+        Raises NotConnected once this is closed, and in another process; RuntimeError in its own thread.
         """
         call = _Call(self._loop, work)
         try:
@@ -45,7 +48,7 @@ class Portal:
             return call.outcome.result()
         except CancelledError:
             if self._refusing:
-                raise RuntimeError(_CLOSED) from None
+                raise NotConnected("", CLOSED) from None
             raise
         except BaseException:  # interrupted anywhere: perhaps it is known there already
             if not call.outcome.done():
@@ -78,7 +81,12 @@ class Portal:
             self._leave(end)
 
     def close(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Do what is to be done last, then end the loop and its thread. Idempotent."""
+        """Do what is to be done last, then end the loop and its thread. Idempotent.
+
+        In a process that was forked from the one that has the thread it does nothing: all of it is that one's.
+        """
+        if not self._process.here:
+            return
         self._elsewhere()
         with self._closing:  # whoever closes it at the same time returns when it is
             if self._refusing:
@@ -92,10 +100,11 @@ class Portal:
 
     def _admit(self, call: "_Call[Any]") -> None:
         try:
+            self._process.check()  # before any lock: whoever held that is not in this process
             self._elsewhere()
             with self._entrance:  # what is let in is there before the loop begins to end
                 if self._refusing:
-                    raise RuntimeError(_CLOSED)
+                    raise NotConnected("", CLOSED)
                 self._calls.add(call)
                 self._loop.call_soon_threadsafe(call.begin)
         except RuntimeError as error:
@@ -103,6 +112,8 @@ class Portal:
             raise
 
     def _tell(self, what: Callable[[], None]) -> None:
+        if not self._process.here:  # it would wake the loop of the other process
+            return
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it what this is about
             self._loop.call_soon_threadsafe(what)
 
@@ -136,7 +147,7 @@ class Portal:
             self._thread.join()
             self._loop.close()
             for call in list(self._calls):  # what would not end
-                call.refuse(RuntimeError(_CLOSED))
+                call.refuse(NotConnected("", CLOSED))
 
 
 class _Call(Generic[R]):

@@ -312,6 +312,7 @@ class Rollout:
             raise self._failure.with_traceback(None)
 
     async def _change(self) -> None:
+        self.link.check()
         await self._changed.wait()
 
     def _change_now(self) -> None:

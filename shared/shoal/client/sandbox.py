@@ -273,7 +273,8 @@ class Sandbox:
         self.presence.ended(lambda: sandbox_error(self.name, reason, detail, restarting=restarting))
 
     async def step(self, id: str | None) -> str:
-        """Return the id of what is asked next. Raises BadRequest."""
+        """Return the id of what is asked next. Raises BadRequest, NotConnected."""
+        self.rollout.link.check()
         return await self.steps.id(id, self.story)
 
     async def story(self) -> Story:

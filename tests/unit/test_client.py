@@ -272,6 +272,8 @@ async def test_map_keeps_the_order_and_splits_what_is_too_large() -> None:
         commands = [f"{number} " + "x" * 300_000 for number in range(5)]
         outcomes = await cluster.map("host", commands)
         assert [outcome.stdout for outcome in outcomes] == commands
+        assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3, 4]
+        assert [outcome.sandbox[-2:] for outcome in outcomes] == ["-0", "-1", "-0", "-1", "-0"]
         assert [len(request.spec.commands) for request in fabric.requests.values()] == [2, 2, 1]
         assert await cluster.map("host", []) == []
         same = await cluster.map("host", ["true"] * 50)

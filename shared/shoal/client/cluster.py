@@ -196,8 +196,9 @@ class Cluster(Resumable):
     ) -> list[SandboxOutcome]:
         """Run each command in a sandbox of its own; return how each ended, in the commands' order.
 
-        timeout bounds all, command_timeout each command. More than fits into one request becomes several rollouts. A
-        sandbox the platform lost for good is an outcome with `infrastructure`, whose `exit_code` raises SandboxLost.
+        timeout bounds all, command_timeout each command. More than fits into one request becomes several rollouts; an
+        outcome's `index` is its command's place in `commands` all the same, and `sandbox` its name in its own rollout.
+        A sandbox the platform lost for good is an outcome with `infrastructure`, whose `exit_code` raises SandboxLost.
         Raises as `rollout` does; then what was started is released.
         """
         given = mapping.commands_of(commands, command_timeout)

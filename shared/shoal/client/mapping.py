@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+import msgspec
+
 from shoal.client import requests
 from shoal.client.errors import BadRequest
 from shoal.client.requests import CommandLike, encode_command, split
@@ -28,6 +30,8 @@ async def each(
 ) -> list[SandboxOutcome]:
     """Run them all, and return how each ended, in their order; `base` is the request of the first alone.
 
+    The `index` of an outcome is its command's place in all of them.
+
     Where one cannot be started, what was started is released.
     """
     parts = split(given, len(encode(base)) - len(encode_command(given[0])))
@@ -37,7 +41,8 @@ async def each(
 
     async def collect(rollout: Rollout, first: int) -> None:
         async for outcome in rollout.outcomes():
-            outcomes[first + outcome.index] = outcome
+            position = first + outcome.index
+            outcomes[position] = msgspec.structs.replace(outcome, index=position)
 
     try:
         for spec in specs:

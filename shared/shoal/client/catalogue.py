@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.bus.protocol import BusError
+from shoal.client.building import recipe
 from shoal.client.errors import BuildFailed, NoSuchSnapshot, PlatformTimeout
 from shoal.client.feed import decoded
 from shoal.client.link import Link
-from shoal.client.requests import Resources, recipe, token, truth
+from shoal.client.requests import Resources, sendable, token, truth
 from shoal.client.snapshots import Snapshot
 from shoal.wire import messages as m, streams, subjects
 
@@ -191,8 +192,8 @@ class Catalogued:
 
     async def pin_snapshot(self, snapshot: str | Snapshot, *, pinned: bool = True) -> None:
         """Keep a snapshot, given by itself, its name or digest, for good; or no longer. Raises NoSuchSnapshot."""
-        wanted = truth(pinned, "pinned")
-        await changed(self._link, lambda id: m.PinSnapshot(id, self._link.tenant, str(snapshot), wanted))
+        wanted, which = truth(pinned, "pinned"), sendable(str(snapshot), "snapshot")
+        await changed(self._link, lambda id: m.PinSnapshot(id, self._link.tenant, which, wanted))
 
     async def prefetch(self, snapshot: str | Snapshot) -> None:
         """Have all nodes fetch a template or snapshot, mount it and warm its interpreter, ahead of the first start.
@@ -216,5 +217,6 @@ class Catalogued:
 
         Raises NoSuchSnapshot.
         """
-        done = await changed(self._link, lambda id: m.RemoveSnapshot(id, self._link.tenant, str(snapshot)))
+        which = sendable(str(snapshot), "snapshot")
+        done = await changed(self._link, lambda id: m.RemoveSnapshot(id, self._link.tenant, which))
         return done.needed

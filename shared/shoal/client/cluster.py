@@ -13,6 +13,7 @@ from shoal.client.fold import RolloutFold
 from shoal.client.link import ANSWER_GRACE_S, Link
 from shoal.client.opening import Opening
 from shoal.client.requests import (
+    ROLLOUT,
     CommandLike,
     FileLike,
     Resources,
@@ -20,6 +21,7 @@ from shoal.client.requests import (
     checked,
     new_id,
     rollout_spec,
+    text,
     token,
 )
 from shoal.client.results import Event, NodeInfo, RolloutInfo, SandboxOutcome
@@ -220,6 +222,7 @@ class Cluster(Resumable):
     async def attach(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> Rollout:
         """Return a rollout that somebody submitted, as the log has it. Raises BadRequest when it is not there."""
         link = self._link
+        text(rollout_id, "rollout", ROLLOUT)
         link.check()
         async with link.opening(rollout_id):
             known = self._known(rollout_id)
@@ -236,7 +239,7 @@ class Cluster(Resumable):
 
     async def cancel(self, rollout_id: str, *, run: str | None = None, tenant: str | None = None) -> None:
         """Stop a rollout, whatever it is doing. Raises BadRequest when it is not there."""
-        known = self._known(rollout_id)
+        known = self._known(text(rollout_id, "rollout", ROLLOUT))
         if known is not None:
             await known.cancel()
             return

@@ -1,25 +1,28 @@
 """Many commands, each in a sandbox of its own: divided into as many rollouts as their size takes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from shoal.client import requests
 from shoal.client.errors import BadRequest
-from shoal.client.requests import CommandLike, encode_command, split
+from shoal.client.requests import CommandLike, encode_command, milliseconds, split
 from shoal.client.results import SandboxOutcome
 from shoal.client.rollout import Rollout
 from shoal.wire.codec import encode
 from shoal.wire.messages import Command, RolloutSpec, RolloutSubmitted
 
 
-def commands_of(commands: Sequence[CommandLike], timeout: float | str | None) -> list[Command]:
+def commands_of(commands: Sequence[CommandLike], timeout: float | str | None) -> tuple[Command, ...]:
     """Return the commands as they travel. Raises BadRequest."""
     if isinstance(commands, str):
         raise BadRequest("commands", "it is one str; write a list with one command for each sandbox")
-    return [requests.command(one, timeout=timeout) for one in commands]
+    if not isinstance(commands, Iterable):
+        raise BadRequest("commands", f"{commands!r} is no list with one command for each sandbox")
+    milliseconds(timeout, "command_timeout")
+    return requests.commands_of(commands, timeout)
 
 
 async def each(

@@ -15,10 +15,9 @@ from shoal.client.errors import BadRequest
 from shoal.client.scheduling import Scheduling, scheduled
 from shoal.wire import messages, subjects
 from shoal.wire.codec import UndecodableError, decode, encode
-from shoal.wire.messages import Command, InputFile, Isolation, OnLost, Recipe, RolloutSpec, RolloutSubmitted
+from shoal.wire.messages import Command, InputFile, OnLost, RolloutSpec, RolloutSubmitted
 from shoal.wire.outputs import IN_MESSAGE, LARGEST
 from shoal.wire.quantities import BadValueError, parse_bytes, parse_seconds
-from shoal.wire.values import SOURCES
 
 MOST_SANDBOXES: Final = 100_000
 MOST_BYTES: Final = 700_000
@@ -26,9 +25,9 @@ MOST_BYTES: Final = 700_000
 PIECE: Final = 256 * 1024
 """Bytes of a file in one message."""
 
+ROLLOUT: Final = "a rollout's id, such as rollout.id"
 _PATH: Final = "a path in the sandbox, such as 'solve.py' or '/tmp/x'"
 _USER: Final = "a user's name or number, such as 'nobody' or '1000'"
-_SOURCE: Final = r"host|(dir|tar|docker-archive|oci):/[^\0]*|docker://[^\0\s]+|template:[^\0\s]+"
 _LONGEST_KEY: Final = 500
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -57,6 +56,17 @@ def text(value: object, name: str, right: str) -> str:
     if not isinstance(value, str) or "\0" in value or not (value.isascii() or _encodable(value)):
         raise BadRequest(name, f"{value!r} cannot be used; write {right}, as a str")
     return value if type(value) is str else str.__str__(value)  # what is more than a str is not encoded
+
+
+def sendable(value: str, name: str, what: str = "it") -> str:
+    """Return a str that can be sent; `what` it is, for people. Raises BadRequest."""
+    try:
+        value.isascii() or value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(
+            name, f"{what} is no UTF-8 ({error.reason}, at {error.start}); escape that, or mend it"
+        ) from None
+    return value
 
 
 def truth(value: object, name: str) -> bool:
@@ -146,7 +156,7 @@ def pairs(env: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
             raise BadRequest("env", f"{name!r} is not the name of a variable; it may hold neither '=' nor a NUL")
         if not isinstance(value, str) or "\0" in value:
             raise BadRequest("env", f"the value of {name} must be a str without NUL, not {value!r}")
-        found.append((name, value))
+        found.append((sendable(name, "env", f"the name {name!r}"), sendable(value, "env", f"the value of {name}")))
     return tuple(found)
 
 
@@ -182,6 +192,8 @@ def command(
             raise BadRequest("command", "a session takes shell lines; write the command as one str")
     if "\0" in line or any("\0" in part for part in argv):
         raise BadRequest("command", "it holds a NUL character, which no program can be given")
+    for part in (line, *argv):
+        sendable(part, "command")
     limit = Command().output_limit if output_limit is None else checked(parse_bytes, output_limit, "output_limit")
     if limit > LARGEST:
         raise BadRequest("output_limit", f"{limit} exceeds 16 MiB; write more than that to a file and read the file")
@@ -196,6 +208,17 @@ def command(
         text(user, "user", _USER),
         truth(session, "session"),
     )
+
+
+def commands_of(given: Iterable[CommandLike], timeout: float | str | None = None) -> tuple[Command, ...]:
+    """Return many commands as the wire has them. Raises BadRequest, which says which of them it is about."""
+    found: list[Command] = []
+    for one in given:
+        try:
+            found.append(command(one, timeout=timeout))
+        except BadRequest as error:
+            raise BadRequest("commands", f"the {error.field} of number {len(found)}: {error.problem}") from error
+    return tuple(found)
 
 
 def shown(value: Command) -> str:
@@ -244,6 +267,7 @@ def rollout_spec(
     template = str(template) if template is not None else ""
     if not template.strip():
         raise BadRequest("template", "it is empty; write 'host', 'dir:PATH' or 'tar:PATH', or give a snapshot")
+    sendable(template, "template")
     if command is not None and commands is not None:
         raise BadRequest("commands", "give either command (all run it) or commands (one for each sandbox), not both")
     if isinstance(commands, str):
@@ -252,7 +276,7 @@ def rollout_spec(
         raise BadRequest("commands", f"{commands!r} is no list with one command for each sandbox")
     if resources is not None and not isinstance(resources, Resources):
         raise BadRequest("resources", f"{resources!r} are none; write shoal.Resources(memory='1GiB')")
-    given = tuple(map(_command, [command] if command is not None else commands or ()))
+    given = (_command(command),) if command is not None else commands_of(commands or ())
     if any(each.output_limit > IN_MESSAGE for each in given):
         raise BadRequest("output_limit", "what travels with a rollout returns at most 256 KiB; use sandbox.run")
     if commands is not None and n is None:
@@ -262,6 +286,7 @@ def rollout_spec(
         raise BadRequest("commands", f"there are {len(given)} for {n} sandboxes; give one, or one for each")
     if not isinstance(warm, str):
         raise BadRequest("warm", f"{warm!r} is no Python code; write it as a str, such as 'import numpy'")
+    sendable(warm, "warm")
     policy = (OnLost.RESTART if given else OnLost.FAIL) if on_lost is None else on_lost
     if policy not in tuple(OnLost):
         raise BadRequest("on_lost", f"{on_lost!r} is no policy; write 'fail', 'restart' or 'resume'")
@@ -287,29 +312,6 @@ def rollout_spec(
 
 
 _command = command  # `rollout_spec` has a parameter of this name
-
-
-def recipe(
-    source: str,
-    setup: Sequence[str],
-    warm: str,
-    env: Mapping[str, str] | None,
-    resources: Resources | None,
-    timeout: float | str,
-    isolation: str = "",
-) -> Recipe:
-    """Return how a template is made. Raises BadRequest for everything that can be known to be wrong beforehand."""
-    if not isinstance(source, str) or not re.fullmatch(_SOURCE, source):
-        raise BadRequest("source", f"{source!r} is no source; write {SOURCES}")
-    lines = tuple(setup) if isinstance(setup, Iterable) else ("",)
-    if isinstance(setup, str) or not all(isinstance(line, str) and line.strip() for line in lines):
-        raise BadRequest("setup", "give a list of lines for a shell, none of them empty")
-    if not isinstance(warm, str):
-        raise BadRequest("warm", f"{warm!r} is no Python code; write it as a str, such as 'import numpy'")
-    if isolation not in ("", Isolation.ZYGOTE, Isolation.GVISOR):
-        raise BadRequest("isolation", f"{isolation!r} makes no templates; leave it out, or use zygote or gvisor")
-    limits = resources or Resources(memory="2GiB", disk="1GiB", pids=1024)
-    return Recipe(source, lines, warm, pairs(env), limits.wire, milliseconds(timeout, "timeout"), isolation)
 
 
 def check_size(message: RolloutSubmitted) -> bytes:
@@ -368,6 +370,7 @@ def id_of(tenant: str, run: str, key: str, retry: int = 0) -> str:
     """
     if not isinstance(key, str) or not 0 < len(key) <= _LONGEST_KEY or "\0" in key:
         raise BadRequest("key", f"{key!r} is no name for a rollout; write 1 to {_LONGEST_KEY} characters")
+    sendable(key, "key")
     number = int.from_bytes(hashlib.sha256("\0".join((tenant, run, key, str(retry))).encode()).digest())
     return "r" + "".join(_ALPHABET[number >> 5 * at & 31] for at in range(15))
 

@@ -15,7 +15,17 @@ from shoal.client.fold import RolloutFold
 from shoal.client.link import Link
 from shoal.client.opening import Opening
 from shoal.client.record import recorded
-from shoal.client.requests import CommandLike, FileLike, Resources, check_size, id_of, rollout_spec, token
+from shoal.client.requests import (
+    ROLLOUT,
+    CommandLike,
+    FileLike,
+    Resources,
+    check_size,
+    id_of,
+    rollout_spec,
+    text,
+    token,
+)
 from shoal.client.results import RolloutInfo
 from shoal.client.rollout import Rollout
 from shoal.client.rows import TrajectoryStep
@@ -100,7 +110,7 @@ class Run:
 
     async def attach(self, rollout_id: str) -> Rollout:
         """Return a rollout of this run by its id, with everything already done. Raises BadRequest for no such."""
-        async with self._link.opening(rollout_id):
+        async with self._link.opening(text(rollout_id, "rollout", ROLLOUT)):
             known = self._known(rollout_id)
             if known is not None:
                 return known
@@ -249,7 +259,7 @@ class Resumable(Catalogued):
 
     async def story(self, sandbox: str) -> AsyncGenerator[TrajectoryStep, None]:
         """Yield the story of one sandbox: its steps, and what it was in between. Raises BadRequest for no such."""
-        rollout, _, index = sandbox.rpartition("-")
+        rollout, _, index = text(sandbox, "sandbox", "a sandbox's name, such as sandbox.name").rpartition("-")
         if not rollout or not index.isdigit():
             raise BadRequest("sandbox", f"{sandbox!r} is no sandbox; write ROLLOUT-INDEX, such as r7k2m4n6p8q2s4t6-0")
         fold = await self._folded(rollout)

@@ -22,7 +22,7 @@ from shoal.client.fold import Ready
 from shoal.client.link import OutputSink
 from shoal.client.presence import Presence
 from shoal.client.replaying import Replay
-from shoal.client.requests import MOST_BYTES, CommandLike, command, shown, truth
+from shoal.client.requests import MOST_BYTES, CommandLike, command, sendable, shown, truth
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
 from shoal.client.steps import Steps, diverged
@@ -167,6 +167,7 @@ class Sandbox:
         """
         if not isinstance(code, str) or not code.strip():
             raise BadRequest("code", "it is empty; write Python, such as 'x = 1'")
+        sendable(code, "code")
         wire = command("true", timeout=timeout, cwd=cwd, env=env, output_limit=output_limit)
         wire = msgspec.structs.replace(wire, line="", argv=(), python=code)
         return await self.execute(wire, id, on_output, check=check, idempotent=idempotent)

@@ -46,6 +46,7 @@ def scheduled(spec: RolloutSpec, options: Scheduling) -> RolloutSpec:
     for label, value in labels.items():
         if not isinstance(label, str) or not isinstance(value, str) or not label or not value:
             raise BadRequest("labels", f"{label!r}: {value!r} is no label; write {{'zone': 'a'}}")
+        text(label, "labels", "a label, such as 'zone'"), text(value, "labels", "a label's value, such as 'a'")
     how = options.get("on_preempted", OnPreempted.HIBERNATE)
     if how not in tuple(OnPreempted):
         raise BadRequest("on_preempted", f"{how!r} is no policy; write 'hibernate', 'restart' or 'never'")

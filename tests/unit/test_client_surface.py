@@ -1,6 +1,8 @@
 """What the client lists, refuses and loads, and its synchronous face."""
 
 import asyncio
+import copy
+import pickle
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from shoal.wire.messages import (
     NodeSpec,
     RolloutSubmitted,
 )
+from shoal.wire.quantities import format_bytes
 from unit.client_fabric import EXECUTOR, Fabric, all_ready, all_run
 
 
@@ -173,3 +176,53 @@ def test_one_whose_time_is_up_names_both_times_it_may_have_been() -> None:
     assert "its rollout's" not in told.partition(";")[0]
     assert "timeout=" in told
     assert "lifetime=" in told
+
+
+async def test_what_is_printed_of_a_handle_is_short_and_tells_no_password() -> None:
+    async with Fabric(all_ready) as fabric:
+        url = "nats://me:secret@one:4222,nats://token@two:4222"
+        async with shoal.connect(url, tenant="research", bus=fabric.connect()) as cluster:
+            assert repr(cluster) == "<Cluster nats://one:4222,nats://two:4222, tenant research>"
+            async with cluster.rollout("host") as rollout:
+                sandbox = await anext(rollout.ready())
+                assert repr(sandbox.files) == f"<Files of {rollout.id}-0>"
+                snapshot = await sandbox.snapshot("base")
+                assert repr(snapshot) == f"<Snapshot {snapshot.digest[:16]} 'base', {format_bytes(snapshot.size)}>"
+
+
+async def test_a_live_handle_stays_in_its_process_and_says_what_to_hand_over() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        async with cluster.rollout("host") as rollout, cluster.resume("r") as run:
+            sandbox = await anext(rollout.ready())
+            for handle in (cluster, rollout, sandbox, sandbox.files, run):
+                with pytest.raises(TypeError, match=rf"a {type(handle).__name__} is .* hand over rollout\.id"):
+                    pickle.dumps(handle)
+                assert copy.copy(handle) is handle
+
+
+async def test_what_is_too_much_for_one_message_is_called_by_its_name() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        for given, field in (
+            ({"commands": ["true"], "files": {"a": "x" * 900_000}}, "files"),
+            ({"commands": ["true"], "env": {"A": "x" * 900_000}}, "env"),
+            ({"commands": ["true", "x" * 900_000], "files": {"a": "x"}}, "commands"),
+        ):
+            with pytest.raises(shoal.BadRequest, match="at most 700000 fit") as told:
+                await cluster.map("host", **given)  # type: ignore[arg-type]  # one call for all
+            assert told.value.field == field
+
+
+async def test_an_on_output_that_nobody_would_await_is_refused() -> None:
+    async def wrong(channel: str, data: bytes) -> None: ...
+
+    class Wrong:
+        async def __call__(self, channel: str, data: bytes) -> None: ...
+
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        async with cluster.rollout("host") as rollout:
+            sandbox = await anext(rollout.ready())
+            for given in (wrong, Wrong(), "print"):
+                with pytest.raises(shoal.BadRequest, match="on_output"):
+                    await sandbox.run("true", on_output=given)  # type: ignore[arg-type]  # as somebody may
+                with pytest.raises(shoal.BadRequest, match="on_output"):
+                    await sandbox.python("1", on_output=given)  # type: ignore[arg-type]  # as somebody may

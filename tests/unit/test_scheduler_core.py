@@ -60,6 +60,14 @@ def test_a_refusal_names_the_field(n: int) -> None:
     assert refused[1].startswith("n:")
 
 
+@pytest.mark.parametrize("source", ["oci:/images/v1", "docker://alpine", "docker-archive:/a.tar", "template:tools"])
+def test_what_templates_are_made_of_is_to_be_built_first(source: str) -> None:
+    refused = problem(m.RolloutSpec(source, 1))
+    assert refused is not None
+    assert refused[0] == "unknown_template"
+    assert "build a template of it first" in refused[1]
+
+
 def test_the_environment_has_a_limit_in_bytes() -> None:
     full = ("A", "x" * (128 * 1024 - 3))
     assert problem(m.RolloutSpec("host", 1, env=(full,))) is None

@@ -6,6 +6,7 @@ from typing import Final
 from shoal.wire.messages import Limits, RolloutSpec, Snapshot
 
 _TEMPLATE: Final = re.compile(r"host|(dir|tar):/[^\0]*|snapshot:[0-9a-f]{8,64}|[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
+_SOURCE: Final = re.compile(r"(oci|docker|docker-archive|template):")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}")
 _USER: Final = re.compile(r"([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9}(:[0-9]{1,9})?)?")
@@ -18,6 +19,9 @@ _ENV: Final = 128 * 1024
 def problem(spec: RolloutSpec) -> tuple[str, str] | None:
     """Return the code and the sentence of what is wrong with a spec, or None."""
     if not _TEMPLATE.fullmatch(spec.template):
+        if _SOURCE.match(spec.template):
+            todo = "build a template of it first (`shoal template build NAME --from SOURCE`), and start from its name"
+            return "unknown_template", f"{spec.template!r} is what templates are made of, and none itself: {todo}"
         known = "host, dir:/path, tar:/path, snapshot:DIGEST or the name of a template or snapshot"
         return "unknown_template", f"unknown template {spec.template!r}: use {known}"
     sentence = _bad(spec)

@@ -2,11 +2,24 @@
 
 import asyncio
 import os
-from typing import Final
+from typing import Final, Never, Self
 
 from shoal.client.errors import NotConnected
 
 CLOSED: Final = "this connection was closed; connect again"
+
+
+class Live:
+    """A handle of something that lives: what it does goes through the connection of its process."""
+
+    def __reduce__(self) -> Never:
+        raise TypeError(
+            f"a {type(self).__name__} is a live handle and stays in its process: hand over rollout.id, connect there,"
+            " and attach() to it"
+        )
+
+    def __copy__(self) -> Self:
+        return self
 
 
 class Process:

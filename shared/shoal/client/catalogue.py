@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.bus.protocol import BusError
+from shoal.client.belonging import Live
 from shoal.client.building import recipe
 from shoal.client.errors import BuildFailed, NoSuchSnapshot, PlatformTimeout
 from shoal.client.feed import decoded
@@ -152,7 +153,7 @@ async def _within(what: str) -> AsyncIterator[None]:
         raise PlatformTimeout(text) from error
 
 
-class Catalogued:
+class Catalogued(Live):
     """What a cluster's connection can ask of the snapshot catalogue."""
 
     def __init__(self, link: Link) -> None:

@@ -1,6 +1,7 @@
 """A trainer's connection to a cluster."""
 
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final, Unpack
@@ -89,6 +90,10 @@ def connect(
 
 class Cluster(Resumable):
     """What a trainer asks of a cluster. Made by `connect`."""
+
+    def __repr__(self) -> str:
+        shown = re.sub(r"//[^/@,]*@", "//", self.url)  # who connects, and with what password, is for no log
+        return f"<Cluster {shown}, tenant {self.tenant}>"
 
     @property
     def tenant(self) -> str:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
+from shoal.client.belonging import Live
 from shoal.client.errors import FileError
 from shoal.client.requests import PIECE, checked, content, file_path, truth, whole_number
 from shoal.wire.messages import FileRead, FileWritten, ReadFile, WriteFile
@@ -15,11 +16,14 @@ LIMIT: Final = "64MiB"
 """Of what is read, unless another is given."""
 
 
-class Files:
+class Files(Live):
     """The files of a sandbox. A relative path is relative to where its commands run."""
 
     def __init__(self, sandbox: "Sandbox") -> None:
         self._sandbox = sandbox
+
+    def __repr__(self) -> str:
+        return f"<Files of {self._sandbox.name}>"
 
     async def write(
         self, path: str, data: bytes | str, *, mode: int = 0o644, idempotent: bool = True, id: str | None = None

@@ -33,11 +33,11 @@ async def each(
 ) -> list[SandboxOutcome]:
     """Run them all, and return how each ended, in their order; `base` is the request of the first alone.
 
-    The `index` of an outcome is its command's place in all of them.
-
-    Where one cannot be started, what was started is released.
+    The `index` of an outcome is its command's place in all of them. Where one cannot be started, what was
+    started is released.
     """
-    parts = split(given, len(encode(base)) - len(encode_command(given[0])))
+    rest = "files" if base.spec.files else "env"
+    parts = split(given, len(encode(base)) - len(encode_command(given[0])), rest)
     specs = [spec_of(count, _shared(given[first : first + count])) for first, count in parts]
     rollouts: list[Rollout] = []
     outcomes: list[SandboxOutcome | None] = [None] * len(given)

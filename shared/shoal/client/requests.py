@@ -332,16 +332,19 @@ def check_size(message: RolloutSubmitted) -> bytes:
     return payload
 
 
-def split(commands: Sequence[Command], base_bytes: int) -> list[tuple[int, int]]:
-    """Return `(first, count)` parts of commands, each within the limits of one request that has base_bytes already."""
+def split(commands: Sequence[Command], base_bytes: int, rest: str) -> list[tuple[int, int]]:
+    """Return `(first, count)` parts of commands, each within the limits of one request that has base_bytes already.
+
+    `rest` is the field that has the most of those.
+    """
     parts: list[tuple[int, int]] = []
     first, size = 0, base_bytes
     for number, one in enumerate(commands):
         weight = len(encode_command(one))
         if base_bytes + weight > MOST_BYTES:
             raise BadRequest(
-                "commands",
-                f"command {number} and the files have {base_bytes + weight} bytes, at most {MOST_BYTES} fit; put large"
+                rest if base_bytes > weight else "commands",
+                f"command {number} and the {rest} have {base_bytes + weight} bytes, at most {MOST_BYTES} fit; put large"
                 " files into a template (dir:PATH, tar:PATH)",
             )
         if number > first and (size + weight > MOST_BYTES or number - first == MOST_SANDBOXES):

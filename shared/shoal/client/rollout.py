@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import Final
 
+from shoal.client.belonging import Live
 from shoal.client.errors import BadRequest, PlatformTimeout, QueueFull, Rejected, RolloutEnded, ShoalError, Timeout
 from shoal.client.feed import Feed
 from shoal.client.fold import News, Ready, RolloutFold
@@ -33,7 +34,7 @@ _NEVER: Final = (EndReason.TIMED_OUT, EndReason.CANCELLED)
 """How those end that never took a command, because nobody waits for them any more."""
 
 
-class Rollout:
+class Rollout(Live):
     """A group of sandboxes. As a context manager it releases what is left of them."""
 
     def __init__(

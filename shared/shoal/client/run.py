@@ -8,6 +8,7 @@ from typing import Unpack
 
 from shoal.bus.protocol import BusError
 from shoal.client import listing, trajectory
+from shoal.client.belonging import Live
 from shoal.client.catalogue import Catalogued
 from shoal.client.errors import BadRequest, TrajectoryDiverged
 from shoal.client.feed import decoded, history
@@ -48,7 +49,7 @@ class _Entered(Opening[Rollout]):
             await super().__aexit__(kind, error, trace)
 
 
-class Run:
+class Run(Live):
     """A run of the tenant's, by its name. Made by `Cluster.resume`.
 
     Whoever resumes it gets its rollouts as they are, with everything already done: what is asked of a sandbox in the

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shoal.client import outputs, replaying, snapshots
+from shoal.client.belonging import Live
 from shoal.client.errors import (
     BadRequest,
     CommandFailed,
@@ -27,7 +28,7 @@ from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
 from shoal.client.steps import Steps, diverged
 from shoal.client.story import Story, order
-from shoal.client.streaming import Streamed
+from shoal.client.streaming import Streamed, sink
 from shoal.wire import subjects
 from shoal.wire.asked import Answer, Asked, same
 from shoal.wire.codec import encode
@@ -48,7 +49,7 @@ Head = tuple[str, str, str, int, str, int, int]
 """What every request begins with."""
 
 
-class Sandbox:
+class Sandbox(Live):
     """A sandbox of a rollout. Its `name` is `<rollout>-<index>`.
 
     Every operation raises SandboxLost when the platform lost it, and SandboxEnded when it ended otherwise; also one
@@ -122,6 +123,9 @@ class Sandbox:
     ) -> CommandResult:
         """Run a command to its end: a str is a line for a shell, a list of str a program and its arguments.
 
+        The shell is /bin/sh, which often knows no `[[ ]]` and no arrays; with session=True it is bash, where the image
+        has that.
+
         timeout: seconds, or such as "30s"; what exceeds it is killed, and the result says `timed_out`. output_limit:
         bytes kept of each stream's beginning, 64 KiB unless told otherwise and at most 16 MiB; `stdout_dropped` counts
         what came after. Beyond 256 KiB they are kept as a blob, and fetched. session: run it in the sandbox's one
@@ -177,6 +181,7 @@ class Sandbox:
     ) -> CommandResult:
         """Run a command as it travels."""
         truth(idempotent, "idempotent")
+        sink(on_output)
 
         def message(head: Head) -> RunCommand:
             return RunCommand(*head, wire, on_output is not None, idempotent)

@@ -18,6 +18,7 @@ from shoal.wire.messages import (
     SnapshotTaken,
     TakeSnapshot,
 )
+from shoal.wire.quantities import format_bytes
 
 if TYPE_CHECKING:
     from shoal.client.sandbox import Sandbox
@@ -27,7 +28,7 @@ TIMEOUT_S: Final = 330.0
 _MOST_FORKS: Final = 100_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Snapshot:
     """What sandboxes can be started from: `cluster.rollout(snapshot, n=64)`, from this client or, by `name`, any other.
 
@@ -37,6 +38,10 @@ class Snapshot:
     wire: messages.Snapshot
     name: str = ""
     stood_ms: float = 0.0
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"<Snapshot {self.digest[:16]}{name}, {format_bytes(self.size)}>"
 
     def __str__(self) -> str:
         return f"snapshot:{self.digest}"

@@ -1,9 +1,19 @@
 """A command's output, handed on as it comes; and at its end, what came of it otherwise."""
 
 import hashlib
+import inspect
 
+from shoal.client.errors import BadRequest
 from shoal.client.link import OutputSink
 from shoal.client.results import CommandResult
+
+
+def sink(given: object) -> None:
+    """Raise BadRequest for what is no `on_output`, which is called and not awaited."""
+    if any(map(inspect.iscoroutinefunction, (given, getattr(type(given), "__call__", None)))):  # noqa: B004 - what it is, not whether
+        raise BadRequest("on_output", "it is an async function, which nobody would await; give a plain one")
+    if given is not None and not callable(given):
+        raise BadRequest("on_output", f"{given!r} cannot be called; give a function that takes a channel and bytes")
 
 
 class Streamed:

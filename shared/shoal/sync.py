@@ -9,9 +9,9 @@ Every class wraps its asynchronous namesake; what has no `await` there is reache
 `on_output` are called in the background thread, and cannot call the same connection.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Self
 
 from shoal.bus.protocol import Bus
 from shoal.client import (
@@ -22,62 +22,17 @@ from shoal.client import (
     sandbox as sandbox_,
 )
 from shoal.client.errors import ReplayDiverged, ReplayStopped
+from shoal.client.facing import Faced, giving as _giving, iterating as _iterating, plain as _plain
 from shoal.client.link import ANSWER_GRACE_S
 from shoal.client.opening import noting
 from shoal.client.portal import Portal
-
-P = ParamSpec("P")
-R = TypeVar("R")
-W = TypeVar("W", bound="_Wrapped")
-
-
-class _Wrapped:
-    """Something asynchronous, and the portal to its loop."""
-
-    def __init__(self, portal: Portal, inner: Any) -> None:
-        self._portal = portal
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __repr__(self) -> str:
-        return repr(self._inner)
+from shoal.client.replaying import Divergence
+from shoal.client.results import RolloutStatus, SandboxOutcome
+from shoal.client.snapshots import Snapshot
+from shoal.wire.messages import EndReason, RolloutSpec
 
 
-def _plain(method: Callable[Concatenate[Any, P], Awaitable[R]]) -> Callable[Concatenate[Any, P], R]:
-    def call(self: _Wrapped, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._portal.call(method(self._inner, *args, **kwargs))
-
-    _describe(call, method)
-    return call
-
-
-def _giving(
-    method: Callable[Concatenate[Any, P], Awaitable[Any]], wrapper: type[W]
-) -> Callable[Concatenate[Any, P], W]:
-    def call(self: _Wrapped, /, *args: P.args, **kwargs: P.kwargs) -> W:
-        return wrapper(self._portal, self._portal.call(method(self._inner, *args, **kwargs)))
-
-    _describe(call, method)
-    return call
-
-
-def _iterating(
-    method: Callable[Concatenate[Any, P], AsyncGenerator[R, None]],
-) -> Callable[Concatenate[Any, P], Iterator[R]]:
-    def call(self: _Wrapped, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-        return self._portal.each(method(self._inner, *args, **kwargs))
-
-    _describe(call, method)
-    return call
-
-
-def _describe(call: Any, method: Any) -> None:
-    call.__name__, call.__qualname__, call.__doc__ = method.__name__, method.__qualname__, method.__doc__
-
-
-class Files(_Wrapped):
+class Files(Faced):
     """See `shoal.Files`."""
 
     _inner: sandbox_.Files
@@ -86,7 +41,7 @@ class Files(_Wrapped):
     read_bytes = _plain(sandbox_.Files.read_bytes)
 
 
-class Sandbox(_Wrapped):
+class Sandbox(Faced):
     """See `shoal.Sandbox`."""
 
     _inner: sandbox_.Sandbox
@@ -96,6 +51,61 @@ class Sandbox(_Wrapped):
     rollback = _plain(sandbox_.Sandbox.rollback)
     hibernate = _plain(sandbox_.Sandbox.hibernate)
     release = _plain(sandbox_.Sandbox.release)
+
+    @property
+    def name(self) -> str:
+        """`<rollout>-<index>`."""
+        return self._inner.name
+
+    @property
+    def index(self) -> int:
+        """Its place in its rollout, from 0."""
+        return self._inner.index
+
+    @property
+    def isolation(self) -> str:
+        """The driver that keeps it apart."""
+        return self._inner.isolation
+
+    @property
+    def attempt(self) -> int:
+        """How often it was started before."""
+        return self._inner.attempt
+
+    @property
+    def node(self) -> str:
+        """Where it runs; empty while it runs nowhere."""
+        return self._inner.node
+
+    @property
+    def executor(self) -> str:
+        """Who takes commands for it; empty while it runs nowhere."""
+        return self._inner.executor
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it sleeps: all of it is kept, it occupies nothing, and its next command wakes it."""
+        return self._inner.asleep
+
+    @property
+    def ended(self) -> EndReason | None:
+        """Why it ended, or None while it lives."""
+        return self._inner.ended
+
+    @property
+    def lost(self) -> bool:
+        """Whether the platform lost it: what happened in it says nothing."""
+        return self._inner.lost
+
+    @property
+    def ready_ms(self) -> float | None:
+        """Ms from submission to readiness, by the broker's clock."""
+        return self._inner.ready_ms
+
+    @property
+    def first_command_ms(self) -> float | None:
+        """Ms from submission to the end of its first command, by the broker's clock."""
+        return self._inner.first_command_ms
 
     def resume(
         self,
@@ -129,7 +139,7 @@ class Sandbox(_Wrapped):
         return Files(self._portal, self._inner.files)
 
 
-class Replay(_Wrapped):
+class Replay(Faced):
     """See `shoal.Replay`."""
 
     _inner: replaying_.Replay
@@ -139,8 +149,28 @@ class Replay(_Wrapped):
         """The new sandbox."""
         return Sandbox(self._portal, self._inner.sandbox)
 
+    @property
+    def origin(self) -> Snapshot | None:
+        """What it was started from; None: anew."""
+        return self._inner.origin
 
-class Rollout(_Wrapped):
+    @property
+    def replayed(self) -> int:
+        """How many steps were done again."""
+        return self._inner.replayed
+
+    @property
+    def divergences(self) -> list[Divergence]:
+        """The steps that gave something else."""
+        return self._inner.divergences
+
+    @property
+    def recorded(self) -> list[str]:
+        """The steps that were not done again, because they must not be."""
+        return self._inner.recorded
+
+
+class Rollout(Faced):
     """See `shoal.Rollout`."""
 
     _inner: rollout_.Rollout
@@ -148,6 +178,40 @@ class Rollout(_Wrapped):
     wait = _plain(rollout_.Rollout.wait)
     release = _plain(rollout_.Rollout.release)
     cancel = _plain(rollout_.Rollout.cancel)
+
+    @property
+    def id(self) -> str:
+        """What it is called in the cluster; `attach` takes it."""
+        return self._inner.id
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self._inner.tenant
+
+    @property
+    def run(self) -> str:
+        """The run it is of."""
+        return self._inner.run
+
+    @property
+    def n(self) -> int:
+        """How many sandboxes it has."""
+        return self._inner.n
+
+    @property
+    def spec(self) -> RolloutSpec:
+        """What was asked for, as it travels."""
+        return self._inner.spec
+
+    @property
+    def failures(self) -> list[SandboxOutcome]:
+        """The sandboxes the platform lost for good so far."""
+        return self._inner.failures
+
+    def status(self) -> RolloutStatus:
+        """Return the rollout as it is now, as far as this client has heard."""
+        return self._inner.status()
 
     def ready(self) -> Iterator[Sandbox]:
         """Yield each sandbox as soon as it takes commands; see `shoal.Rollout.ready`."""
@@ -174,7 +238,7 @@ class _Entered(Rollout):
             self.release()
 
 
-class Run(_Wrapped):
+class Run(Faced):
     """See `shoal.Run`."""
 
     _inner: run_.Run
@@ -182,6 +246,11 @@ class Run(_Wrapped):
     attach = _giving(run_.Run.attach, Rollout)
     rollouts = _plain(run_.Run.rollouts)
     close = _plain(run_.Run.close)
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._inner.name
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +262,7 @@ class Run(_Wrapped):
             self.close()
 
 
-class Cluster(_Wrapped):
+class Cluster(Faced):
     """See `shoal.Cluster`."""
 
     _inner: cluster_.Cluster
@@ -223,6 +292,16 @@ class Cluster(_Wrapped):
     remove_snapshot = _plain(cluster_.Cluster.remove_snapshot)
     dead_letter = _plain(cluster_.Cluster.dead_letter)
     retry_dead = _plain(cluster_.Cluster.retry_dead)
+
+    @property
+    def tenant(self) -> str:
+        """On whose account this connection acts."""
+        return self._inner.tenant
+
+    @property
+    def url(self) -> str:
+        """The broker's address."""
+        return self._inner.url
 
     def close(self) -> None:
         """Disconnect and end the background thread. Idempotent."""

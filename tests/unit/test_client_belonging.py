@@ -47,6 +47,7 @@ async def held(fabric: Fabric) -> tuple[shoal.Cluster, Operations]:
         "tenants": cluster.tenants,
         "snapshots": cluster.snapshots,
         "events": lambda: first(cluster.events()),
+        "follow": lambda: first(cluster.events("none", follow=True)),
         "trajectory": lambda: first(cluster.trajectory("default")),
         "dead letters": lambda: first(cluster.dead_letters()),
         "prefetch": lambda: cluster.prefetch("x"),
@@ -110,7 +111,10 @@ async def test_what_waits_when_the_connection_is_closed_says_the_same() -> None:
     async with Fabric(all_ready) as fabric:
         fabric.silent = True
         cluster, operations = await held(fabric)
-        waiting = {name: asyncio.ensure_future(operations[name]()) for name in ("run", "wait", "outcomes")}
+        waiting = {
+            name: asyncio.ensure_future(operations[name]())
+            for name in ("run", "wait", "outcomes", "snapshots", "follow")
+        }
         await asyncio.sleep(0.05)
         await cluster.close()
         all_say(

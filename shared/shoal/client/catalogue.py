@@ -11,7 +11,7 @@ from shoal.bus.protocol import BusError
 from shoal.client.belonging import Live
 from shoal.client.building import recipe
 from shoal.client.errors import BuildFailed, NoSuchSnapshot, PlatformTimeout
-from shoal.client.feed import decoded
+from shoal.client.feed import decoded, following
 from shoal.client.link import Link
 from shoal.client.requests import Resources, sendable, token, truth
 from shoal.client.snapshots import Snapshot
@@ -128,7 +128,7 @@ async def _answers(link: Link) -> AsyncIterator[AsyncIterator[_Answer]]:
     async def heard() -> AsyncIterator[_Answer]:
         while True:
             try:
-                batch = await reader.batch()
+                batch = await following(reader)
             except BusError as error:
                 raise link.explained(error) from error
             for delivery in batch:

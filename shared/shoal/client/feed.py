@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shoal.archive.live import kept
-from shoal.bus.protocol import BusError, Delivery, Reader
+from shoal.bus.protocol import BusError, Delivery, Reader, UnreachableError
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import AnyMessage
 
@@ -57,6 +57,17 @@ class Feed:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self._reader.close()
+
+
+async def following(reader: Reader) -> Sequence[Delivery]:
+    """Return the next messages, for a caller of ours who waits. Raises UnreachableError where the reader was closed."""
+    try:
+        return await reader.batch()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UnreachableError("it is followed no more") from None  # with the connection, and not by the caller
 
 
 def decoded(delivery: Delivery) -> AnyMessage | None:

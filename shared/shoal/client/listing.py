@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 from shoal.bus.protocol import Bus, Delivery
-from shoal.client.feed import decoded, history
+from shoal.client.feed import decoded, following, history
 from shoal.client.fold import RolloutFold
 from shoal.client.nodes import drained
 from shoal.client.results import Event, NodeInfo, RolloutInfo
@@ -185,7 +185,7 @@ async def _coming(bus: Bus, wanted: dict[str, str | None], after: dict[str, int]
         reader = await bus.reader(stream, after=after[stream], filters=[only] if only else [])
         try:
             while True:
-                for delivery in await reader.batch():
+                for delivery in await following(reader):
                     await queue.put(event_of(stream, delivery))
         except Exception as error:
             await queue.put(error)

@@ -22,6 +22,7 @@ from shoal.client.results import CommandResult
 from shoal.client.sandbox import Sandbox
 from shoal.machine.core import Make, Publish
 from shoal.machine.lineage import identified, warmed
+from shoal.runtime.sealing import Seals
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import messages as m, subjects
 from shoal.wire.codec import encode
@@ -46,11 +47,12 @@ class BuildError(Exception):
 class Maker:
     """Makes templates on this machine, and in sandboxes of the cluster at `url`."""
 
-    def __init__(self, publisher: SteadyPublisher, store: BlobStore, url: str, scratch: Path) -> None:
+    def __init__(self, publisher: SteadyPublisher, store: BlobStore, url: str, scratch: Path, seals: Seals) -> None:
         self._publisher = publisher
         self._store = store
         self._url = url
         self._scratch = scratch
+        self._seals = seals
         self._disks: dict[str, m.Snapshot] = {}  # by the digest of what they were made of
         self._used: dict[str, float] = {}  # blobs of disks that are used again, and since when
 
@@ -58,7 +60,7 @@ class Maker:
         """Make it, saying how far it is; return the message that says what came of it."""
         began = time.monotonic()
         try:
-            snapshot = await self._made(make)
+            snapshot = self._seals.sealed(make.tenant, await self._made(make))
             told = m.TemplateMade(make.key, snapshot)
             log.info("template made", key=make.key[:12], seconds=round(time.monotonic() - began, 1))
         except (BuildError, ImageError, BlobError, ShoalError, BusError, OSError) as error:
@@ -120,7 +122,7 @@ class Maker:
         recipe = make.recipe
         template = base.kind
         if base.blobs or base.env:
-            added = m.SnapshotAdded(make.tenant, base)
+            added = m.SnapshotAdded(make.tenant, self._seals.sealed(make.tenant, base))
             await self._tell(make.tenant, "added", added)
             template = f"snapshot:{base.digest}"
         limits = recipe.resources

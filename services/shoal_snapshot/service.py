@@ -7,15 +7,16 @@ from typing import Final
 import structlog
 
 from shoal.blobs.protocol import BlobError, BlobStore
-from shoal.machine.core import Collect, Inspect, Make, Publish, Task
+from shoal.machine.core import Collect, Inspect, Make, Publish, Seal, Task
 from shoal.runtime.lease import Owner
 from shoal.runtime.performer import Perform
 from shoal.runtime.process import Context
+from shoal.runtime.sealing import Seals, seals_of
 from shoal.runtime.shell import Shell
 from shoal.runtime.spread import Spread, run_together
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import streams, subjects
-from shoal.wire.messages import BlobsCollected
+from shoal.wire.messages import BlobsCollected, SnapshotsSealed
 from shoal_snapshot.core.catalogue import GRACE_MS
 from shoal_snapshot.core.snapshot import SnapshotCore
 from shoal_snapshot.inspecting import Inspector
@@ -56,7 +57,22 @@ class Collector:
         return gone
 
 
-def performing(inspector: Inspector, maker: Maker, collector: Collector) -> Perform:
+class Sealer:
+    """Looks whether snapshots have the seals of this cluster: those of before have none, or the key was lost."""
+
+    def __init__(self, seals: Seals) -> None:
+        self._seals = seals
+
+    async def perform(self, effect: Seal) -> Sequence[Publish]:
+        """Return the messages with the right seals, of those that have others."""
+        right = [(tenant, digest, self._seals.of(tenant, digest)) for tenant, digest, _ in effect.sealed]
+        wrong = [found for found, had in zip(right, effect.sealed, strict=True) if found != had]
+        parts = [tuple(wrong[at : at + _AT_ONCE]) for at in range(0, len(wrong), _AT_ONCE)]
+        subject = subjects.snapshot(subjects.SYSTEM, "sealed")
+        return [Publish(subject, SnapshotsSealed(part)) for part in parts]
+
+
+def performing(inspector: Inspector, maker: Maker, collector: Collector, sealer: Sealer) -> Perform:
     """Return what carries out each kind of task."""
 
     async def perform(task: Task) -> Sequence[Publish]:
@@ -67,6 +83,8 @@ def performing(inspector: Inspector, maker: Maker, collector: Collector) -> Perf
                 return await maker.perform(task)
             case Collect():
                 return await collector.perform(task)
+            case Seal():
+                return await sealer.perform(task)
 
     return perform
 
@@ -76,7 +94,8 @@ async def run(context: Context, store: BlobStore, scratch: Path, what_is_left: b
     owner = Owner.local()
     spread = Spread(context.bus, "snapshot", owner, 1)
     core = SnapshotCore()
-    maker = Maker(SteadyPublisher(context.bus, "snapshot"), store, context.settings.url, scratch)
+    seals = await seals_of(context.bus)
+    maker = Maker(SteadyPublisher(context.bus, "snapshot"), store, context.settings.url, scratch, seals)
     shell = Shell(
         context.bus,
         core,
@@ -84,7 +103,10 @@ async def run(context: Context, store: BlobStore, scratch: Path, what_is_left: b
         stream=streams.snapshot().name,
         tick_subject=subjects.snapshot(subjects.SYSTEM, "tick"),
         perform=performing(
-            Inspector(), maker, Collector(store, lambda digest: maker.uses(digest) or not core.collects(digest))
+            Inspector(),
+            maker,
+            Collector(store, lambda digest: maker.uses(digest) or not core.collects(digest)),
+            Sealer(seals),
         ),
         owner=owner,
         turns=spread,

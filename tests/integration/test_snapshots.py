@@ -1,19 +1,22 @@
 """Snapshots of live sandboxes, as a trainer meets them: taken, forked, gone back to, resumed from."""
 
 import asyncio
+import hashlib
 import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 import shoal
 from host import with_argument
 from shoal.cli.system import LocalSystem
-from shoal.wire.messages import SandboxSaved
+from shoal.machine.lineage import identified
+from shoal.wire.messages import Blob, SandboxSaved
 
 pytestmark = [
     pytest.mark.broker,
@@ -235,3 +238,47 @@ async def test_sandboxes_of_a_lost_node_resume_from_their_last_snapshot(
     await rollout.release()
     summary = await rollout.wait(60)
     assert summary.lost == 0
+
+
+async def test_nothing_is_gone_back_to_that_the_cluster_did_not_make_for_this_tenant(
+    system: tuple[LocalSystem, Path], cluster: shoal.Cluster
+) -> None:
+    url = system[0].url
+    async with shoal.connect(url, tenant="umbra") as theirs, theirs.rollout("host") as rollout:
+        sandbox = await one(rollout)
+        await sandbox.run("echo theirs > note")
+        foreign = await sandbox.snapshot("foreign")
+    async with cluster.rollout("host") as rollout:
+        sandbox = await one(rollout)
+        await sandbox.run("echo mine > note")
+        mine = await sandbox.snapshot()
+        # An output is stored as a blob that its writer chose: here a disk, which the kernel would mount.
+        (disk,) = mine.wire.layers
+        stored = await sandbox.run(f"head -c {8 * 1024**2} /dev/zero", output_limit="16MiB")
+        blob = Blob(hashlib.sha256(stored.stdout_bytes).hexdigest(), len(stored.stdout_bytes))
+        output = identified(msgspec.structs.replace(mine.wire, kind="disk", disks=(blob,), layers=()))
+        sealed = msgspec.structs.replace(output, seal=mine.wire.seal)
+        made_up = identified(msgspec.structs.replace(foreign.wire, layers=(*foreign.wire.layers, disk)))
+        for snapshot in (foreign.wire, output, sealed, made_up):
+            with pytest.raises(shoal.SnapshotError, match=r"snapshot\.seal: .*cluster\.snapshots\(\)"):
+                await sandbox.rollback(shoal.Snapshot(snapshot))
+        assert (await sandbox.run("cat note")).stdout == "mine\n"  # it goes on as it was
+        await sandbox.run("echo more >> note")
+        before = msgspec.structs.replace(mine.wire, seal="")  # as a version before the seals told it
+        await sandbox.rollback(shoal.Snapshot(before))
+        assert (await sandbox.run("cat note")).stdout == "mine\n"
+
+
+async def test_a_fork_of_what_went_back_to_another_rollouts_snapshot(cluster: shoal.Cluster) -> None:
+    async with cluster.rollout("host") as rollout:
+        sandbox = await one(rollout)
+        await sandbox.run("echo earlier > note")
+        earlier = await sandbox.snapshot()
+    async with cluster.rollout("host") as rollout:
+        sandbox = await one(rollout)
+        await sandbox.rollback(earlier)
+        (info,) = [each for each in await cluster.snapshots() if each.digest == earlier.digest]
+        assert info.held == 1  # by this rollout
+        (fork,) = await sandbox.fork()
+        assert (await fork.run("cat note")).stdout == "earlier\n"
+        await fork.rollout.release()

@@ -28,7 +28,9 @@ async def test_a_state_is_what_was_live_then_with_and_without_checkpoints() -> N
             at = source.randint(1, len(entries))
             core = known[name].make(int(cell or 0), cluster.shape.cells)
             for entry in entries[:at]:
-                respond(core, encode(entry.message), Cause(partition.log.name, entry.sequence, entry.time_ms))
+                respond(
+                    core, entry.subject, encode(entry.message), Cause(partition.log.name, entry.sequence, entry.time_ms)
+                )
             for checkpoints in (True, False):
                 found = await rebuild(recording, known[name], int(cell or 0), sequence=at, checkpoints=checkpoints)
                 assert (found.core.dump(), found.sequence) == (core.dump(), at)

@@ -245,7 +245,7 @@ class Fabric:
             case TakeSnapshot(name=name, memory=memory):
                 digest = hashlib.sha256(message.id.encode()).hexdigest()
                 self.saved(message.rollout, message.index, digest, ((1, step.number),), attempt=message.attempt)
-                say(SnapshotTaken(*head, Snapshot(digest, "host"), name, 1000, step, memory))
+                say(SnapshotTaken(*head, Snapshot(digest, "host", seal="5ea1"), name, 1000, step, memory))
             case RollBack(snapshot=snapshot):
                 say(RolledBack(*head, snapshot.digest, step))
             case Hibernate():

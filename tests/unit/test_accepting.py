@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from shoal.machine.lineage import grown, identified, warmed
+from shoal.runtime.sealing import Seals
 from shoal.wire import subjects
 from shoal.wire.messages import (
     AnyMessage,
@@ -24,7 +25,7 @@ from shoal.wire.messages import (
     TakeSnapshot,
 )
 from shoal.wire.quantities import BadValueError
-from shoal_executor.service.accepting import Accepting, check_snapshot
+from shoal_executor.service.accepting import Accepting, check_given, check_snapshot
 
 CONTROL = subjects.executor_control("e1")
 MINE = subjects.executor_command("e1", "acme")
@@ -37,7 +38,8 @@ START = StartSandboxes(
 )  # fmt: skip
 DESTROY = DestroySandboxes("b1", "r1", (), EndReason.RELEASED)
 PREEMPT = PreemptSandboxes("b1", "r1", 0, ((0, 3),), OnPreempted.RESTART)
-accepting = Accepting("e1", 2)
+SEALS = Seals(b"secret")
+accepting = Accepting("e1", 2, SEALS)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,25 @@ def test_a_snapshot_goes_by_what_it_says(snapshot: Snapshot) -> None:
         check_snapshot(snapshot)
     with pytest.raises(BadValueError, match=r"^snapshot\.digest: "):
         accepting.check(PrefetchSnapshot(snapshot), CONTROL)
+
+
+def test_a_clients_snapshot_is_sealed_for_its_tenant_unless_it_is_the_plain_host() -> None:
+    disk = identified(Snapshot("", "disk", disks=(BLOB,)))
+    for snapshot in (disk, grown(HOST, BLOB, None, "zygote"), warmed(HOST, "import os")):
+        given = SEALS.sealed("acme", snapshot)
+        check_given(given, "acme", SEALS)
+        accepting.check(PrefetchSnapshot(given, "acme"), CONTROL)
+        for other in (snapshot, SEALS.sealed("umbra", snapshot), Seals(b"another").sealed("acme", snapshot)):
+            with pytest.raises(BadValueError, match=r"^snapshot\.seal: .*cluster\.snapshots\(\)"):
+                check_given(other, "acme", SEALS)
+            with pytest.raises(BadValueError, match=r"^snapshot\.seal: "):
+                accepting.check(PrefetchSnapshot(other, "acme"), CONTROL)
+        with pytest.raises(BadValueError, match=r"^snapshot\.seal: "):
+            accepting.check(PrefetchSnapshot(given), CONTROL)  # of nobody
+        with pytest.raises(BadValueError, match=r"^snapshot\.digest: "):  # one seal for all that has this digest?
+            check_given(msgspec.structs.replace(given, kind="dir", path="/root"), "acme", SEALS)
+    for host in (HOST, SEALS.sealed("acme", HOST), msgspec.structs.replace(HOST, seal="x")):
+        check_given(host, "umbra", SEALS)
 
 
 @pytest.mark.parametrize("blob", [Blob("../" * 9, 9), Blob("A" * 64, 9), Blob("a" * 63, 9), Blob("a" * 64, -1)])

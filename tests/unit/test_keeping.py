@@ -12,6 +12,7 @@ import pytest_asyncio
 from shoal.blobs.cache import Cache
 from shoal.blobs.files import FileStore
 from shoal.machine.lineage import identified
+from shoal.runtime.sealing import Seals, seals_of
 from shoal.wire import streams, subjects
 from shoal.wire.messages import (
     Blob,
@@ -34,6 +35,8 @@ from shoal.wire.messages import (
     SandboxSlept,
     SlotsReleased,
     Snapshot,
+    SnapshotAdded,
+    SnapshotHeld,
     SnapshotTaken,
     TakeSnapshot,
     Tick,
@@ -213,6 +216,57 @@ async def test_a_sandbox_goes_back_to_what_was_taken_and_to_nothing_made_up(benc
     assert driver(bench).prepared == [*prepared, taken.snapshot]
 
 
+async def test_what_the_cluster_did_not_make_for_this_tenant_is_no_sandboxs_and_no_nodes(bench: Bench) -> None:
+    """The digests of all of these are right: whoever stored an output, or has read of a blob, can write them."""
+    seals = await seals_of(bench.bus)
+    await bench.command(TakeSnapshot("snap", *HEAD, 0, 0))
+    (taken,) = await bench.heard(SnapshotTaken)
+    assert seals.right("acme", taken.snapshot)
+    (added,) = await bench.heard(SnapshotAdded)
+    assert added.snapshot == taken.snapshot
+    output = identified(Snapshot("", "disk", disks=(Blob("e" * 64, 4096),)))
+    foreign = [
+        (output, "has none"),
+        (msgspec.structs.replace(output, seal=taken.snapshot.seal), "not of this cluster for tenant 'acme'"),
+        (seals.sealed("umbra", taken.snapshot), "not of this cluster for tenant 'acme'"),
+        (Seals(b"another").sealed("acme", taken.snapshot), "not of this cluster for tenant 'acme'"),
+        (msgspec.structs.replace(taken.snapshot, seal=""), "has none"),
+    ]
+    prepared = driver(bench).prepared
+    for number, (snapshot, why) in enumerate(foreign, 1):
+        await bench.command(RollBack(f"bad{number}", *HEAD, 0, 0, snapshot))
+        refused = await bench.heard(CommandRefused, lambda found, number=number: len(found) == number)  # type: ignore[misc]  # bound
+        assert refused[-1].code == "snapshot_failed"
+        assert refused[-1].detail.startswith(f"snapshot.seal: {snapshot.digest[:12]} ")
+        assert why in refused[-1].detail
+        assert "cluster.snapshots()" in refused[-1].detail
+        await bench.send(subjects.executor_control("e1"), PrefetchSnapshot(snapshot, "acme"))
+        dead = await bench.heard(DeadLetter, lambda found, number=number: len(found) == number)  # type: ignore[misc]  # bound
+        assert "snapshot.seal: " in dead[-1].reason
+    await bench.send(subjects.executor_control("e1"), PrefetchSnapshot(taken.snapshot, "umbra"))
+    await bench.heard(DeadLetter, lambda found: len(found) == len(foreign) + 1)
+    assert driver(bench).prepared == prepared
+    await bench.send(subjects.executor_control("e1"), PrefetchSnapshot(taken.snapshot, "acme"))
+    await until(lambda: driver(bench).prepared == [*prepared, taken.snapshot])
+
+
+async def test_what_a_sandbox_goes_back_to_is_held_before_that_is_told(bench: Bench) -> None:
+    other = (await seals_of(bench.bus)).sealed("acme", identified(Snapshot("", "disk", disks=(Blob("e" * 64, 9),))))
+    kept = driver(bench)
+    kept.stop_at = "prepare"
+    await bench.command(RollBack("back", *HEAD, 0, 0, other))
+    (held,) = await bench.heard(SnapshotHeld)  # so its blobs stay while they are fetched, too
+    await kept.reached.wait()
+    group = bench.service._core.groups["r1", 0, "n1"]
+    assert held == SnapshotHeld("acme", other.digest, "r1", group.order.deadline_ms)
+    kept.went_on.set()
+    await bench.heard(RolledBack)
+    kept.stop_at = ""
+    await bench.command(RollBack("plain", *HEAD, 0, 0, Snapshot("host", "host")))  # needs nothing kept
+    await bench.heard(RolledBack, lambda found: len(found) == 2)
+    assert len(await bench.heard(SnapshotHeld)) == 1
+
+
 async def test_a_rollouts_log_that_is_full_holds_no_snapshot_up(bench: Bench) -> None:
     bench.bus._broker.ensure(replace(streams.rollout(0), max_bytes=1))
     bench.service._known.outgoing.send(subjects.rollout_sandbox(0, "acme", "run"), Tick(1))  # a report, say
@@ -238,7 +292,8 @@ async def test_nobody_asks_for_it_while_a_command_is_under_way(bench: Bench) -> 
 async def test_one_that_stands_on_too_many_layers_is_not_kept_and_goes_on(bench: Bench) -> None:
     layers = tuple(Blob(f"{number:064x}", 1) for number in range(DEEPEST))
     deepest = identified(Snapshot("", "host", layers=layers, template="host"))
-    await bench.command(RollBack("back", *HEAD, 0, 0, deepest))
+    seals = await seals_of(bench.bus)
+    await bench.command(RollBack("back", *HEAD, 0, 0, seals.sealed("acme", deepest)))
     await bench.heard(RolledBack)
     await bench.command(TakeSnapshot("snap", *HEAD, 0, 0))
     await bench.command(Hibernate("nap", *HEAD, 0, 0))

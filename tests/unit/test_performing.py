@@ -31,7 +31,7 @@ def stranger(id: str) -> Owner:
 
 
 def ask(bus: MemoryBus, template: str) -> None:
-    bus.publish(REQUEST, encode(ResolveTemplate(0, "t", template)), f"in-{template}")
+    bus.publish(SYSTEM, encode(ResolveTemplate(0, "t", template)), f"in-{template}")
 
 
 class Gates:

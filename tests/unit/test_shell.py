@@ -117,7 +117,7 @@ async def test_what_nobody_can_use_is_put_aside(memory_broker: MemoryBroker, bus
 
 
 async def test_a_bug_of_the_core_stops_the_shell(bus: MemoryBus) -> None:
-    bus.publish(REQUEST, encode(TemplateResolved("t", "host", None)), "in")
+    bus.publish(SYSTEM, encode(TemplateResolved("t", "host", None)), "in")
     with pytest.raises(RuntimeError, match="a bug of the core"):
         await shell_of(bus, Toy()).run()
     assert await position_of(bus, "toy.0") == 0

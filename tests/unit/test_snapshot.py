@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.machine.core import Cause, Collect, Inspect, LawBrokenError, Make, Publish
+from shoal.machine.core import Cause, Collect, Inspect, LawBrokenError, Make, Publish, Seal
 from shoal.wire import subjects
 from shoal.wire.messages import (
     Blob,
@@ -67,8 +67,8 @@ def answer(core: SnapshotCore, tenant: str, template: str) -> tuple[str, str]:
 
 def test_a_snapshot_is_its_tenants_by_name_and_digest() -> None:
     core = SnapshotCore()
-    first, second = (Snapshot(letter * 64, "host", layers=(Blob(letter * 64, 9),)) for letter in "ab")
-    near = Snapshot("a" * 63 + "b", "host")
+    first, second = (Snapshot(letter * 64, "host", layers=(Blob(letter * 64, 9),), seal="5ea1") for letter in "ab")
+    near = Snapshot("a" * 63 + "b", "host", seal="5ea1")
     for number, (snapshot, name) in enumerate(((first, "mine"), (first, "mine"), (second, "mine"), (near, ""))):
         assert core.handle(SnapshotAdded("acme", snapshot, name, "r-0"), cause(number)) == []
         core.check()
@@ -155,10 +155,10 @@ def test_what_nothing_needs_goes_after_an_hour_and_its_blobs_with_it() -> None:
     assert sorted(collect.digests) == ["a" * 64, "b" * 64]
     assert core.outstanding() == [collect]
     core.handle(SnapshotAdded("acme", old), Cause("S", 9, 6 * GRACE_MS))  # somebody has put it there anew
-    (left,) = core.outstanding()
-    assert left == Collect(("b" * 64,))
+    seal = Seal((("acme", old.digest, ""),))
+    assert core.outstanding() == [Collect(("b" * 64,)), seal]
     assert core.handle(BlobsCollected(collect.digests), Cause("S", 10, 6 * GRACE_MS)) == []
-    assert core.outstanding() == []
+    assert core.outstanding() == [seal]
     core.check()
 
 

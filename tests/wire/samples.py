@@ -7,6 +7,8 @@ end of one gets a specimen of its own (`Name/with_field`).
 import types
 from typing import Final, get_args
 
+import msgspec
+
 from shoal.wire.messages import (
     AnyMessage,
     Blob,
@@ -90,6 +92,7 @@ from shoal.wire.messages import (
     SnapshotHeld,
     SnapshotLetGo,
     SnapshotsListed,
+    SnapshotsSealed,
     SnapshotTaken,
     StartSandboxes,
     Step,
@@ -245,6 +248,7 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "ExecutorBeat/defaults": ExecutorBeat("executor-1", "b00t"),
     "ExecutorHolds": ExecutorHolds("executor-1", "b00t", ("77aa", "88bb")),
     "PrefetchSnapshot": PrefetchSnapshot(_TAKEN),
+    "PrefetchSnapshot/sealed": PrefetchSnapshot(msgspec.structs.replace(_TAKEN, seal="5ea1"), "acme"),
     "ExecutorLeft": ExecutorLeft("executor-1", "b00t"),
     "SlotsReleased": SlotsReleased("executor-1", "b00t", "node-1", "r1", 1, _RANGES),
     "StartSandboxes": StartSandboxes(
@@ -314,6 +318,7 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "SnapshotAdded": SnapshotAdded("acme", _TAKEN, name="warm", origin="r1-3"),
     "SnapshotAdded/kept": SnapshotAdded("acme", _TAKEN, "", "r1-3", 1_700_000_000_000, automatic=True),
     "SnapshotHeld": SnapshotHeld("acme", "77aa", "r1", 1_700_000_000_000),
+    "SnapshotsSealed": SnapshotsSealed((("acme", "77aa", "5ea1"), ("umbra", "00ff", "ab12"))),
     "SnapshotLetGo": SnapshotLetGo("acme", "r1"),
     "BuildTemplate": BuildTemplate("q1", "acme", "tools", _RECIPE),
     "BuildTemplate/defaults": BuildTemplate("q1", "acme", "tools", Recipe("host")),

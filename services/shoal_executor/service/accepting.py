@@ -8,8 +8,11 @@ import re
 from functools import lru_cache
 from typing import Final
 
+import msgspec
+
 from shoal.machine import ranges
 from shoal.machine.lineage import identified
+from shoal.runtime.sealing import Seals
 from shoal.wire import subjects
 from shoal.wire.messages import (
     AnyMessage,
@@ -35,12 +38,13 @@ _HOST: Final = Snapshot("host", "host")
 
 
 class Accepting:
-    """What may be told to the executor of this name, in a cluster of so many cells."""
+    """What may be told to the executor of this name, in a cluster of so many cells and with these seals."""
 
-    def __init__(self, executor: str, cells: int) -> None:
+    def __init__(self, executor: str, cells: int, seals: Seals) -> None:
         self._executor = executor
         self._control = subjects.executor_control(executor)
         self._cells = cells
+        self._seals = seals
         self._speaker = lru_cache(_REMEMBERED)(self._checked_speaker)  # most are heard again and again
 
     def check(self, message: AnyMessage, subject: str) -> None:
@@ -61,7 +65,7 @@ class Accepting:
         elif isinstance(message, _ByIndices):
             _check_indices(message.indices)
         elif isinstance(message, PrefetchSnapshot):
-            check_snapshot(message.snapshot)
+            check_given(message.snapshot, message.tenant, self._seals)
 
     def _checked_speaker(self, cell: int, tenant: str, run: str) -> str:
         """Return where a tenant speaks to this executor; raise BadValueError where it could not be answered."""
@@ -95,16 +99,32 @@ def _check_indices(indices: Ranges) -> None:
 
 
 def check_snapshot(snapshot: Snapshot) -> None:
-    """Raise BadValueError for a snapshot that does not go by what it is made of, or whose parts cannot be any.
-
-    A client's message has all of it, and its digest is what caches go by.
-    """
+    """Raise BadValueError for a snapshot that does not go by what it is made of, or whose parts cannot be any."""
     for blob in snapshot.blobs:
         if not _DIGEST.fullmatch(blob.digest) or blob.size < 0:
             right = "64 hexadecimal digits, and 0 bytes or more"
             raise BadValueError("snapshot.blobs", f"{blob.digest[:80]!r} of {blob.size} bytes is none; it has {right}")
-    if snapshot != _HOST and identified(snapshot).digest != snapshot.digest:
+    if not _is_host(snapshot) and identified(snapshot).digest != snapshot.digest:
         raise BadValueError(
             "snapshot.digest",
             f"{snapshot.digest[:80]!r} is not the digest of what the snapshot says; give it unchanged",
         )
+
+
+def check_given(snapshot: Snapshot, tenant: str, seals: Seals) -> None:
+    """Raise BadValueError for a snapshot in a tenant's message that the cluster did not make for this tenant.
+
+    A client's message has all of it. Its digest is what caches go by, and its disks are what the kernel mounts.
+    """
+    check_snapshot(snapshot)
+    if not _is_host(snapshot) and not seals.right(tenant, snapshot):
+        which = "has none" if not snapshot.seal else f"has one that is not of this cluster for tenant {tenant!r}"
+        raise BadValueError(
+            "snapshot.seal",
+            f"{snapshot.digest[:12]} {which}; give a snapshot of this tenant's, as cluster.snapshots() lists it now",
+        )
+
+
+def _is_host(snapshot: Snapshot) -> bool:
+    """Return whether it is the plain host, which is anybody's."""
+    return msgspec.structs.replace(snapshot, seal="") == _HOST

@@ -13,6 +13,7 @@ from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, Delivery
 from shoal.machine import ranges
 from shoal.runtime.cluster import cells_of
+from shoal.runtime.sealing import seals_of
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
 from shoal.wire.messages import (
@@ -104,7 +105,6 @@ class ExecutorService:
         self._bus = bus
         self._driver = driver
         self._offer = offer
-        self._accepting = Accepting(offer.executor, 1)
         began = Began(offer.executor, offer.cell, boot, machine(), driver.isolation, offer.nodes, VERSION)
         publisher = SteadyPublisher(bus, f"executor.{offer.executor}")
         self._known = Known(publisher, began, journal)
@@ -168,7 +168,9 @@ class ExecutorService:
 
     async def _serve(self, joined: ExecutorJoined, stop: asyncio.Event, continued: bool) -> None:
         await self._inbox.open(continued=continued)
-        self._accepting = Accepting(joined.executor, await cells_of(self._bus) or 1)
+        seals = await seals_of(self._bus)
+        self._keeping.go(seals)
+        self._accepting = Accepting(joined.executor, await cells_of(self._bus) or 1, seals)
         nodes = subjects.placement_node(self._offer.cell)
         self._loose.go(f"{joined.executor}:{joined.boot}:{secrets.token_hex(4)}")
         self._loose.send(nodes, joined)

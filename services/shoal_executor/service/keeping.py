@@ -15,6 +15,7 @@ from shoal.blobs.protocol import BlobError
 from shoal.bus.protocol import Bus, BusError
 from shoal.machine import ranges
 from shoal.machine.lineage import grown
+from shoal.runtime.sealing import Seals
 from shoal.wire import subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import (
@@ -25,6 +26,7 @@ from shoal.wire.messages import (
     SandboxSaved,
     Snapshot,
     SnapshotAdded,
+    SnapshotHeld,
     StartSandboxes,
     Step,
     WriteFile,
@@ -42,7 +44,7 @@ from shoal_executor.drivers.protocol import (
     StartSpec,
     UnsupportedError,
 )
-from shoal_executor.service.accepting import check_snapshot
+from shoal_executor.service.accepting import check_given
 from shoal_executor.service.journal import AnyRecord, Exited, Returned, Slept
 from shoal_executor.service.known import Known
 from shoal_executor.service.outgoing import Outgoing
@@ -92,6 +94,16 @@ class Keeping:
         self.settling = Settling(driver)
         self.waits = Waits()
         self._used: dict[str, float] = {}
+        self._known_seals: Seals | None = None
+
+    def go(self, seals: Seals) -> None:
+        """Seal and accept with these from now on, before anything is carried out."""
+        self._known_seals = seals
+
+    @property
+    def _seals(self) -> Seals:
+        assert self._known_seals is not None
+        return self._known_seals
 
     # --- commands and what happens to the sandbox meanwhile
 
@@ -205,13 +217,14 @@ class Keeping:
     async def return_to(self, asked: Asked, snapshot: Snapshot) -> None:
         """Make a live sandbox what a snapshot holds. Raises DriverError, also for a snapshot that cannot be one."""
         try:
-            check_snapshot(snapshot)
+            check_given(snapshot, asked.tenant, self._seals)
         except BadValueError as error:
             raise DriverError(str(error)) from error
         key = self._known.core.find(asked.rollout, asked.index, asked.attempt)
         if key is None:
             raise NoSuchSandboxError(asked.rollout)
         name, order = name_of(key, asked.index), self._order(key, asked.index)
+        await self._hold(order, snapshot, asked.id)
         await self._driver.prepare(snapshot)  # what cannot be started from is found out while the sandbox still lives
         async with self._apart(name):
             self._order(key, asked.index)  # it may have been released meanwhile
@@ -228,6 +241,13 @@ class Keeping:
             finally:
                 self._returning.discard(name)
             self._happened(Returned(asked.rollout, asked.index, asked.attempt, snapshot))
+
+    async def _hold(self, order: StartSandboxes, snapshot: Snapshot, id: str) -> None:
+        """Have the catalogue keep a snapshot, perhaps another rollout's, for as long as this rollout may need it."""
+        if snapshot.blobs:
+            held = SnapshotHeld(order.tenant, snapshot.digest, order.rollout, order.deadline_ms)
+            told = f"held:{order.tenant}:{order.rollout}:{snapshot.digest}:{id}"
+            await self._bus.publish(subjects.snapshot(order.tenant, "held"), encode(held), told)
 
     def returning(self, names: Sequence[str]) -> Collection[str]:
         """Return those of these that are being rolled back: the driver does not know them to be ended meanwhile."""
@@ -268,7 +288,7 @@ class Keeping:
             raise NoSuchSandboxError(name)
         layer = await cache.add(captured.layer)
         image = await cache.add(captured.memory) if captured.memory is not None else None
-        snapshot = grown(origin, layer, image, self._driver.isolation)
+        snapshot = self._seals.sealed(order.tenant, grown(origin, layer, image, self._driver.isolation))
         origin_name = f"{order.rollout}-{index}"
         added = SnapshotAdded(order.tenant, snapshot, called, origin_name, order.deadline_ms, automatic)
         # Known to the catalogue before anybody can ask it for this one.

@@ -54,7 +54,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._entries: dict[Owned, Entry] = {}
         self._names: dict[tuple[str, str], str] = {}
-        self._holds: dict[tuple[str, str], tuple[str, int]] = {}  # tenant and rollout: digest, until when
+        self._holds: dict[tuple[str, str], dict[str, int]] = {}  # tenant and rollout: digests, and until when
         self._latest: dict[tuple[str, str], str] = {}  # tenant and sandbox: its last automatic snapshot
         self._outputs: dict[str, int] = {}  # blobs that are outputs, until when
         self._references: dict[str, int] = {}  # how many entries need a blob, as an output, too
@@ -86,8 +86,8 @@ class Catalogue:
     def listed(self, tenant: str) -> list[SnapshotEntry]:
         """Return a tenant's snapshots in the order they were added."""
         held: dict[str, int] = {}
-        for (who, _), (digest, _) in self._holds.items():
-            if who == tenant:
+        for (who, _), digests in self._holds.items():
+            for digest in digests if who == tenant else ():
                 held[digest] = held.get(digest, 0) + 1
         return [
             SnapshotEntry(
@@ -112,6 +112,7 @@ class Catalogue:
                 self._refer(blob)
         else:
             entry.used_ms, entry.until_ms = now, max(entry.until_ms, until_ms)
+            self.seal(tenant, snapshot.digest, snapshot.seal)
         if automatic:
             before = self._entries.get((tenant, self._latest.get((tenant, origin), "")))
             if before is not None and before is not entry:
@@ -121,6 +122,16 @@ class Catalogue:
         if name:
             self.name(tenant, name, snapshot.digest)
         self._plan(self._expires(entry))
+
+    def seal(self, tenant: str, digest: str, seal: str) -> None:
+        """Note the seal of a snapshot that is still there."""
+        entry = self._entries.get((tenant, digest))
+        if entry is not None and seal:
+            entry.snapshot = msgspec.structs.replace(entry.snapshot, seal=seal)
+
+    def sealed(self) -> tuple[tuple[str, str, str], ...]:
+        """Return tenant, digest and seal of each snapshot."""
+        return tuple((tenant, digest, entry.snapshot.seal) for (tenant, digest), entry in self._entries.items())
 
     def keep(self, digest: str, until_ms: int) -> None:
         """Keep an output, which is stored, until that moment."""
@@ -144,17 +155,16 @@ class Catalogue:
             self._plan(self._expires(entry))
 
     def hold(self, tenant: str, digest: str, rollout: str, until_ms: int, now: int) -> None:
-        """Note that a rollout runs from a snapshot."""
+        """Note that a rollout runs from a snapshot, beside others that it holds."""
         if (tenant, digest) in self._entries:
-            self._holds[tenant, rollout] = (digest, until_ms)
+            self._holds.setdefault((tenant, rollout), {})[digest] = until_ms
             self._plan(until_ms)
             self.use(tenant, digest, now)
 
     def let_go(self, tenant: str, rollout: str, now: int) -> None:
         """Note that a rollout is over."""
-        held = self._holds.pop((tenant, rollout), None)
-        if held is not None:
-            self.use(tenant, held[0], now)
+        for digest in self._holds.pop((tenant, rollout), {}):
+            self.use(tenant, digest, now)
 
     def pin(self, tenant: str, digest: str, pinned: bool, now: int) -> None:
         """Keep a snapshot for good, or no longer."""
@@ -171,7 +181,7 @@ class Catalogue:
         self.sweep(now)
         if (tenant, digest) not in self._entries:
             return ""
-        if any(who == tenant and held == digest for (who, _), (held, _) in self._holds.items()):
+        if any(who == tenant and digest in digests for (who, _), digests in self._holds.items()):
             return "a rollout runs from it"
         if entry.until_ms > now:
             return "the sandbox it was taken of may go on from it"
@@ -181,10 +191,14 @@ class Catalogue:
 
     def sweep(self, now: int) -> None:
         """Drop what nobody needs; blobs that no entry refers to any more are in `collecting` then."""
-        for key, (_, until_ms) in list(self._holds.items()):
-            if until_ms <= now:
-                del self._holds[key]
-        held: dict[Owned, None] = {(tenant, digest): None for (tenant, _), (digest, _) in self._holds.items()}
+        held: dict[Owned, None] = {}
+        for (tenant, rollout), digests in list(self._holds.items()):
+            left = {digest: until_ms for digest, until_ms in digests.items() if until_ms > now}
+            held.update(dict.fromkeys((tenant, digest) for digest in left))
+            if left:
+                self._holds[tenant, rollout] = left
+            else:
+                del self._holds[tenant, rollout]
         needed: set[Owned] = set()
         for key, entry in self._entries.items():
             if entry.names or entry.pinned or key in held or self._expires(entry) > now:
@@ -200,8 +214,9 @@ class Catalogue:
         for entry in self._entries.values():
             if not (entry.names or entry.pinned) and self._expires(entry) > now:
                 self._plan(self._expires(entry))
-        for _, until_ms in self._holds.values():
-            self._plan(until_ms)
+        for digests in self._holds.values():
+            for until_ms in digests.values():
+                self._plan(until_ms)
         for until_ms in self._outputs.values():
             self._plan(until_ms)
         for asked_ms in self.collecting.values():
@@ -252,7 +267,7 @@ class Catalogue:
             (tenant, e.snapshot, e.origin, e.added_ms, e.used_ms, e.until_ms, e.pinned, list(e.names))
             for (tenant, _), e in self._entries.items()
         ]
-        holds = [(*key, *value) for key, value in self._holds.items()]
+        holds = [(*key, *held) for key, digests in self._holds.items() for held in digests.items()]
         latest = [(*key, digest) for key, digest in self._latest.items()]
         return Dumped(entries, holds, latest, list(self.collecting.items()), self.due_ms, list(self._outputs.items()))
 
@@ -265,7 +280,8 @@ class Catalogue:
                 self._references[blob] = self._references.get(blob, 0) + 1
             for name in names:
                 self._names[tenant, name] = snapshot.digest
-        self._holds = {(tenant, rollout): (digest, until_ms) for tenant, rollout, digest, until_ms in dumped.holds}
+        for tenant, rollout, digest, until_ms in dumped.holds:
+            self._holds.setdefault((tenant, rollout), {})[digest] = until_ms
         self._latest = {(tenant, origin): digest for tenant, origin, digest in dumped.latest}
         for digest, until_ms in dumped.outputs:
             self._outputs[digest] = until_ms
@@ -284,7 +300,10 @@ class Catalogue:
         assert references == self._references
         assert not references.keys() & self.collecting.keys()
         assert len(self._names) == sum(len(entry.names) for entry in self._entries.values())
-        assert all((tenant, digest) in self._entries for (tenant, _), (digest, _) in self._holds.items())
+        assert all(
+            (tenant, digest) in self._entries for (tenant, _), digests in self._holds.items() for digest in digests
+        )
+        assert all(self._holds.values())
         assert all((tenant, digest) in self._entries for (tenant, _), digest in self._latest.items())
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from shoal.machine.core import Cause, Collect, Effect, Inspect, LawBrokenError, Publish
+from shoal.machine.core import Cause, Collect, Effect, Inspect, LawBrokenError, Publish, Seal
 from shoal.wire import messages as m, subjects
 from shoal.wire.quantities import BadValueError
 from shoal_snapshot.core import builds, catalogue
@@ -78,6 +78,11 @@ class SnapshotCore:
                     tenant, snapshot, now, name=name, origin=message.origin, until_ms=message.until_ms,
                     automatic=message.automatic,
                 )  # fmt: skip
+                if not snapshot.seal:  # an executor of before took it
+                    return [Seal(((tenant, snapshot.digest, ""),))]
+            case m.SnapshotsSealed(seals=seals):
+                for tenant, digest, seal in seals:
+                    self._catalogue.seal(tenant, digest, seal)
             case m.BlobKept(blob=blob, until_ms=until_ms):
                 if not blob.digest or blob.size < 0:
                     raise LawBrokenError("an output has a digest, and 0 bytes or more")
@@ -166,9 +171,11 @@ class SnapshotCore:
         return self._catalogue.due_ms
 
     def outstanding(self) -> Sequence[Effect]:
-        """Return what is looked at, made and removed at the edge."""
+        """Return what is looked at, made and removed at the edge; the seals of all are looked at again."""
         collect = [Collect(tuple(self._catalogue.collecting))] if self._catalogue.collecting else []
-        return [*map(Inspect, self._askers), *self._builds.outstanding(), *collect]
+        sealed = self._catalogue.sealed()
+        seal = [Seal(sealed)] if sealed else []
+        return [*map(Inspect, self._askers), *self._builds.outstanding(), *collect, *seal]
 
     def dump(self) -> bytes:
         """Return the whole state; equal states give equal bytes."""

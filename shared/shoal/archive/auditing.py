@@ -109,6 +109,8 @@ def _owner(subject: str) -> tuple[str, str]:
         tenant = tokens[1]
     elif kind == "snapshot":
         tenant = tokens[0]
+    elif kind == "placement" and tokens[-1] == "prefetch":
+        tenant = tokens[1]
     return (OPERATOR, "") if tenant == SYSTEM else (tenant, run)
 
 
@@ -193,7 +195,7 @@ class _Book:
             case m.RemoveSnapshot(snapshot=snapshot):
                 yield _deed(each, who, run, "snapshot_removed", snapshot, "")
             case m.PrefetchSnapshot(snapshot=found) if each.stream.startswith("SHOAL_PLACEMENT_"):
-                yield _deed(each, OPERATOR, "", "snapshot_prefetched", found.digest, "")
+                yield _deed(each, who, run, "snapshot_prefetched", found.digest, "")
 
     def _finished(self, each: Happening, message: m.SandboxesFinished, who: str, run: str) -> Iterator[Deed]:
         """Yield the commands that travelled with a rollout."""

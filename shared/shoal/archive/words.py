@@ -180,6 +180,7 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     m.SnapshotAdded: lambda e: f"snapshot {digest(e.snapshot.digest)} of {e.origin or '-'} is stored"
     + (f", called {e.name}" if e.name else ""),
     m.SnapshotHeld: lambda e: f"snapshot {digest(e.digest)} is in use",
+    m.SnapshotsSealed: lambda e: f"{len(e.seals)} snapshots are sealed",
     m.SnapshotLetGo: lambda _: "its snapshot is in use no more",
     m.SandboxesBegan: lambda e: f"{sandboxes(e.indices)} take commands on {e.node}{attempt(e.attempt)}",
     m.StepBegun: lambda e: f"{e.index}: {e.what or 'step'} begins, once: "

@@ -42,12 +42,23 @@ class Follower(Protocol):
         ...
 
 
+INBOX: Final = "_INBOX"
+
+
 class Connection:
     """Wraps a nats-py client, which it replaces when that gives up."""
 
     def __init__(
-        self, url: str, name: str, on_error: OnError | None, connect_timeout: float, tls: ssl.SSLContext | None = None
+        self,
+        url: str,
+        name: str,
+        on_error: OnError | None,
+        connect_timeout: float,
+        tls: ssl.SSLContext | None = None,
+        inbox: str = INBOX,
     ) -> None:
+        self.inbox = inbox
+        """What subjects begin with on which this connection hears answers."""
         self._url = url
         self._tls = tls
         self._must_encrypt = "tls://" in url
@@ -127,6 +138,7 @@ class Connection:
                 max_outstanding_pings=2,
                 pending_size=_PENDING_BYTES,
                 tls=self._tls,
+                inbox_prefix=self.inbox,
             )
         )
         giving_up = asyncio.create_task(failed.wait())

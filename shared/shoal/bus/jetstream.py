@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
 from shoal.bus.client import status
-from shoal.bus.connection import Connection, OnError
+from shoal.bus.connection import INBOX, Connection, OnError
 from shoal.bus.outbox import Outbox
 from shoal.bus.protocol import BusError, Entry, Kept, NoStreamError, Stored, UnreachableError
 from shoal.bus.pull import PullReader
@@ -36,7 +36,7 @@ class JetStreamBus:
         self._replicas = replicas
         self._replicas_known = False
         self._nonce = secrets.token_hex(8)
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._inbox = f"{connection.inbox}.{secrets.token_hex(11)}"
         self._outbox = Outbox(
             connection,
             self._inbox,
@@ -60,6 +60,7 @@ class JetStreamBus:
         no_stream_patience_s: float = 3.0,
         tls: ssl.SSLContext | None = None,
         replicas: int = 1,
+        inbox: str = INBOX,
     ) -> "JetStreamBus":
         """Connect to a server, or to one of several separated by commas. Once connected, it reconnects for ever.
 
@@ -67,9 +68,10 @@ class JetStreamBus:
         first connection, `deadline_s` for a publication with its retries, `no_stream_patience_s` for a stream to
         appear. `tls`: for `tls://` addresses and servers that insist on it; None: what the environment says
         (`shoal.bus.tls`). `replicas`: on how many servers streams and buckets made here are kept where the cluster
-        that is set up there says nothing else. Raises UnreachableError, saying what to do, and TlsError.
+        that is set up there says nothing else. `inbox`: what subjects begin with on which it hears answers; whoever may
+        subscribe to those hears them, too. Raises UnreachableError, saying what to do, and TlsError.
         """
-        connection = Connection(url, name, on_error, connect_timeout, tls or tls_from_environment())
+        connection = Connection(url, name, on_error, connect_timeout, tls or tls_from_environment(), inbox)
         await connection.dial()
         bus = cls(connection, deadline_s, no_stream_patience_s, replicas)
         try:

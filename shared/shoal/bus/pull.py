@@ -80,7 +80,7 @@ class PullReader:
         self._filters = list(filters)
         self._buffer: deque[Delivery] = deque()
         self._taken: asyncio.Future[None] | None = None
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._inbox = f"{connection.inbox}.{secrets.token_hex(11)}"
         self._subscription: Subscription | None = None
         self._wanted = 1  # generations of the consumer: the one that is wanted, and the one there is
         self._made = 0

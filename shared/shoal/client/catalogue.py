@@ -96,6 +96,17 @@ async def listed(link: Link) -> list[SnapshotInfo]:
     return found
 
 
+async def sealed(link: Link, snapshot: m.Snapshot) -> m.Snapshot:
+    """Return a snapshot with its seal: one that was told before there were seals, as the catalogue has it now.
+
+    One that the catalogue does not have stays as it is. Raises Timeout.
+    """
+    if snapshot.seal or snapshot.digest == "host":
+        return snapshot
+    found = (each.snapshot.wire for each in await listed(link) if each.digest == snapshot.digest)
+    return next(found, snapshot)
+
+
 async def changed(link: Link, wish: "Callable[[str], m.PinSnapshot | m.RemoveSnapshot]") -> m.SnapshotChanged:
     """Have something done about a snapshot. Raises NoSuchSnapshot."""
     id = secrets.token_hex(8)
@@ -201,10 +212,12 @@ class Catalogued(Live):
 
         Returns when it is asked for; nodes do it when they hear of it. Raises NoSuchSnapshot.
         """
-        wire = snapshot.wire if isinstance(snapshot, Snapshot) else await self._found(snapshot)
+        given = snapshot.wire if isinstance(snapshot, Snapshot) else await self._found(snapshot)
+        wire = await sealed(self._link, given)
         for cell in range(self._link.cells):
             id = f"prefetch:{secrets.token_hex(8)}"
-            await self._link.publish(subjects.placement_request(cell), m.PrefetchSnapshot(wire), id)
+            subject = subjects.placement_prefetch(cell, self._link.tenant)
+            await self._link.publish(subject, m.PrefetchSnapshot(wire, self._link.tenant), id)
 
     async def _found(self, reference: str) -> m.Snapshot:
         digest = reference.removeprefix("snapshot:")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from shoal.client.catalogue import sealed
 from shoal.client.errors import BadRequest, Rejected, ReplayDiverged, ReplayStopped
 from shoal.client.files import TIMEOUT_S as FILE_S
 from shoal.client.inputs import filled, request
@@ -180,7 +181,7 @@ class _Replaying:
         asked = await request(self._old.rollout.link, before)
         if not isinstance(asked, RollBack):
             raise self._no_input(before)
-        snapshot = asked.snapshot
+        snapshot = await sealed(self._old.rollout.link, asked.snapshot)
         return lambda head: RollBack(*head, snapshot), TIMEOUT_S
 
     async def _filled(self, before: Answer) -> Answer:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shoal.client import outputs, replaying, snapshots
+from shoal.client import outputs, replaying, returning, snapshots
 from shoal.client.belonging import Live
 from shoal.client.errors import (
     BadRequest,
@@ -235,7 +235,7 @@ class Sandbox(Live):
 
         Raises SnapshotError, when it goes on as it was; SandboxLost when it could not be brought back.
         """
-        await snapshots.roll_back(self, snapshot, id)
+        await returning.roll_back(self, snapshot, id)
 
     async def hibernate(self, *, id: str | None = None) -> None:
         """Let it sleep: all of it is kept, its slot is free for others, and its next command wakes it, anywhere.

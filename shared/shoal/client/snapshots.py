@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from shoal.client.errors import BadRequest
 from shoal.client.requests import milliseconds, token, truth, whole_number
 from shoal.client.unclaimed import released_unless_given
 from shoal.wire import messages
@@ -13,8 +12,6 @@ from shoal.wire.messages import (
     CommandRefused,
     Hibernate,
     Hibernated,
-    RollBack,
-    RolledBack,
     SnapshotTaken,
     TakeSnapshot,
 )
@@ -88,16 +85,6 @@ async def fork(sandbox: "Sandbox", n: int, timeout: float | str | None, id: str 
     forks = await rollout.start(spec, f"{sandbox.name}:{step}:{snapshot.digest}")
     async with released_unless_given(forks):
         return [each async for each in forks.ready()]
-
-
-async def roll_back(sandbox: "Sandbox", snapshot: Snapshot, id: str | None) -> None:
-    """Make a live sandbox what a snapshot holds."""
-    if not isinstance(snapshot, Snapshot):
-        raise BadRequest("snapshot", f"{snapshot!r} is none; give what sandbox.snapshot() returned")
-    step = await sandbox.step(id)
-    answer = await sandbox.ask(lambda head: RollBack(*head, snapshot.wire), TIMEOUT_S, "rolling back", step)
-    if not isinstance(answer, RolledBack):
-        raise sandbox.unexpected(answer)
 
 
 async def hibernate(sandbox: "Sandbox", id: str | None) -> None:

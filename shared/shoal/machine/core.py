@@ -19,6 +19,7 @@ import msgspec
 from shoal.machine.versions import Upgrade
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import AnyMessage, Recipe, Snapshot
+from shoal.wire.speaking import unspeakable
 
 
 class LawBrokenError(Exception):
@@ -71,7 +72,17 @@ class Collect:
     digests: tuple[str, ...]
 
 
-Task = Inspect | Make | Collect
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """An effect at the snapshot service's edge, which has the key: look whether these have the right seals.
+
+    Each is a tenant, a digest, and the seal it has, if any. Those that are wrong return through the log.
+    """
+
+    sealed: tuple[tuple[str, str, str], ...]
+
+
+Task = Inspect | Make | Collect | Seal
 """What is performed, and not only published."""
 
 Effect = Publish | Task
@@ -119,10 +130,15 @@ class Core(Protocol):
         ...
 
 
-def respond(core: Core, payload: bytes, cause: Cause) -> tuple[Sequence[Effect], str]:
-    """Fold one message as it is in the log; return what follows, and why nobody can use it, where that is so."""
+def respond(core: Core, subject: str, payload: bytes, cause: Cause) -> tuple[Sequence[Effect], str]:
+    """Fold one message as it is in the log; return what follows, and why nobody can use it, where that is so.
+
+    What a tenant may not say is not folded: the broker lets it use only subjects of its own (`shoal.wire.speaking`).
+    """
     try:
-        return core.handle(decode(payload), cause), ""
+        message = decode(payload)
+        refused = unspeakable(subject, message)
+        return ((), refused) if refused else (core.handle(message, cause), "")
     except UndecodableError as error:
         return (), str(error)
     except LawBrokenError as error:

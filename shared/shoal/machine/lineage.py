@@ -8,9 +8,10 @@ from shoal.wire.messages import Blob, Snapshot
 
 
 def identified(snapshot: Snapshot) -> Snapshot:
-    """Return the snapshot under the digest of everything it says."""
-    nameless = msgspec.structs.replace(snapshot, digest="")
-    return msgspec.structs.replace(snapshot, digest=hashlib.sha256(msgspec.msgpack.encode(nameless)).hexdigest())
+    """Return the snapshot under the digest of everything it says, and without a seal: nobody has seen it yet."""
+    *says, _seal = msgspec.structs.astuple(msgspec.structs.replace(snapshot, digest=""))
+    digest = hashlib.sha256(msgspec.msgpack.encode(says)).hexdigest()
+    return msgspec.structs.replace(snapshot, digest=digest, seal="")
 
 
 def grown(origin: Snapshot, layer: Blob, memory: Blob | None, isolation: str) -> Snapshot:

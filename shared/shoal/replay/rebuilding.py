@@ -68,7 +68,8 @@ async def rebuild(
         async for delivery in messages:
             if at_ms is not None and delivery.time_ms > at_ms:
                 break
-            respond(core, delivery.payload, Cause(stream, delivery.sequence, delivery.time_ms))
+            cause = Cause(stream, delivery.sequence, delivery.time_ms)
+            respond(core, delivery.subject, delivery.payload, cause)
             at, time_ms, folded = delivery.sequence, delivery.time_ms, folded + 1
             if not folded % 4096:
                 tell(at)

@@ -113,7 +113,8 @@ class _Partition:
     def fold(self, delivery: Delivery) -> Divergence | None:
         """Fold a message of the inbox."""
         cause = Cause(self.stream, delivery.sequence, delivery.time_ms)
-        effects, _ = respond(self.core, self._payload(delivery), cause)  # a dead letter has an id of its own
+        # a dead letter has an id of its own
+        effects, _ = respond(self.core, delivery.subject, self._payload(delivery), cause)
         self._counts.extend([0] * (delivery.sequence - self.at - 1))
         self._counts.append(len(effects))
         self.at = delivery.sequence

@@ -3,6 +3,7 @@
 import secrets
 
 from shoal.bus.protocol import Bus
+from shoal.runtime.sealing import seals_of
 from shoal.wire import streams
 from shoal.wire.quantities import BadValueError
 
@@ -24,6 +25,7 @@ async def ensure_cluster(bus: Bus, cells: int = 1, replicas: int = 1) -> int:
         await bus.replace(streams.CLUSTER_BUCKET, streams.CELLS_KEY, str(cells).encode(), 0)
     if await bus.get(streams.CLUSTER_BUCKET, streams.ID_KEY) is None:
         await bus.replace(streams.CLUSTER_BUCKET, streams.ID_KEY, secrets.token_hex(8).encode(), 0)
+    await seals_of(bus)  # so that there is a key, whoever needs it first
     known = await cells_of(bus)
     assert known is not None  # it was just stored, by this process or another
     await bus.ensure(streams.cluster(known))

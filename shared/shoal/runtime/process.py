@@ -25,6 +25,8 @@ from shoal.wire.quantities import BadValueError
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 69  # EX_UNAVAILABLE
+INBOX_OF_SERVICES: Final = "_INBOX_SHOAL"
+"""Not that of clients: some of what services are answered, such as keys, is not for tenants to hear."""
 _PAUSE_S: Final = 0.5
 _COLLECT: Final = (50_000, 20, 100)
 """When to look for cycles. States are large and live long, messages are many, short-lived and free of cycles: with
@@ -107,7 +109,9 @@ async def connect_patiently(settings: Settings, name: str, stop: asyncio.Event) 
     until = time.monotonic() + settings.patience_s
     while not stop.is_set():
         try:
-            return await JetStreamBus.connect(url, name=f"shoal-{name}", replicas=settings.stream_replicas)
+            return await JetStreamBus.connect(
+                url, name=f"shoal-{name}", replicas=settings.stream_replicas, inbox=INBOX_OF_SERVICES
+            )
         except UnreachableError as error:
             if time.monotonic() >= until:
                 raise

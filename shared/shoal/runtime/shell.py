@@ -245,7 +245,7 @@ class Shell:
             self.folded += 1
         out: list[Outgoing] = []
         try:
-            effects, problem = respond(self._core, delivery.payload, cause)
+            effects, problem = respond(self._core, delivery.subject, delivery.payload, cause)
         except Exception:
             log.critical("the core failed", reader=self._name, sequence=delivery.sequence, subject=delivery.subject)
             raise

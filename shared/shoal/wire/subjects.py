@@ -71,6 +71,11 @@ def placement_request(cell: int) -> str:
     return f"shoal.placement.{_cell(cell)}.request"
 
 
+def placement_prefetch(cell: int, tenant: str) -> str:
+    """Return the subject for what a client wants fetched ahead."""
+    return f"shoal.placement.{_cell(cell)}.{token(tenant, 'tenant')}.prefetch"
+
+
 def placement_node(cell: int) -> str:
     """Return the subject for what executors say of their nodes."""
     return f"shoal.placement.{_cell(cell)}.node"

@@ -150,6 +150,8 @@ class Snapshot(Value, frozen=True):
     lowest first; `warm` is what its interpreter ran before anything was forked from it. What a live sandbox had written
     is in `layers`, EROFS files on top, the lowest first, and what it had in memory, for the isolation it ran in, in
     `memory`; `parent` is what that sandbox started from, `template` what all of it grew from: digests.
+
+    `seal` is the word of the cluster that it made this one for a tenant (`shoal.runtime.sealing`), outside the digest.
     """
 
     digest: str
@@ -163,6 +165,7 @@ class Snapshot(Value, frozen=True):
     parent: str = ""
     env: tuple[tuple[str, str], ...] = ()  # of the image: every command's default
     template: str = ""
+    seal: str = ""
 
     @property
     def blobs(self) -> tuple[Blob, ...]:

@@ -81,6 +81,7 @@ from shoal.wire.messages.snapshot import (
     SnapshotHeld as SnapshotHeld,
     SnapshotLetGo as SnapshotLetGo,
     SnapshotsListed as SnapshotsListed,
+    SnapshotsSealed as SnapshotsSealed,
     TemplateBuilt as TemplateBuilt,
     TemplateInspected as TemplateInspected,
     TemplateMade as TemplateMade,
@@ -134,6 +135,7 @@ AnyMessage = (
     | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
     | CommandRefused | SandboxesBegan | StepBegun | ReadBlob | BlobRead
     | ResolveTemplate | TemplateInspected | SnapshotAdded | BlobKept | SnapshotHeld | SnapshotLetGo
+    | SnapshotsSealed
     | BuildTemplate | BuildBegun | BuildProgress | TemplateMade | TemplateBuilt
     | ListSnapshots | SnapshotsListed | PinSnapshot | RemoveSnapshot | SnapshotChanged | BlobsCollected
     | DeadLetter

@@ -87,9 +87,13 @@ class ExecutorHolds(Message, frozen=True):
 
 
 class PrefetchSnapshot(Message, frozen=True):
-    """Make starts from this snapshot fast before anybody asks for one: said to placement, and by it to executors."""
+    """Make starts from this snapshot fast before anybody asks for one: said to placement, and by it to executors.
+
+    Its seal is for this tenant.
+    """
 
     snapshot: Snapshot
+    tenant: str = ""
 
 
 class ExecutorLeft(Message, frozen=True):

@@ -44,7 +44,10 @@ class BlobKept(Message, frozen=True):
 
 
 class SnapshotHeld(Message, frozen=True):
-    """A rollout starts sandboxes from this snapshot, until that moment at the latest."""
+    """A rollout starts sandboxes from this snapshot, or one of its was rolled back to it; until that moment at most.
+
+    It may hold several.
+    """
 
     tenant: str
     digest: str
@@ -57,6 +60,12 @@ class SnapshotLetGo(Message, frozen=True):
 
     tenant: str
     rollout: str
+
+
+class SnapshotsSealed(Message, frozen=True):
+    """The seals of snapshots that had none, or one of another key: tenant, digest and seal of each."""
+
+    seals: tuple[tuple[str, str, str], ...]
 
 
 class BuildTemplate(Message, frozen=True):

@@ -1,0 +1,137 @@
+"""The permissions of a tenant in `infra/README.md`, with a real broker: they are enough to work, and no more."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import nats
+import pytest
+
+import shoal
+from architecture.project import ROOT
+from shoal.broker.embedded import find_server, free_ports
+from shoal.bus.jetstream import JetStreamBus
+from shoal.bus.protocol import UnreachableError
+from shoal.wire import streams, subjects
+from shoal.wire.codec import decode
+from shoal.wire.messages import PrefetchSnapshot
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+SERVICES = ("scheduler", "placement", "snapshot", "executor")
+
+
+def permissions() -> str:
+    """Return the block as it is shipped, with passwords."""
+    found = re.search(r"```\n(authorization \{\n.*?)```", (ROOT / "infra/README.md").read_text(), re.S)
+    assert found is not None
+    return found[1].replace("$SERVICES", "s").replace("$ACME", "a")
+
+
+@contextlib.asynccontextmanager
+async def broker(where: Path) -> AsyncIterator[int]:
+    """A broker with these users."""
+    (port,) = free_ports(1)
+    config = where / "nats.conf"
+    store = where / "store"
+    config.write_text(
+        f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{store}", max_file_store: 4TB }}\n{permissions()}'
+    )
+    server = subprocess.Popen([find_server(), "-c", config], stderr=subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(UnreachableError):
+                    await (await JetStreamBus.connect(f"nats://services:s@127.0.0.1:{port}")).close()
+                    break
+                await asyncio.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        await asyncio.to_thread(server.wait, 30)
+
+
+@contextlib.asynccontextmanager
+async def services(where: Path, url: str) -> AsyncIterator[None]:
+    """All services, with simulated sandboxes."""
+    own = {
+        "SHOAL_URL": url,
+        "SHOAL_EXECUTOR": "node-1",
+        "SHOAL_DRIVER": "simulated",
+        "SHOAL_STATE": str(where / "state"),
+    }
+    running = []
+    try:
+        for name in SERVICES:
+            with (where / f"{name}.log").open("wb") as log:
+                program = [sys.executable, "-m", f"shoal_{name}"]
+                running.append(subprocess.Popen(program, env={**os.environ, **own}, stdout=log, stderr=log))
+        yield
+    finally:
+        for each in running:
+            each.send_signal(signal.SIGTERM)
+        for each in running:
+            await asyncio.to_thread(each.wait, 30)
+
+
+async def test_a_tenant_can_work_and_neither_read_the_key_nor_speak_for_the_system(tmp_path: Path) -> None:
+    async with broker(tmp_path) as port:
+        ours, theirs = (f"nats://{who}@127.0.0.1:{port}" for who in ("services:s", "acme:a"))
+        async with services(tmp_path, ours):
+            bus = await JetStreamBus.connect(ours)
+            async with asyncio.timeout(60):
+                while not {"SHOAL_DEAD", "SHOAL_EXECUTOR_node-1"} <= (await bus.streams()).keys():
+                    await asyncio.sleep(0.1)
+            async with asyncio.timeout(90), shoal.connect(theirs, tenant="acme") as cluster:
+                async with cluster.rollout("host", run="grpo") as rollout:
+                    async for sandbox in rollout.ready():
+                        assert (await sandbox.run("true")).ok
+                assert [result.ok for result in await cluster.map("host", ["true"] * 2)] == [True] * 2
+                made = await cluster.build_template("mine", "host")
+                assert [info.digest for info in await cluster.snapshots()] == [made.digest]
+                assert made.wire.seal
+                await cluster.prefetch("mine")
+                asked = await bus.reader("SHOAL_EXECUTOR_node-1", filters=[subjects.executor_control("node-1")])
+                while not any(isinstance(decode(each.payload), PrefetchSnapshot) for each in await asked.batch()):
+                    pass
+            assert await bus.get(streams.SECRET_BUCKET, streams.SEAL_KEY) is not None
+            await refused(theirs)
+            await bus.close()
+
+
+async def refused(url: str) -> None:
+    """All of this the broker refuses a tenant."""
+    said: list[str] = []
+
+    async def heard(error: Exception) -> None:
+        said.append(str(error))
+
+    key = f"KV_{streams.SECRET_BUCKET}"
+    forbidden = [
+        f"$JS.API.STREAM.MSG.GET.{key}", f"$JS.API.DIRECT.GET.{key}", f"$JS.API.STREAM.INFO.{key}",
+        f"$JS.API.CONSUMER.CREATE.{key}.mine", f"$JS.API.STREAM.SNAPSHOT.{key}", "$JS.API.STREAM.CREATE.MINE",
+        f"$KV.{streams.SECRET_BUCKET}.{streams.SEAL_KEY}", f"$KV.{streams.CLUSTER_BUCKET}.{streams.CELLS_KEY}",
+        *(subjects.snapshot("acme", kind) for kind in ("added", "held", "answer")),
+        *(subjects.snapshot(subjects.SYSTEM, kind) for kind in ("made", "sealed", "inspected", "collected")),
+        subjects.snapshot("umbra", "request"), subjects.executor_control("node-1"), subjects.rollout_system(0),
+        subjects.executor_command("node-1", "umbra"), subjects.placement_request(0), subjects.placement_node(0),
+        subjects.placement_prefetch(0, "umbra"), subjects.rollout_sandbox(0, "acme", "grpo"),
+        subjects.rollout_outcome(0, "acme", "grpo"), subjects.trajectory(0, "acme", "grpo"),
+    ]  # fmt: skip
+    client = await nats.connect(url, error_cb=heard)
+    for subject in forbidden:
+        await client.publish(subject, b"")
+    for subject in ("_INBOX_SHOAL.>", "_INBOX_SHOAL.*.*", ">", "shoal.>"):
+        await client.subscribe(subject)
+    await client.flush()
+    await client.close()
+    text = "\n".join(said).lower()
+    for subject in forbidden:
+        assert f'publish to "{subject.lower()}"' in text
+    for subject in ("_inbox_shoal.>", ">", "shoal.>"):
+        assert f'subscription to "{subject}"' in text

@@ -63,7 +63,8 @@ async def test_what_nobody_can_use_is_put_aside_and_shown(system: LocalSystem) -
         log = subjects.rollout_request(0, "default", "default")
         await bus.publish(log, b"\xc1 no message", "garbage")
         lie = SandboxesFinished("r1", 0, "n", "e", "simulated", (SandboxResult(-1, Result(0), 0),))
-        await bus.publish(log, encode(lie), "against the law")
+        reports = subjects.rollout_sandbox(0, "default", "default")
+        await bus.publish(reports, encode(lie), "against the law")
         await bus.publish(subjects.executor_control("local"), encode(Tick(1)), "not for an executor")
         await bus.publish(subjects.placement_request(0), b"", "nothing")
     finally:

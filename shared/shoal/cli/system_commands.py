@@ -49,6 +49,10 @@ def _drivers(_context: click.Context, _option: click.Parameter, value: str) -> s
     help="How sandboxes are kept apart: zygote, gvisor (zygote,gvisor: as each rollout says), simulated.",
 )
 @click.option("--slots", type=click.IntRange(1), help="Sandboxes a node holds at once. [default: the executor's]")
+@click.option("--overcommit", type=click.FloatRange(1.0, 100.0),
+              help="How many times the machine's memory is promised. [default: the executor's, 4]")  # fmt: skip
+@click.option("--cpu", type=click.FloatRange(0.001),
+              help="Cpus to reserve from, of all sandboxes. [default: they are shared]")  # fmt: skip
 @click.option("--nodes", type=click.IntRange(1, 100_000), default=1, show_default=True,
               help="With --driver simulated: how many nodes to simulate.")  # fmt: skip
 @click.option(
@@ -66,7 +70,7 @@ def _drivers(_context: click.Context, _option: click.Parameter, value: str) -> s
 @json_option
 def up(
     state: Path | None, port: int, driver: str, slots: int | None, nodes: int, cells: int, brokers: str, replicas: int,
-    detach: bool, as_json: bool,
+    overcommit: float | None, cpu: float | None, detach: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Bring the whole system up on this machine: a broker with JetStream on disk, all services, an executor.
 
@@ -86,20 +90,26 @@ def up(
         options = ["--state", str(where), "--port", str(port), "--driver", driver, "--nodes", str(nodes)]
         options += ["--brokers", brokers, "--replicas", str(replicas), "--cells", str(cells)]
         options += ["--slots", str(slots)] if slots is not None else []
+        options += ["--overcommit", str(overcommit)] if overcommit is not None else []
+        options += ["--cpu", str(cpu)] if cpu is not None else []
         return _detach(where, options, as_json)
-    return run_interruptibly(_up(where, port, driver, slots, nodes, cells, int(brokers), replicas, as_json))
+    promised = [] if overcommit is None else ["--overcommit", str(overcommit)]
+    if cpu is not None:  # each executor has its part, as of the memory
+        promised += ["--cpu", str(max(cpu / (cells * len(driver.split(","))), 0.001))]
+    work = _up(where, port, driver, slots, nodes, cells, int(brokers), replicas, promised, as_json)
+    return run_interruptibly(work)
 
 
 async def _up(
     state: Path, port: int, driver: str, slots: int | None, nodes: int, cells: int, brokers: int, replicas: int,
-    as_json: bool,
+    executor_options: list[str], as_json: bool,
 ) -> int:  # fmt: skip
     from shoal.cli.system import LocalSystem
 
     interrupted = False
     system = LocalSystem(
         state, port=port, driver=driver, slots=slots, nodes=nodes, cells=cells, brokers=brokers, replicas=replicas,
-        tell=say,
+        executor_options=executor_options, tell=say,
     )  # fmt: skip
     async with system:
         if as_json:

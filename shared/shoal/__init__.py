@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         TrajectoryDiverged,
         Unreachable,
     )
+    from shoal.client.files import FileInfo, Listing
     from shoal.client.replaying import Divergence, Replay
     from shoal.client.requests import Resources, command
     from shoal.client.results import (
@@ -75,9 +76,11 @@ __all__ = [
     "EndReason",
     "Event",
     "FileError",
+    "FileInfo",
     "Files",
     "InfrastructureError",
     "Limits",
+    "Listing",
     "LogGone",
     "NoSuchSnapshot",
     "NodeInfo",
@@ -137,6 +140,7 @@ _HOMES = {
     "shoal.client.rollout": ("Rollout",),
     "shoal.client.rows": ("TrajectoryStep",),
     "shoal.client.run": ("Run",),
+    "shoal.client.files": ("FileInfo", "Listing"),
     "shoal.client.sandbox": ("Files", "Sandbox"),
     "shoal.client.scheduling": ("Scheduling",),
     "shoal.client.snapshots": ("Snapshot",),

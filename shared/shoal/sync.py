@@ -39,6 +39,12 @@ class Files(Faced):
     write = _plain(sandbox_.Files.write)
     read = _plain(sandbox_.Files.read)
     read_bytes = _plain(sandbox_.Files.read_bytes)
+    list = _plain(sandbox_.Files.list)
+    exists = _plain(sandbox_.Files.exists)
+    stat = _plain(sandbox_.Files.stat)
+    remove = _plain(sandbox_.Files.remove)
+    make_dir = _plain(sandbox_.Files.make_dir)
+    rename = _plain(sandbox_.Files.rename)
 
 
 class Sandbox(Faced):

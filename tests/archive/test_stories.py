@@ -13,7 +13,7 @@ from shoal.archive.happenings import Happening, Ref, cause_in, in_order, linked
 from shoal.archive.nodes import NodeStory, tell_node
 from shoal.archive.source import History
 from shoal.archive.stories import NoSuchNameError, Story, tell_rollout
-from shoal.archive.words import duration, said, sandboxes, spread
+from shoal.archive.words import duration, said, sandboxes, spread, summed
 from shoal.cli.story_text import lines
 from shoal.wire import messages as m, subjects
 from shoal.wire.messages import ExecutorBeat, ExecutorJoined, NodeSpec, Tick
@@ -87,7 +87,7 @@ async def test_everything_that_followed_has_its_cause(agents: History) -> None:
         assert len(known) == len(story.told)
         for each in story.told:
             asked = (m.RolloutSubmitted, m.RolloutReleased, m.RolloutCancelled, m.SandboxesWanted, m.RunCommand,
-                     m.WriteFile, m.ReadFile, m.TakeSnapshot, m.RollBack, m.Hibernate)  # fmt: skip
+                     m.WriteFile, m.ReadFile, m.ManageFile, m.TakeSnapshot, m.RollBack, m.Hibernate)  # fmt: skip
             if not each.context and not isinstance(each.message, asked):
                 assert each.cause is not None, each
                 assert each.cause in known, each
@@ -276,6 +276,25 @@ def test_each_message_has_words(name: str) -> None:
     words = said(message)
     assert words
     assert "\n" not in words
+
+
+def test_what_is_done_with_files_is_told_alone_and_by_kind() -> None:
+    head, told = ("i", "t", "r", 0, "x", 3, 0), ("i", "x", 3, 0)
+    assert said(m.ManageFile(*head, m.FileOp.RENAME, "a", "b")) == "3: rename a to b"
+    assert said(m.ManageFile(*head, m.FileOp.REMOVE, "a", recursive=True)) == "3: remove a, with all that is in it"
+    assert said(m.WriteFile(*head, "log", b"12", offset=-1)) == "3: write log, 2 B at its end"
+    entry = m.FileEntry("a", "file", 2048, 0o644, 0)
+    assert said(m.FileManaged(*told, m.FileOp.LIST, ".", entries=(entry,), more=True)) == "1 entry, and more"
+    assert said(m.FileManaged(*told, m.FileOp.STAT, "a", entries=(entry,))) == "a file of 2 KiB"
+    assert said(m.FileManaged(*told, m.FileOp.STAT, "a")) == "nothing is there"
+
+    def many(*messages: m.AnyMessage) -> str:
+        return summed([Happening("S", number, number, f"{number}", each) for number, each in enumerate(messages, 1)])
+
+    asked = [m.ManageFile(*head, m.FileOp.REMOVE, f"{number}") for number in range(9)]
+    assert many(*asked) == "9 files to remove"
+    answered = [m.FileManaged(*told, m.FileOp.MAKE_DIR, f"{number}") for number in range(2)]
+    assert many(*answered, m.FileManaged(*told, m.FileOp.LIST, ".")) == "2 made, 1 listed"
 
 
 def test_figures_in_words() -> None:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shoal.machine.lineage import grown
@@ -159,9 +160,10 @@ class DriverConformance:
         pieces: list[bytes] = []
         command = Command(line="echo " + "x" * 500, output_limit=100)
         result = await driver.run(name, command, lambda _, data: pieces.append(data))
-        assert len(result.stdout) == 100
+        streamed = b"".join(pieces)
+        assert (len(streamed), len(result.stdout), result.stdout_tail) == (100, 100, 50)
         assert result.stdout_dropped > 300
-        assert b"".join(pieces) == result.stdout
+        assert result.stdout == streamed[:50] + b"x" * 49 + b"\n"  # the end of it is there
         await driver.destroy([name])
 
     async def test_an_id_is_run_once_and_its_result_is_kept_until_it_is_settled(self, driver: Driver) -> None:
@@ -247,6 +249,31 @@ class DriverConformance:
         assert (await driver.run(name, Command(line="echo on"), id="small")).stdout == b"on\n"
         nameless = await driver.run(name, command)  # its answer could not be asked for again
         assert len(nameless.stdout) + nameless.stdout_dropped == 5_000_000
+        await driver.destroy([name])
+
+    @pytest.mark.parametrize("how", ["plain", "session", "python"])
+    async def test_of_an_output_over_its_limit_the_beginning_and_the_end_are_kept(
+        self, driver: Driver, how: str
+    ) -> None:
+        self.needs_real()
+        name = await one(driver)
+        line = "echo begin; yes 0123456789abcde | head -c 3000000; echo the end; (echo on; yes; ) | head -c 31 >&2"
+        code = "import sys; print('begin'); sys.stdout.write('0123456789abcde\\n' * 187500); print('the end')"
+        code += "; _ = sys.stderr.write('on\\n' + 'y\\n' * 14)"
+        command = Command(line=line, session=how == "session", output_limit=31)
+        if how == "python":
+            command = Command(python=code, output_limit=31)
+        for id in ("", "once", "once"):
+            result = await driver.run(name, command, id=id)
+            assert result.stdout == b"begin\n0123456789" + b"9abcde\nthe end\n"[-15:]
+            assert (result.stdout_dropped, result.stdout_tail) == (6 + 3_000_000 + 8 - 31, 15)
+            assert (result.stderr, result.stderr_dropped, result.stderr_tail) == (b"on\n" + b"y\n" * 14, 0, 0)
+        large = msgspec.structs.replace(command, output_limit=2_500_000)
+        result = await driver.run(name, large, id="large")
+        assert (len(result.stdout), result.stdout_dropped) == (2_500_000, 500_014)
+        assert result.stdout.startswith(b"begin\n0123")
+        assert result.stdout.endswith(b"cde\nthe end\n")
+        assert result.stdout[: -result.stdout_tail] == (b"begin\n" + b"0123456789abcde\n" * 90_000)[:1_250_000]
         await driver.destroy([name])
 
     async def test_argv_line_cwd_env_and_stdin(self, driver: Driver) -> None:

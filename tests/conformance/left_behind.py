@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from shoal.wire.messages import Command, Resources, Snapshot
+from shoal.wire.messages import Command, FileOp, Resources, Snapshot
+from shoal.wire.values import APPEND
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
 from shoal_executor.drivers.protocol import StartFailed, StartSpec
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
@@ -30,6 +31,9 @@ async def main(kind: str, state: Path, names: list[str]) -> None:
     await driver.run(first, Command(line="echo once >> /root/settled; echo s"), id="settled")
     driver.settle(first, ["settled"])
     await driver.run(first, Command(line="echo once >> /root/done; echo d"), id="done")
+    await driver.write_file(first, "log", b"once", offset=APPEND, id="append")
+    await driver.write_file(first, "old", b"1")
+    await driver.manage_files(first, FileOp.REMOVE, "old", id="remove")
     under_way = [
         asyncio.create_task(driver.run(first, Command(line=line, session=session), id=id))
         for id, session, line in (

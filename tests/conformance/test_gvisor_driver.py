@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
+from conformance.files import FilesConformance
 from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.cgroups import Group
@@ -82,7 +83,7 @@ async def nothing_in_the_making(driver: GvisorDriver) -> None:
         await asyncio.wait(driver._fresh._making)
 
 
-class TestGvisorDriver(DriverConformance):
+class TestGvisorDriver(DriverConformance, FilesConformance):
     @pytest_asyncio.fixture
     async def driver(self, tmp_path: Path, blobs: Blobs) -> AsyncIterator[GvisorDriver]:
         driver = FromFresh(tmp_path / "state", blobs)

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from conformance.drivers import HOST, Blobs, DriverConformance, fresh, one, sh, start
+from conformance.files import FilesConformance
 from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers import pool as module
 from shoal_executor.drivers.heat import Budget
@@ -42,7 +43,7 @@ def blobs() -> Blobs:
     return Blobs()
 
 
-class TestPooledZygote(DriverConformance):
+class TestPooledZygote(DriverConformance, FilesConformance):
     @pytest_asyncio.fixture
     async def driver(self, tmp_path: Path, blobs: Blobs) -> AsyncIterator[Pool]:
         driver = Pool(ZygoteDriver(tmp_path / "state", blobs), tmp_path / "pool", Budget(4, 1 << 30))
@@ -56,7 +57,7 @@ class TestPooledZygote(DriverConformance):
         await driver.close()
 
 
-class TestPooledSimulation(DriverConformance):
+class TestPooledSimulation(DriverConformance, FilesConformance):
     real = False
 
     @pytest_asyncio.fixture

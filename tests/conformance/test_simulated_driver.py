@@ -5,12 +5,13 @@ import pytest
 import pytest_asyncio
 
 from conformance.drivers import HOST, DriverConformance, fresh, start
+from conformance.files import FilesConformance
 from shoal.wire.messages import Command, EndReason
 from shoal_executor.drivers.protocol import NoSuchSandboxError, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 
 
-class TestSimulatedDriver(DriverConformance):
+class TestSimulatedDriver(DriverConformance, FilesConformance):
     real = False
 
     @pytest_asyncio.fixture

@@ -12,7 +12,8 @@ import pytest
 
 from conformance.drivers import fresh, one, processes, sh
 from shoal.runtime.lease import start_time
-from shoal.wire.messages import Command, EndReason
+from shoal.wire.messages import Command, EndReason, FileOp
+from shoal.wire.values import APPEND
 from shoal_executor.drivers.protocol import DriverError
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.drivers.zygote.forkserver import Entry, entries
@@ -68,6 +69,8 @@ async def test_what_was_there_is_there_and_nothing_runs_twice(tmp_path: Path) ->
             for id, session in (("done", False), ("slow", False), ("talk", False), ("session", True))
         }
         assert (await again.pop("done")).stdout == b"d\n"
+        assert await driver.write_file(name, "log", b"once", offset=APPEND, id="append") == 4
+        await driver.manage_files(name, FileOp.REMOVE, "old", id="remove")
         with pytest.raises(DriverError, match="settled"):
             await driver.run(name, Command(line="echo twice"), id="settled")
         assert not any(task.done() for task in again.values())

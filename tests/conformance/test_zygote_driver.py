@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from conformance.drivers import HOST, Blobs, DriverConformance, chain, fresh, needs_snapshots, one, sh, start
+from conformance.files import FilesConformance
 from shoal.wire.messages import Blob, Command, Resources, Snapshot
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
@@ -46,7 +47,7 @@ async def driver(tmp_path: Path, blobs: Blobs) -> AsyncIterator[ZygoteDriver]:
     await driver.close()
 
 
-class TestZygoteDriver(DriverConformance):
+class TestZygoteDriver(DriverConformance, FilesConformance):
     pass
 
 

@@ -10,7 +10,7 @@ from shoal.bus.memory import MemoryBroker, MemoryBus
 from shoal.bus.protocol import Reader
 from shoal.machine import ranges
 from shoal.wire import streams, subjects
-from shoal.wire.asked import Asked, blob_of, word
+from shoal.wire.asked import Asked, blob_of, path_of, word
 from shoal.wire.codec import decode, encode
 from shoal.wire.messages import (
     AnyMessage,
@@ -21,10 +21,14 @@ from shoal.wire.messages import (
     CommandRefused,
     CommandResult,
     EndReason,
+    FileEntry,
+    FileManaged,
+    FileOp,
     FileRead,
     FileWritten,
     Hibernate,
     Hibernated,
+    ManageFile,
     Ranges,
     ReadBlob,
     ReadFile,
@@ -47,6 +51,7 @@ from shoal.wire.messages import (
     TakeSnapshot,
     WriteFile,
 )
+from shoal.wire.values import APPEND
 
 EXECUTOR = "e1"
 Script = Callable[["Fabric", RolloutSubmitted], None]
@@ -194,7 +199,7 @@ class Fabric:
         step = Step(number, time_ms, EXECUTOR, sequence, idempotent, beside)
         if not idempotent:
             command = message.command if isinstance(message, RunCommand) else None
-            path = message.path if isinstance(message, WriteFile) else ""
+            path = path_of(message)
             head = (message.id, message.rollout, message.index, message.attempt)
             self.publish(subject, StepBegun(*head, step, word(message), command, path))
         self._carry_out(message, subject, step)
@@ -229,7 +234,8 @@ class Fabric:
                     del self.held[command.line]
             case WriteFile(path=path, data=data, offset=offset, mode=mode):
                 key = (message.rollout, message.index, path)
-                self.files[key] = (self.files.get(key, b"") if offset else b"")[:offset] + data
+                known = self.files.get(key, b"")
+                self.files[key] = known + data if offset == APPEND else known[:offset] + data
                 self.pieces.append(len(data))
                 size = len(self.files[key])
                 say(FileWritten(*head, path, size, step, data[:65536], offset, mode, blob_of(data)))
@@ -242,6 +248,30 @@ class Fabric:
                 data = content[offset : offset + limit]
                 eof = offset + limit >= len(content)
                 say(FileRead(*head, path, data, len(content), eof, step, offset))
+            case ManageFile(op=op, path=path, to=to, recursive=recursive):
+                place = (message.rollout, message.index)
+                if op in (FileOp.REMOVE, FileOp.RENAME) and (*place, path) not in self.files:
+                    say(
+                        CommandRefused(
+                            *head, "file_error", f"{path}: no such file", None, step, word(message), None, path
+                        )
+                    )
+                    return
+                found = sorted(each[2] for each in self.files if each[:2] == place)
+                if op is FileOp.STAT:
+                    found = [each for each in found if each == path]
+                elif op is FileOp.REMOVE:
+                    del self.files[*place, path]
+                elif op is FileOp.RENAME:
+                    self.files[*place, to] = self.files.pop((*place, path))
+                time_ms = step.asked_ms
+                entries = tuple(
+                    FileEntry(
+                        each, "file", 7 if each in self.spoiled else len(self.files[*place, each]), 0o644, time_ms
+                    )
+                    for each in (() if op.changes else found)
+                )
+                say(FileManaged(*head, op, path, step, to, recursive, entries))
             case TakeSnapshot(name=name, memory=memory):
                 digest = hashlib.sha256(message.id.encode()).hexdigest()
                 self.saved(message.rollout, message.index, digest, ((1, step.number),), attempt=message.attempt)

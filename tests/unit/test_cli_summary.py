@@ -1,9 +1,13 @@
 """What a rollout came to, in numbers and statuses."""
 
+import msgspec
+
 from shoal.cli.exits import Exit
 from shoal.cli.results import as_object, not_found
 from shoal.cli.summary import Summary, percentile
+from shoal.cli.trajectory import _came, _what
 from shoal.client.results import CommandResult, SandboxOutcome
+from shoal.client.rows import TrajectoryStep
 from shoal.wire.messages import EndReason
 
 
@@ -60,6 +64,21 @@ def test_an_outcome_without_result_has_nulls() -> None:
     assert found["exit_code"] is None
     assert found["stdout"] is None
     assert found["reason"] == "node_lost"
+
+
+def test_what_is_left_out_of_an_output_is_said_to_programs() -> None:
+    whole, result = outcome(0, EndReason.SUCCEEDED), CommandResult(0, b"ab", b"", 0.1, stdout_dropped=9, stdout_tail=1)
+    cut = as_object(msgspec.structs.replace(whole, result=result))
+    assert (cut["stdout"], cut["stdout_dropped"], cut["stdout_tail"], cut["stderr_dropped"]) == ("ab", 9, 1, 0)
+    assert "stdout_dropped" not in as_object(whole)
+
+
+def test_what_was_done_with_files_is_shown_in_words() -> None:
+    place = ("r", "x", "", "host", "x-0", 0, 0, 1, "#1")
+    assert _what(TrajectoryStep(*place, "rename", path="a", to="b")) == "a to b"
+    data = '[{"name": "a"}, {"name": "b"}]'
+    assert _came(TrajectoryStep(*place, "list", path=".", data=data, detail="and more")) == "a, b, and more"
+    assert _came(TrajectoryStep(*place, "stat", path="c", data="[]")) == "nothing"
 
 
 def test_a_missing_command_is_told_apart() -> None:

@@ -37,8 +37,11 @@ from shoal.wire.messages import (
     ExecutorBeat,
     ExecutorJoined,
     ExecutorLeft,
+    FileManaged,
+    FileOp,
     FileRead,
     FileWritten,
+    ManageFile,
     NodeSpec,
     ReadBlob,
     ReadFile,
@@ -132,6 +135,13 @@ class Bench:
                 self._news.clear()
                 await self._news.wait()
         return found
+
+    async def heard_answers(self, number: int) -> None:
+        """Wait until so many answers about files were heard."""
+        async with asyncio.timeout(10):
+            while sum(isinstance(each, FileWritten | FileManaged) for each in self.said) < number:
+                self._news.clear()
+                await self._news.wait()
 
 
 @pytest_asyncio.fixture(params=[Profile()])
@@ -326,6 +336,39 @@ async def test_interactive_commands_files_and_the_end(bench: Bench) -> None:
     assert (late.code, late.reason, late.step) == ("sandbox_gone", EndReason.RELEASED, Step())
 
 
+async def test_files_are_looked_at_and_changed_and_each_is_a_step(bench: Bench) -> None:
+    await bench.order(n=1)
+    await bench.heard(SandboxesReady)
+    asked: list[WriteFile | ManageFile] = [
+        WriteFile("c1", *HEAD, 0, 0, "d/a", b"1"),
+        WriteFile("c2", *HEAD, 0, 0, "d/a", b"2", offset=-1),
+        ManageFile("c3", *HEAD, 0, 0, FileOp.RENAME, "d/a", "b", idempotent=False),
+        ManageFile("c4", *HEAD, 0, 0, FileOp.LIST, "."),
+        ManageFile("c5", *HEAD, 0, 0, FileOp.REMOVE, "d", recursive=True),
+    ]
+    for number, each in enumerate([*asked, *asked], 1):  # all of it is delivered twice
+        await bench.command(each)
+        await bench.heard_answers(number)
+    await bench.command(ManageFile("c6", *HEAD, 0, 0, FileOp.REMOVE, "d", recursive=True))
+    await bench.command(ManageFile("c7", *HEAD, 0, 0, FileOp.STAT, "b"))
+    renamed, listed, removed, *again, found = await bench.heard(FileManaged, lambda found: len(found) == 7)
+    assert again == [renamed, listed, removed]
+    assert [(each.op, each.path, each.to, each.recursive, each.step.number) for each in (renamed, removed)] == [
+        (FileOp.RENAME, "d/a", "b", False, 3), (FileOp.REMOVE, "d", "", True, 5),
+    ]  # fmt: skip
+    assert [(each.name, each.kind, each.size) for each in listed.entries] == [("b", "file", 2), ("d", "directory", 0)]
+    assert [(each.name, each.size) for each in found.entries] == [("b", 2)]
+    (begun,) = await bench.heard(StepBegun)
+    assert (begun.id, begun.what, begun.path) == ("c3", "rename", "d/a")
+    (refused,) = await bench.heard(CommandRefused)
+    assert (refused.code, refused.what, refused.path) == ("file_error", "remove", "d")
+    assert "d: " in refused.detail
+    known = bench.service._known.commands("r1", 0, 0)
+    assert known == 4  # two pieces written, one renamed, one removed; what only looks is none
+    await bench.command(ManageFile("c8", *HEAD, 0, 0, FileOp.REMOVE, "b", "c"))
+    assert "to: it is the new path" in (await bench.heard(DeadLetter))[0].reason
+
+
 class Slow(SimulatedDriver):
     """Its one command lasts until its sandbox ends, of which it says what drivers say that were told to end it."""
 
@@ -402,12 +445,41 @@ async def test_an_output_that_fits_no_message_is_cut_and_counted_where_there_is_
     result = finished.result
     whole = len(f"simulated: {line}\n")
     assert 0 < len(result.stdout) <= 262_144
+    assert result.stdout.startswith(b"simulated: xxx")
+    assert result.stdout.endswith(b"x\n")
+    assert result.stdout_tail == len(result.stdout) // 2
     assert (len(result.stdout) + result.stdout_dropped, result.stdout_blob) == (whole, None)
     blob = Blob("0" * 64, 5)
     await bench.command(ReadBlob("q1", "acme", "run", 0, blob, 0, 10))
     assert "no blob store" in (await bench.heard(BlobRead))[0].error
     await bench.send(subjects.executor_command("e1", "zeta"), ReadBlob("q2", "acme", "run", 0, blob, 0, 10))
     assert "ReadBlob" in (await bench.heard(DeadLetter))[0].reason  # in another tenant's name
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_of_an_output_over_its_limit_that_fits_no_message_either_the_gap_stays_where_it_is(
+    tmp_path: Path, stored: bool
+) -> None:
+    cache = Cache(FileStore(tmp_path / "blobs"), tmp_path / "cache", 2**30) if stored else None
+    async with benched(Profile(), cache) as bench:
+        await bench.order(n=1)
+        await bench.heard(SandboxesReady)
+        line = "".join(f"{number:09}\n" for number in range(60_000))
+        await bench.command(RunCommand("c1", *HEAD, 0, 0, Command(line=line, output_limit=300_000)))
+        result = (await bench.heard(CommandFinished))[0].result
+        whole = f"simulated: {line}\n".encode()
+        if stored:
+            assert result.stdout == whole[:150_000]  # what comes next in the blob is not what came next
+            assert (result.stdout_dropped, result.stdout_tail) == (len(whole) - 300_000, 150_000)
+        else:
+            begin, end = result.stdout[: -result.stdout_tail], result.stdout[-result.stdout_tail :]
+            assert len(begin) - len(end) in (0, 1)
+            assert 50_000 < len(end) < 131_073  # the answer has the command, too
+            assert whole.startswith(begin)
+            assert whole.endswith(end)
+            assert result.stdout_dropped == len(whole) - len(result.stdout)
+    if cache is not None:
+        await cache.close()
 
 
 async def test_an_output_waits_while_nobody_can_be_told_that_it_is_kept(tmp_path: Path) -> None:

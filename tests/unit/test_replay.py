@@ -10,6 +10,8 @@ from shoal.bus.protocol import Bus
 from shoal.wire.messages import (
     CommandResult,
     EndReason,
+    FileOp,
+    ManageFile,
     RolloutRejected,
     RolloutSubmitted,
     RunCommand,
@@ -72,6 +74,49 @@ async def test_what_came_after_the_last_snapshot_is_done_again_and_compared() ->
         assert (await again.run("exit 3", id="mine")).exit_code == 3  # the same step, done in the new one
         assert asked_of(fabric, again.rollout.id)[4:] == ["go on", "exit 3"]
         assert fabric.ran[f"{again.name}:mine"] == 1
+
+
+async def test_files_that_were_made_appended_to_renamed_and_removed_are_so_again() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host")
+        sandbox = await one(rollout)
+        files = sandbox.files
+        await files.write("a", "1")
+        await files.write("a", "2", append=True)
+        await files.make_dir("d")
+        await files.rename("a", "b")
+        await files.list()
+        await files.write("gone", "3")
+        await files.remove("gone", recursive=True)
+        with pytest.raises(shoal.FileError, match="gone: no such file"):
+            await files.remove("gone")
+        assert not await files.exists("gone")
+        await lost(fabric, rollout, sandbox)
+        replay = await sandbox.resume()
+        assert (replay.replayed, replay.divergences) == (8, [])  # the times of files are no difference
+        again = [each for each in fabric.asked if each.rollout == replay.sandbox.rollout.id]
+        assert [(each.op, each.path, each.to, each.recursive) for each in again if isinstance(each, ManageFile)] == [
+            (FileOp.MAKE_DIR, "d", "", False),
+            (FileOp.RENAME, "a", "b", False),
+            (FileOp.LIST, ".", "", False),
+            (FileOp.REMOVE, "gone", "", True),
+            (FileOp.STAT, "gone", "", False),
+        ]
+        assert [type(each).__name__ for each in again][:3] == ["WriteFile", "WriteFile", "ManageFile"]
+        assert fabric.files[replay.sandbox.rollout.id, 0, "b"] == b"12"
+
+
+async def test_a_listing_that_is_another_is_a_divergence() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host")
+        sandbox = await one(rollout)
+        await sandbox.files.write("f", "12")
+        await sandbox.files.list()
+        await lost(fabric, rollout, sandbox)
+        fabric.spoiled.add("f")
+        says = r"\(list \.\) gave 'f \(file, 7 bytes, 644\)', and had given 'f \(file, 2 bytes, 644\)'"
+        with pytest.raises(shoal.ReplayDiverged, match=says):
+            await sandbox.resume()
 
 
 async def test_without_a_snapshot_it_is_done_from_the_start() -> None:

@@ -493,18 +493,21 @@ async def test_a_large_output_is_fetched_whole_and_its_lack_is_said() -> None:
 
     async def program(run: shoal.Run) -> bytes:
         sandbox = await one(await run.rollout("host", key="only"))
-        return (await sandbox.run("large", output_limit="2MiB")).stdout_bytes
+        result = await sandbox.run("large", output_limit="2MiB")
+        assert (result.stdout_dropped, result.stdout_tail) == (9, 24)
+        return result.stdout_bytes
 
     async with Fabric(all_ready) as fabric:
         await life(fabric, lambda run: says(run))
         (id,) = fabric.requests
-        result = CommandResult(0, whole[:1000], stdout_blob=blob)
+        result = CommandResult(0, whole[:1000], stdout_dropped=9, stdout_blob=blob, stdout_tail=24)
         command = Command(line="large", output_limit=2**21)
         step = Step(1, 0, EXECUTOR, 1)
         fabric.tell(id, CommandFinished(f"{id}-0:#1", id, 0, 0, command, result, step))
         with pytest.raises(shoal.OutputGone, match="it is not here") as caught:
             await life(fabric, program)
         assert caught.value.result.stdout_bytes == whole[:1000]
+        assert caught.value.result.stdout_tail == 0
         fabric.blobs[blob] = heading("zeta") + whole
         with pytest.raises(shoal.OutputGone, match="is not blob"):
             await life(fabric, program)

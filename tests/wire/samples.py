@@ -32,6 +32,9 @@ from shoal.wire.messages import (
     ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
+    FileEntry,
+    FileManaged,
+    FileOp,
     FileRead,
     FileWritten,
     Hibernate,
@@ -39,6 +42,7 @@ from shoal.wire.messages import (
     InputFile,
     Limits,
     ListSnapshots,
+    ManageFile,
     NodeDrained,
     NodeSpec,
     OnLost,
@@ -428,6 +432,33 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "BlobKept": BlobKept("acme", Blob("5eed", 9_000_000), 1_700_000_000_000),
     "DeadLetter": DeadLetter(
         "SHOAL_EXECUTOR_e1", 78, "shoal.executor.e1.control", "executor.e1", "too large", b"\xc1\x00", size=300_000
+    ),
+    "ManageFile": ManageFile(
+        "c-9", "acme", "grpo-7", 12, "r1", 3, 1, FileOp.RENAME, "a", "out/b", recursive=True, idempotent=False
+    ),
+    "ManageFile/defaults": ManageFile("c-9", "acme", "grpo-7", 0, "r1", 0, 0, FileOp.LIST, "."),
+    "FileManaged": FileManaged(
+        "c-9",
+        "r1",
+        3,
+        1,
+        FileOp.LIST,
+        ".",
+        _STEP,
+        "out/b",
+        recursive=True,
+        more=True,
+        entries=(FileEntry("a.py", "file", 9, 0o644, 1_700_000_000_123), FileEntry("out", "directory", 40, 0o755, 0)),
+    ),
+    "FileManaged/defaults": FileManaged("c-9", "r1", 0, 0, FileOp.MAKE_DIR, "out"),
+    "WriteFile/append": WriteFile("c-2", "acme", "grpo-7", 12, "r1", 3, 1, "log", b"more", offset=-1),
+    "CommandFinished/tail": CommandFinished(
+        "c-1",
+        "r1",
+        3,
+        1,
+        Command(line="make test"),
+        CommandResult(1, b"beginthe end", b"", stdout_dropped=9_000_000, stdout_tail=7, stderr_tail=1),
     ),
     "DeadLetter/defaults": DeadLetter(
         "SHOAL_ROLLOUT_0", 77, "shoal.rollout.0._._.system", "scheduler.0", "no message", b"\xc1"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from shoal.machine import ranges
 from shoal.wire.messages import CommandResult, Ranges
 from shoal_executor.core.names import Names, name_of, parse
+from shoal_executor.drivers.tree import Tree
 
 _Place = tuple[str, int]
 """A rollout and an attempt; a name that is of no rollout, and -1."""
@@ -24,7 +25,7 @@ class Sandbox:
 
     disk: int
     commands: int = 0
-    files: dict[str, bytearray] = field(default_factory=dict)
+    files: Tree | None = None
     results: "dict[str, asyncio.Future[CommandResult] | CommandResult | None]" = field(default_factory=dict)
 
 

@@ -10,7 +10,8 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from shoal.wire.messages import Command, CommandResult, EndReason, InputFile, Resources
+from shoal.wire.messages import Command, CommandResult, EndReason, FileOp, InputFile, Resources
+from shoal.wire.values import APPEND
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group, Groups
@@ -19,6 +20,7 @@ from shoal_executor.drivers.protocol import (
     DriverError,
     ExitSink,
     FileChunk,
+    Found,
     NoSuchSandboxError,
     NotEndedError,
     OutputSink,
@@ -34,6 +36,8 @@ UP_S: Final = 30.0
 """How long a sandbox may take to come up, or to end."""
 _SHM: Final = 64 * 1024**2
 _PIECE: Final = 1024**2
+_REMOVING_S: Final = 45.0
+"""For how long a directory is removed: somebody may fill it meanwhile, and its trainer waits for a minute."""
 
 
 @dataclass(slots=True)
@@ -199,13 +203,17 @@ class AgentDriver(ABC, Generic[_Kind]):
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         return b"".join(pieces)
 
-    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
+    async def write_file(
+        self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644, id: str = ""
+    ) -> int:
         """Have the agent write a piece of a file, in smaller pieces where it is large."""
         sandbox = self._get(name)
         size = 0
         for start in range(0, max(len(data), 1), _PIECE):
+            appended = offset == APPEND  # the rest may be written twice
             piece = partial(
-                frames.Write, path=path, data=data[start : start + _PIECE], offset=offset + start, mode=mode
+                frames.Write, path=path, data=data[start : start + _PIECE], mode=mode,
+                offset=APPEND if appended else offset + start, key=f"{id}+{start}" if appended and id else "",
             )  # fmt: skip
             answer = await self._ask(sandbox, frames.Wrote, piece)
             size = answer.size
@@ -215,6 +223,20 @@ class AgentDriver(ABC, Generic[_Kind]):
         """Have the agent read a piece of a file."""
         answer = await self._ask(self._get(name), frames.Piece, lambda id: frames.Read(id, path, offset, limit))
         return FileChunk(answer.data, answer.size, answer.eof)
+
+    async def manage_files(
+        self, name: str, op: FileOp, path: str, *, to: str = "", recursive: bool = False, id: str = ""
+    ) -> Found:
+        """Have the agent do it; of what takes long, one piece after the other."""
+        sandbox = self._get(name)
+        ask = partial(frames.Manage, op=op, path=path, to=to, recursive=recursive, key=id if op.changes else "")
+        answer = await self._ask(sandbox, frames.Managed, ask)
+        until = asyncio.get_running_loop().time() + _REMOVING_S
+        while op.changes and answer.more:
+            if asyncio.get_running_loop().time() > until:
+                raise SandboxFileError(f"{path}: not all of it is removed after {_REMOVING_S:g} s; use `rm -r`")
+            answer = await self._ask(sandbox, frames.Managed, partial(ask, going_on=True))
+        return Found(answer.entries, answer.more)
 
     async def destroy(self, names: Sequence[str]) -> None:
         """End these with all their processes, and wait until nothing is left."""

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from shoal.wire.messages import Command, CommandResult, EndReason, Snapshot
+from shoal.wire.messages import Command, CommandResult, EndReason, FileOp, Snapshot
 from shoal_executor.drivers.each import side_by_side, start_one
 from shoal_executor.drivers.heat import Budget, Heat, Kind, kind_of
 from shoal_executor.drivers.protocol import (
@@ -26,6 +26,7 @@ from shoal_executor.drivers.protocol import (
     DriverReport,
     ExitSink,
     FileChunk,
+    Found,
     NoSuchSandboxError,
     NotEndedError,
     OutputSink,
@@ -285,15 +286,24 @@ class Pool:
         """As the driver does."""
         self._driver.settle(self._given.get(name, name), ids)
 
-    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
+    async def write_file(
+        self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644, id: str = ""
+    ) -> int:
         """As the driver does."""
         with self._within(name) as inner:
-            return await self._driver.write_file(inner, path, data, offset=offset, mode=mode)
+            return await self._driver.write_file(inner, path, data, offset=offset, mode=mode, id=id)
 
     async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
         """As the driver does."""
         with self._within(name) as inner:
             return await self._driver.read_file(inner, path, offset=offset, limit=limit)
+
+    async def manage_files(
+        self, name: str, op: FileOp, path: str, *, to: str = "", recursive: bool = False, id: str = ""
+    ) -> Found:
+        """As the driver does."""
+        with self._within(name) as inner:
+            return await self._driver.manage_files(inner, op, path, to=to, recursive=recursive, id=id)
 
     async def destroy(self, names: Sequence[str]) -> None:
         """As the driver does."""

@@ -10,7 +10,17 @@ from typing import Protocol
 
 import msgspec
 
-from shoal.wire.messages import Blob, Command, CommandResult, EndReason, InputFile, Resources, Snapshot
+from shoal.wire.messages import (
+    Blob,
+    Command,
+    CommandResult,
+    EndReason,
+    FileEntry,
+    FileOp,
+    InputFile,
+    Resources,
+    Snapshot,
+)
 
 
 class DriverError(Exception):
@@ -97,6 +107,14 @@ class FileChunk:
     data: bytes
     size: int
     eof: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look at files has found, by name; `more`: the directory has more than that."""
+
+    entries: tuple[FileEntry, ...] = ()
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +233,29 @@ class Driver(Protocol):
         """The results with these ids are kept elsewhere: the sandbox may forget them, though not that they were."""
         ...
 
-    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
-        """Write at offset (0 truncates or creates, making directories). Returns the file's size.
+    async def write_file(
+        self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644, id: str = ""
+    ) -> int:
+        """Write at offset (0 truncates or creates, APPEND appends; directories are made). Returns the file's size.
 
-        Raises SandboxFileError.
+        What is appended with an `id` that the sandbox has seen is not appended again. Raises SandboxFileError.
         """
         ...
 
     async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
         """Read a piece. Raises SandboxFileError."""
+        ...
+
+    async def manage_files(
+        self, name: str, op: FileOp, path: str, *, to: str = "", recursive: bool = False, id: str = ""
+    ) -> Found:
+        """Look at files, or change which there are. Raises SandboxFileError.
+
+        A listing is of links themselves, and has the first some thousands of what is there; stat follows links, and
+        finds nothing where nothing is. Directories are made with those above them, also for what is renamed; one that
+        is there already is as good. What is removed must be there, and a directory empty unless `recursive`. A change
+        with an `id` that the sandbox has seen is not made again: the answer is that of the first time.
+        """
         ...
 
     async def destroy(self, names: Sequence[str]) -> None:

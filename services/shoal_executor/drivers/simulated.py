@@ -7,7 +7,6 @@ returns says "simulated", so that nobody takes it for real.
 import asyncio
 import hashlib
 import math
-import posixpath
 import statistics
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
@@ -15,25 +14,27 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from shoal.wire.messages import Command, CommandResult, EndReason, Isolation, Snapshot
+from shoal.wire.messages import Command, CommandResult, EndReason, FileOp, Isolation, Snapshot
 from shoal_executor.drivers.crowd import Crowd, Sandbox
 from shoal_executor.drivers.each import paired, side_by_side
+from shoal_executor.drivers.kept import cut
 from shoal_executor.drivers.protocol import (
     Captured,
     DriverError,
     DriverReport,
     ExitSink,
     FileChunk,
+    Found,
     NoSuchSandboxError,
     OutputSink,
     Ran,
-    SandboxFileError,
     SettledError,
     Started,
     StartFailed,
     StartSpec,
     UnsupportedError,
 )
+from shoal_executor.drivers.tree import Tree
 
 _NORMAL: Final = statistics.NormalDist()
 
@@ -100,7 +101,7 @@ class SimulatedDriver:
     def _begin(self, names: Sequence[str], spec: StartSpec) -> None:
         self._live.add(names, spec.resources.disk)
         for name in names if spec.files else ():
-            self._get(name).files = {_absolute(each.path): bytearray(each.data) for each in spec.files}
+            self._get(name).files = Tree(spec.resources.disk, spec.files)
 
     async def run(
         self, name: str, command: Command, output: OutputSink | None = None, *, id: str = ""
@@ -185,26 +186,27 @@ class SimulatedDriver:
         code = 137 if timed_out else int(bool(failed))
         return _result(command, output, code, int(latency * 1e6), timed_out=timed_out)
 
-    async def write_file(self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644) -> int:
+    async def write_file(
+        self, name: str, path: str, data: bytes, *, offset: int = 0, mode: int = 0o644, id: str = ""
+    ) -> int:
         """Keep the bytes within the sandbox's disk limit."""
-        sandbox = self._get(name)
-        path = _absolute(path)
-        content = bytearray() if offset == 0 else sandbox.files.get(path)
-        if content is None:
-            raise SandboxFileError(f"{path}: no such file to write to at offset {offset}")
-        if sum(map(len, sandbox.files.values())) + len(data) > sandbox.disk:
-            raise SandboxFileError(f"{path}: no space left in the sandbox")
-        content[offset : offset + len(data)] = data
-        sandbox.files[path] = content
-        return len(content)
+        return self._files(name).write(path, data, offset, mode, id)
 
     async def read_file(self, name: str, path: str, *, offset: int = 0, limit: int = 262_144) -> FileChunk:
         """Return bytes written before."""
-        content = self._get(name).files.get(_absolute(path))
-        if content is None:
-            raise SandboxFileError(f"{path}: no such file")
-        data = bytes(content[offset : offset + limit])
-        return FileChunk(data, len(content), offset + len(data) >= len(content))
+        return self._files(name).read(path, offset, limit)
+
+    async def manage_files(
+        self, name: str, op: FileOp, path: str, *, to: str = "", recursive: bool = False, id: str = ""
+    ) -> Found:
+        """Look at what was written before, or change it."""
+        return self._files(name).manage(op, path, to, id, recursive=recursive)
+
+    def _files(self, name: str) -> Tree:
+        sandbox = self._get(name)
+        if sandbox.files is None:
+            sandbox.files = Tree(sandbox.disk)
+        return sandbox.files
 
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """Nothing here has a disk or a memory that could be started from."""
@@ -245,16 +247,15 @@ class SimulatedDriver:
         return median_ms / 1000 * math.exp(spread * _NORMAL.inv_cdf(self._draw(key, what)))
 
 
-def _absolute(path: str) -> str:
-    return posixpath.normpath(posixpath.join("/root", path))
-
-
 def _result(
     command: Command, output: OutputSink | None, code: int = 0, duration_us: int = 0, *, timed_out: bool = False
 ) -> CommandResult:
     stdout = f"simulated: {command.line or ' '.join(command.argv)}\n".encode()
-    kept = stdout[: command.output_limit]
     if output:
-        output(1, kept)
-    dropped = len(stdout) - len(kept)
-    return CommandResult(code, kept, stdout_dropped=dropped, duration_us=duration_us, timed_out=timed_out)
+        output(1, stdout[: command.output_limit])
+    if len(stdout) <= command.output_limit:
+        return CommandResult(code, stdout, duration_us=duration_us, timed_out=timed_out)
+    kept = cut(stdout, command.output_limit)
+    return CommandResult(
+        code, kept.content, b"", duration_us, timed_out, stdout_dropped=kept.dropped, stdout_tail=kept.tail
+    )

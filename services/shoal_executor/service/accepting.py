@@ -17,6 +17,8 @@ from shoal.wire import subjects
 from shoal.wire.messages import (
     AnyMessage,
     DestroySandboxes,
+    FileOp,
+    ManageFile,
     PreemptSandboxes,
     PrefetchSnapshot,
     Ranges,
@@ -85,6 +87,8 @@ def _check_asked(asked: Asked) -> None:
         raise BadValueError("index", f"{asked.index} is no index of a sandbox; it is 0 or more, and below {_MOST}")
     if asked.attempt < 0:
         raise BadValueError("attempt", f"{asked.attempt} is no attempt; the first is 0")
+    if isinstance(asked, ManageFile) and (asked.op is FileOp.RENAME) != bool(asked.to):
+        raise BadValueError("to", "it is the new path of what is renamed: give it for that, and for nothing else")
     if isinstance(asked, TakeSnapshot):
         if asked.name:
             subjects.token(asked.name, "name")

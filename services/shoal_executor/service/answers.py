@@ -7,12 +7,14 @@ import msgspec
 
 from shoal.machine import ranges
 from shoal.wire.asked import Answer, Asked
-from shoal.wire.messages import CommandFinished, FileRead, FileWritten, Ranges, Step
+from shoal.wire.messages import CommandFinished, FileManaged, FileRead, FileWritten, Ranges, Step
 
 Sandbox = tuple[str, int, int]
 """rollout, index, attempt"""
 
 KEPT_BYTES: Final = 64 * 1024**2
+_ENTRY: Final = 256
+"""Bytes that an entry of a directory takes, about."""
 
 
 class _State(msgspec.Struct, frozen=True, array_like=True):
@@ -133,4 +135,6 @@ def _weight(answer: Answer) -> int:
         size += len(answer.result.stdout) + len(answer.result.stderr) + len(answer.command.stdin)
     elif isinstance(answer, FileRead | FileWritten):
         size += len(answer.data)
+    elif isinstance(answer, FileManaged):
+        size += sum(_ENTRY + len(entry.name) for entry in answer.entries)
     return size

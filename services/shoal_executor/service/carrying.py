@@ -8,17 +8,19 @@ import msgspec
 from shoal.blobs.protocol import BlobError
 from shoal.bus.protocol import BusError
 from shoal.wire import subjects
-from shoal.wire.asked import Answer, blob_of, word
+from shoal.wire.asked import Answer, blob_of, path_of, word
 from shoal.wire.messages import (
     Command,
     CommandFinished,
     CommandOutput,
     CommandResult,
     EndReason,
+    FileManaged,
     FileRead,
     FileWritten,
     Hibernate,
     Hibernated,
+    ManageFile,
     ReadFile,
     RollBack,
     RolledBack,
@@ -122,13 +124,16 @@ class Carrying:
                 result = await self._run(name, asked)
                 return await self._outputs.fitted(CommandFinished(*head, bare, result, step, stdin), asked.tenant)
             case WriteFile(path=path, data=data, offset=offset, mode=mode):
-                size = await self._driver.write_file(name, path, data, offset=offset, mode=mode)
+                size = await self._driver.write_file(name, path, data, offset=offset, mode=mode, id=asked.id)
                 shown = data if len(data) <= _INPUT else b""
                 return FileWritten(*head, path, size, step, shown, offset, mode, blob_of(data))
             case ReadFile(path=path, offset=offset):
                 limit = min(asked.limit, IN_MESSAGE)
                 chunk = await self._driver.read_file(name, path, offset=offset, limit=limit)
                 return FileRead(*head, path, chunk.data, chunk.size, chunk.eof, step, offset)
+            case ManageFile(op=op, path=path, to=to, recursive=recursive):
+                found = await self._driver.manage_files(name, op, path, to=to, recursive=recursive, id=asked.id)
+                return FileManaged(*head, op, path, step, to, recursive, found.entries, found.more)
             case TakeSnapshot():
                 memory = asked.memory == "yes" or (not asked.memory and self._driver.keeps_memory)
                 snapshot, stood_us = await self._keeping.take(key, asked.index, memory, asked.name, step=step)
@@ -143,9 +148,8 @@ class Carrying:
     async def _tell_before(self, asked: Asked, step: Step) -> None:
         """Have the log say that something is begun which must not be done twice, before it is."""
         command = without_input(asked.command) if isinstance(asked, RunCommand) else None
-        path = asked.path if isinstance(asked, WriteFile) else ""
         head = (asked.id, asked.rollout, asked.index, asked.attempt)
-        begun = StepBegun(*head, step, word(asked), command, path)
+        begun = StepBegun(*head, step, word(asked), command, path_of(asked))
         number = self._loose.send(subjects.trajectory(asked.cell, asked.tenant, asked.run), begun)
         await self._loose.until(lambda: self._loose.is_stored(number))
 

@@ -20,6 +20,7 @@ from shoal.wire import subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import (
     EndReason,
+    ManageFile,
     Ranges,
     ReadFile,
     RunCommand,
@@ -89,7 +90,9 @@ class Keeping:
         self._returning: set[str] = set()
         self._returns: dict[str, int] = {}
         self._busy: dict[str, int] = {}
-        self._filing: dict[str, int] = {}  # of those within, how many read or write a file: they are done in a moment
+        self._filing: dict[
+            str, int
+        ] = {}  # of those within, how many do something with a file: they are done in a moment
         self._left = asyncio.Event()
         self.settling = Settling(driver)
         self.waits = Waits()
@@ -114,7 +117,7 @@ class Keeping:
             await self._closed[name].wait()
         before = self._returns.get(name, 0)
         _count(self._busy, name, 1)
-        filing = int(isinstance(asked, ReadFile | WriteFile))
+        filing = int(isinstance(asked, ReadFile | WriteFile | ManageFile))
         _count(self._filing, name, filing)
         try:
             yield lambda: name in self._returning or self._returns.get(name, 0) != before

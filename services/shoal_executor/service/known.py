@@ -15,22 +15,18 @@ import structlog
 from shoal.machine import ranges
 from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
-from shoal.wire.asked import Answer, word
+from shoal.wire.asked import Answer, changes, path_of, word
 from shoal.wire.messages import (
     Command,
-    CommandFinished,
     CommandRefused,
     DestroySandboxes,
     EndReason,
-    FileWritten,
     PreemptSandboxes,
     Ranges,
-    ReadFile,
     RunCommand,
     Snapshot,
     StartSandboxes,
     Step,
-    WriteFile,
 )
 from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, LetSleep, Refuse, RunJobs, Start
 from shoal_executor.service.answers import Answers
@@ -249,13 +245,13 @@ class Known:
         return self._origins.get((rollout, index, attempt), self.core.groups[key].order_of(index).snapshot)
 
     def commands(self, rollout: str, index: int, attempt: int) -> int:
-        """Return how many commands and file writes a sandbox that is here has carried out."""
+        """Return how many commands and changes of files a sandbox that is here has carried out."""
         return self._commands.get((rollout, index, attempt), 0)
 
     def _answered(self, record: Answered) -> Sequence[Effect]:
         answer = record.answer
         self.answers.record(answer)
-        if isinstance(answer, CommandFinished | FileWritten):
+        if changes(answer):
             sandbox = (answer.rollout, answer.index, answer.attempt)
             if self.core.find(*sandbox) is not None:
                 self._commands[sandbox] = self._commands.get(sandbox, 0) + 1
@@ -367,9 +363,8 @@ def gone_text(reason: EndReason | None) -> str:
 def refusal(asked: Asked, code: str, detail: str, reason: EndReason | None, step: Step = _NOT_BEGUN) -> CommandRefused:
     """Return the answer to what is not carried out."""
     command = without_input(asked.command) if isinstance(asked, RunCommand) else None
-    path = asked.path if isinstance(asked, WriteFile | ReadFile) else ""
     head = (asked.id, asked.rollout, asked.index, asked.attempt)
-    return CommandRefused(*head, code, detail, reason, step, word(asked), command, path)
+    return CommandRefused(*head, code, detail, reason, step, word(asked), command, path_of(asked))
 
 
 def without_input(command: Command) -> Command:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -26,6 +26,15 @@ _AT_ONCE: Final = 4
 log = structlog.get_logger()
 
 
+class _Told(NamedTuple):
+    """An output as a message has it."""
+
+    data: bytes
+    dropped: int
+    tail: int
+    blob: Blob | None
+
+
 class Outputs:
     """See the module. Without a `cache` there is no store, and what does not fit into a message is dropped, counted."""
 
@@ -42,20 +51,34 @@ class Outputs:
         room = min(IN_MESSAGE, max((_MOST - others) // 2, 0))
         if max(len(result.stdout), len(result.stderr)) <= room:
             return finished
-        out = await self._kept(tenant, result.stdout) if len(result.stdout) > room else None
-        err = await self._kept(tenant, result.stderr) if len(result.stderr) > room else None
+        out = await self._told(tenant, result.stdout, result.stdout_dropped, result.stdout_tail, room)
+        err = await self._told(tenant, result.stderr, result.stderr_dropped, result.stderr_tail, room)
         return msgspec.structs.replace(
             finished,
             result=msgspec.structs.replace(
                 result,
-                stdout=result.stdout[:room],
-                stderr=result.stderr[:room],
-                stdout_dropped=result.stdout_dropped + (0 if out else max(len(result.stdout) - room, 0)),
-                stderr_dropped=result.stderr_dropped + (0 if err else max(len(result.stderr) - room, 0)),
-                stdout_blob=out,
-                stderr_blob=err,
+                stdout=out.data,
+                stderr=err.data,
+                stdout_dropped=out.dropped,
+                stderr_dropped=err.dropped,
+                stdout_blob=out.blob,
+                stderr_blob=err.blob,
+                stdout_tail=out.tail,
+                stderr_tail=err.tail,
             ),
         )
+
+    async def _told(self, tenant: str, output: bytes, dropped: int, tail: int, room: int) -> "_Told":
+        """Return what is told of an output: of one that is a blob from now on, the beginning."""
+        if len(output) <= room:
+            return _Told(output, dropped, tail, None)
+        blob = await self._kept(tenant, output)
+        if blob is not None:
+            return _Told(output[: min(room, len(output) - tail)], dropped, tail, blob)
+        # What was left out before stays left out: the end is cut from what comes after that.
+        begin = output[: len(output) - tail][: room - room // 2]
+        end = output[len(output) - min(room // 2, tail if dropped else len(output) - len(begin)) :]
+        return _Told(begin + end, dropped + len(output) - len(begin) - len(end), len(end), None)
 
     async def _kept(self, tenant: str, output: bytes) -> Blob | None:
         if self._cache is None:

@@ -20,11 +20,11 @@ from shoal.wire import messages as m
 from shoal.wire.subjects import SYSTEM
 
 OPERATOR: Final = "operator"
-_ANSWERED: Final = (m.CommandFinished, m.FileWritten, m.FileRead, m.SnapshotTaken, m.RolledBack, m.Hibernated,
-                    m.CommandRefused)  # fmt: skip
-_ASKED: Final = (m.RunCommand, m.WriteFile, m.ReadFile, m.TakeSnapshot, m.RollBack, m.Hibernate)
+_ANSWERED: Final = (m.CommandFinished, m.FileWritten, m.FileRead, m.FileManaged, m.SnapshotTaken, m.RolledBack,
+                    m.Hibernated, m.CommandRefused)  # fmt: skip
+_ASKED: Final = (m.RunCommand, m.WriteFile, m.ReadFile, m.ManageFile, m.TakeSnapshot, m.RollBack, m.Hibernate)
 _SUBMITTED: Final = m.RolloutSubmitted.__name__.encode()
-Asked = m.RunCommand | m.WriteFile | m.ReadFile | m.TakeSnapshot | m.RollBack | m.Hibernate
+Asked = m.RunCommand | m.WriteFile | m.ReadFile | m.ManageFile | m.TakeSnapshot | m.RollBack | m.Hibernate
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +237,10 @@ _WHAT: Final[dict[type[Any], str]] = {
     m.RunCommand: "command", m.WriteFile: "file_written", m.ReadFile: "file_read", m.TakeSnapshot: "snapshot_taken",
     m.RollBack: "rolled_back", m.Hibernate: "hibernated",
 }  # fmt: skip
+_MANAGED: Final = {
+    m.FileOp.LIST: "files_listed", m.FileOp.STAT: "file_looked_at", m.FileOp.REMOVE: "file_removed",
+    m.FileOp.MAKE_DIR: "directory_made", m.FileOp.RENAME: "file_renamed",
+}  # fmt: skip
 
 
 def _detail(asked: Asked) -> tuple[str, dict[str, Any]]:
@@ -248,6 +252,8 @@ def _detail(asked: Asked) -> tuple[str, dict[str, Any]]:
             return path, {"path": path, "offset": offset, "bytes": len(data)}
         case m.ReadFile(path=path, offset=offset):
             return path, {"path": path, "offset": offset}
+        case m.ManageFile(path=path, to=to, recursive=recursive):
+            return f"{path} to {to}" if to else path, {"path": path, "to": to, "recursive": recursive}
         case m.TakeSnapshot(name=name):
             return name, {"name": name}
         case m.RollBack(snapshot=snapshot):
@@ -258,8 +264,9 @@ def _detail(asked: Asked) -> tuple[str, dict[str, Any]]:
 def _asked(each: Happening, asked: Asked, who: str) -> Deed:
     """Return what a trainer wants done in a sandbox."""
     detail, values = _detail(asked)
+    what = _MANAGED[asked.op] if isinstance(asked, m.ManageFile) else _WHAT[type(asked)]
     return Deed(
-        each.time_ms, who, asked.run, _WHAT[type(asked)], f"{asked.rollout}-{asked.index}", detail, "no answer",
+        each.time_ms, who, asked.run, what, f"{asked.rollout}-{asked.index}", detail, "no answer",
         stream=each.stream, sequence=each.sequence, id=asked.id, values={"attempt": asked.attempt, **values},
     )  # fmt: skip
 
@@ -277,6 +284,8 @@ def _done(asked: Deed, answer: Happening) -> Deed:
             values["digest"] = snapshot.digest
         case m.FileRead(data=data):
             values["bytes"] = len(data)
+        case m.FileManaged(op=m.FileOp.LIST, entries=entries):
+            values["entries"] = len(entries)
     return replace(asked, outcome=outcome, ended_ms=answer.time_ms, exit_code=code, values=values)
 
 

@@ -19,10 +19,12 @@ from shoal.wire.messages import (
     CommandRefused,
     DestroySandboxes,
     EndReason,
+    FileManaged,
     FileRead,
     FileWritten,
     Hibernate,
     Hibernated,
+    ManageFile,
     PreemptSandboxes,
     Ranges,
     ReadFile,
@@ -43,9 +45,11 @@ from shoal.wire.messages import (
 )
 
 _EFFECT: Final = re.compile(r"(?:dead:)?(SHOAL_[A-Z]+(?:_[A-Za-z0-9_\-]+)?):(\d+):")
-COMMANDS: Final = (RunCommand, WriteFile, ReadFile, TakeSnapshot, RollBack, Hibernate)
+COMMANDS: Final = (RunCommand, WriteFile, ReadFile, ManageFile, TakeSnapshot, RollBack, Hibernate)
 """What trainers have done in sandboxes."""
-ANSWERS: Final = (CommandFinished, FileWritten, FileRead, SnapshotTaken, RolledBack, Hibernated, CommandRefused)
+ANSWERS: Final = (
+    CommandFinished, FileWritten, FileRead, FileManaged, SnapshotTaken, RolledBack, Hibernated, CommandRefused,
+)  # fmt: skip
 """What came of it."""
 _TOLD_TO_END: Final = (EndReason.RELEASED, EndReason.CANCELLED, EndReason.TIMED_OUT, EndReason.NOT_STARTED)
 

@@ -11,6 +11,7 @@ from shoal.machine.ledger import HEDGE
 from shoal.wire import messages as m
 from shoal.wire.messages import AnyMessage, EndReason, Ranges
 from shoal.wire.quantities import format_bytes
+from shoal.wire.values import APPEND
 
 _LONGEST: Final = 100
 _ENDS: Final = {
@@ -164,8 +165,10 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     m.DestroySandboxes: lambda e: f"{sandboxes(e.indices)} to end: {ended(e.reason, '')}",
     m.PreemptSandboxes: lambda e: f"{sandboxes(e.indices)} to make room: {e.how}",
     m.RunCommand: lambda e: f"{e.index}: {command(e.command)}",
-    m.WriteFile: lambda e: f"{e.index}: write {e.path}, {format_bytes(len(e.data))} at {e.offset}",
+    m.WriteFile: lambda e: f"{e.index}: write {e.path}, {format_bytes(len(e.data))} {_where(e.offset)}",
     m.ReadFile: lambda e: f"{e.index}: read {e.path} from {e.offset}",
+    m.ManageFile: lambda e: f"{e.index}: {_DONE_WITH_FILES[e.op]} {e.path}"
+    + (f" to {e.to}" if e.to else "") + (", with all that is in it" if e.recursive else ""),
     m.TakeSnapshot: lambda e: f"{e.index}: take a snapshot{f' called {e.name}' if e.name else ''}",
     m.RollBack: lambda e: f"{e.index}: go back to snapshot {digest(e.snapshot.digest)}",
     m.Hibernate: lambda e: f"{e.index}: go to sleep",
@@ -173,6 +176,7 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     m.CommandFinished: lambda e: result(e.result),
     m.FileWritten: lambda e: f"written, {format_bytes(e.size)}",
     m.FileRead: lambda e: f"read, {format_bytes(len(e.data))} of {format_bytes(e.size)}",
+    m.FileManaged: lambda e: _managed(e),
     m.SnapshotTaken: lambda e: f"snapshot {digest(e.snapshot.digest)} taken, stood still {duration(e.took_us / 1000)}",
     m.RolledBack: lambda e: f"is as snapshot {digest(e.digest)} has it",
     m.Hibernated: lambda e: f"sleeps as snapshot {digest(e.digest)}",
@@ -202,6 +206,46 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     m.BlobsCollected: lambda e: f"{len(e.digests)} blobs are in the store no longer",
     m.DeadLetter: lambda e: f"message {e.sequence} of {e.stream} put aside by {e.reader}: {short(e.reason)}",
 }  # fmt: skip
+
+
+def _where(offset: int) -> str:
+    return "at its end" if offset == APPEND else f"at {offset}"
+
+
+_DONE_WITH_FILES: Final[dict[m.FileOp, str]] = {
+    m.FileOp.LIST: "list", m.FileOp.STAT: "look at", m.FileOp.REMOVE: "remove", m.FileOp.MAKE_DIR: "make directory",
+    m.FileOp.RENAME: "rename",
+}  # fmt: skip
+
+
+def _managed(told: m.FileManaged) -> str:
+    match told.op:
+        case m.FileOp.LIST:
+            count = len(told.entries)
+            return f"{count} {'entry' if count == 1 else 'entries'}{', and more' if told.more else ''}"
+        case m.FileOp.STAT:
+            entry = told.entries[0] if told.entries else None
+            return f"a {entry.kind} of {format_bytes(entry.size)}" if entry is not None else "nothing is there"
+        case m.FileOp.REMOVE:
+            return "removed"
+        case m.FileOp.MAKE_DIR:
+            return "is a directory"
+    return f"renamed to {told.to}"
+
+
+_MANY_MANAGED: Final[dict[m.FileOp, tuple[str, str]]] = {
+    m.FileOp.LIST: ("directories to list", "listed"), m.FileOp.STAT: ("files to look at", "looked at"),
+    m.FileOp.REMOVE: ("files to remove", "removed"), m.FileOp.MAKE_DIR: ("directories to make", "made"),
+    m.FileOp.RENAME: ("files to rename", "renamed"),
+}  # fmt: skip
+
+
+def _managed_many(found: Sequence[AnyMessage]) -> str:
+    counts: Counter[str] = Counter()
+    for message in found:
+        if isinstance(message, m.ManageFile | m.FileManaged):
+            counts[_MANY_MANAGED[message.op][isinstance(message, m.FileManaged)]] += 1
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
 def _nodes(nodes: Sequence[m.NodeSpec]) -> str:
@@ -234,6 +278,8 @@ def summed(group: Sequence[Happening]) -> str:
             ends[ended(message.reason, "")] += ranges.count(message.indices)
     if ends:
         return f"{about} ended{on}: {', '.join(f'{count} {reason}' for reason, count in ends.most_common())}"
+    if isinstance(found[0], m.ManageFile | m.FileManaged):
+        return _managed_many(found)
     what = _MANY.get(kind)
     if what is not None:
         return f"{about} {what}{on}"

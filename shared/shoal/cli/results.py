@@ -94,6 +94,9 @@ def as_object(outcome: "SandboxOutcome") -> dict[str, Any]:
         "reason": str(outcome.reason),
         "isolation": outcome.isolation,
     }
+    if result is not None and result.truncated:
+        for name in ("stdout_dropped", "stdout_tail", "stderr_dropped", "stderr_tail"):
+            found[name] = getattr(result, name)
     return found | {"detail": outcome.detail} if outcome.detail else found
 
 
@@ -119,6 +122,10 @@ def _print(outcome: "SandboxOutcome", *, alone: bool) -> None:
             for line in text.splitlines():
                 print(f"{mark}{line}", file=stream)
             stream.flush()
+        for name, dropped in (("stdout", result.stdout_dropped), ("stderr", result.stderr_dropped)):
+            if dropped:
+                what = f"{dropped} bytes in the middle of its {name} are left out"
+                print(f"sandbox {outcome.sandbox}: {what}", file=sys.stderr)
     if outcome.reason != "succeeded":
         what = "" if result is None else f", exit status {result.exit_code}"
         detail = f": {outcome.detail}" if outcome.detail else ""

@@ -85,9 +85,9 @@ class _Tree:
         return self._rows(self._below.get(None, []), 10**9 if self._own is None else self._most)
 
     def _rows(self, told: Sequence[Happening], most: int) -> list[_Row]:
-        kinds: dict[tuple[str, bool], list[Happening]] = {}
+        kinds: dict[tuple[str, str, bool], list[Happening]] = {}
         for each in told:
-            kinds.setdefault((each.kind, each.context), []).append(each)
+            kinds.setdefault((each.kind, getattr(each.message, "op", ""), each.context), []).append(each)
         groups = [part for group in kinds.values() for part in ([group] if len(group) > most else [[e] for e in group])]
         return sorted((self._row(group) for group in groups), key=lambda row: row.time_ms)
 

@@ -1,6 +1,7 @@
 """`shoal trajectory`: what was done in sandboxes, as training data and for people."""
 
 import dataclasses
+import json
 import sys
 import time
 from contextlib import aclosing
@@ -131,7 +132,7 @@ def show(sandbox: str, tenant: str, url: str | None, as_json: bool) -> int:
 
 
 def _what(row: "TrajectoryStep") -> str:
-    text = row.command or row.path or row.snapshot[:12]
+    text = row.command or (f"{row.path} to {row.to}" if row.to else row.path) or row.snapshot[:12]
     return _short(text)
 
 
@@ -140,6 +141,9 @@ def _came(row: "TrajectoryStep") -> str:
     if row.exit_code is not None:
         parts = [f"exit {row.exit_code}" if row.exit_code else "", "timed out" if row.timed_out else ""]
         parts.append(_short((row.stdout or "").strip() or (row.stderr or "").strip()))
+    elif row.kind in ("list", "stat") and row.data is not None:
+        names = [str(entry["name"]) for entry in json.loads(row.data)]
+        parts.append(_short(", ".join([*names, *([row.detail] if row.detail else [])]) or "nothing"))
     elif row.input_size is not None:
         parts.append(f"{row.input_size} bytes")
     if row.undone:

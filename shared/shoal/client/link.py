@@ -34,6 +34,7 @@ from shoal.wire.messages import (
     CommandFinished,
     CommandOutput,
     CommandRefused,
+    FileManaged,
     FileRead,
     FileWritten,
     Hibernated,
@@ -267,8 +268,8 @@ class Link:
                 if (id, attempt) in self._pending:
                     self._pending[id, attempt].output(message)
             case (
-                CommandFinished() | CommandRefused() | FileRead() | FileWritten() | SnapshotTaken() | RolledBack()
-                | Hibernated()
+                CommandFinished() | CommandRefused() | FileRead() | FileWritten() | FileManaged() | SnapshotTaken()
+                | RolledBack() | Hibernated()
             ):  # fmt: skip
                 if isinstance(message, CommandFinished):
                     if message.rollout in self.rollouts:

@@ -62,9 +62,11 @@ async def whole(owner: Owner, sandbox: str, finished: CommandFinished) -> Comman
         return result
     try:
         if told.stdout_blob is not None:
-            result = replace(result, stdout_bytes=await fetch(owner, told.stdout_blob, finished.step.executor))
+            stdout = await fetch(owner, told.stdout_blob, finished.step.executor)
+            result = replace(result, stdout_bytes=stdout, stdout_tail=told.stdout_tail)
         if told.stderr_blob is not None:
-            result = replace(result, stderr_bytes=await fetch(owner, told.stderr_blob, finished.step.executor))
+            stderr = await fetch(owner, told.stderr_blob, finished.step.executor)
+            result = replace(result, stderr_bytes=stderr, stderr_tail=told.stderr_tail)
     except _Trouble as error:
         raise OutputGone(sandbox, str(error), result) from error
     return result

@@ -10,7 +10,8 @@ from shoal.client.link import Pending
 from shoal.client.requests import shown
 from shoal.machine import ranges
 from shoal.machine.ledger import HEDGE, next_attempt
-from shoal.wire.messages import CommandFinished, CommandRefused, EndReason, FileWritten, Ranges
+from shoal.wire.asked import changes
+from shoal.wire.messages import CommandFinished, CommandRefused, EndReason, FileManaged, FileWritten, Ranges
 
 _KEPT: Final = 1000
 """Commands since the last snapshot that a loss can name; of more than that, the last are named and all are counted."""
@@ -199,7 +200,7 @@ class Presence:
         under_way = 0
         for pending in self.pending:
             answer = pending.told
-            if isinstance(answer, CommandFinished | FileWritten) and answer.attempt == self.attempt:
+            if answer is not None and changes(answer) and answer.attempt == self.attempt:
                 self.done(answer.step.number, _shown(answer))
             gone = isinstance(answer, CommandRefused) and answer.code == "sandbox_gone"
             under_way += gone or not pending.answer.done()
@@ -211,5 +212,7 @@ class Presence:
             pending.fail(PlatformTimeout(text))
 
 
-def _shown(answer: CommandFinished | FileWritten) -> str:
+def _shown(answer: CommandFinished | FileWritten | FileManaged) -> str:
+    if isinstance(answer, FileManaged):
+        return f"{answer.op} {answer.path}"
     return f"writing {answer.path}" if isinstance(answer, FileWritten) else shown(answer.command)

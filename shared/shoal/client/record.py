@@ -13,7 +13,7 @@ from shoal.client.story import Story, Told
 from shoal.machine import ranges
 from shoal.wire import streams, subjects
 from shoal.wire.asked import Answer
-from shoal.wire.messages import AnyMessage, CommandFinished, FileRead, FileWritten, SandboxesBegan
+from shoal.wire.messages import AnyMessage, CommandFinished, FileManaged, FileRead, FileWritten, SandboxesBegan
 
 if TYPE_CHECKING:
     from shoal.client.link import Link
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _LATE_MS: Final = 300_000
 """How long after a rollout's end its executors may still have something to say of it."""
 _KEPT_BYTES: Final = 64 * 1024**2
+_ENTRY: Final = 256
+"""Bytes that an entry of a directory takes, about."""
 _SKEW_MS: Final = 60_000
 """By how much the clocks of two brokers may differ."""
 
@@ -137,4 +139,6 @@ def _weight(answer: Answer | None) -> int:
         size += len(answer.result.stdout) + len(answer.result.stderr) + len(answer.command.stdin)
     elif isinstance(answer, FileRead | FileWritten):
         size += len(answer.data)
+    elif isinstance(answer, FileManaged):
+        size += sum(_ENTRY + len(entry.name) for entry in answer.entries)
     return size

@@ -23,8 +23,12 @@ from shoal.wire.asked import Answer, Asked, blob_of
 from shoal.wire.messages import (
     CommandFinished,
     CommandRefused,
+    FileEntry,
+    FileManaged,
+    FileOp,
     FileRead,
     FileWritten,
+    ManageFile,
     ReadFile,
     RollBack,
     RolloutSpec,
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 Outcome = CommandResult | bytes | int | str
 """What came of a step: of a command its result, of reading a file its bytes, of writing one its size, else words."""
 
-_DONE_AGAIN: Final = ("run", "write", "read", "rollback")
+_DONE_AGAIN: Final = ("run", "write", "read", "rollback", *FileOp)
 """What changes a sandbox, or tells how it is; a snapshot that was taken changed nothing."""
 
 
@@ -176,6 +180,8 @@ class _Replaying:
                 return lambda head: RunCommand(*head, command), within_s
             case FileWritten(path=path, data=data, offset=offset, mode=mode):
                 return lambda head: WriteFile(*head, path, data, offset, mode), FILE_S
+            case FileManaged(op=op, path=path, to=to, recursive=recursive):
+                return lambda head: ManageFile(*head, op, path, to, recursive), FILE_S
             case FileRead(path=path, offset=offset):
                 return lambda head: ReadFile(*head, path, offset), FILE_S
         asked = await request(self._old.rollout.link, before)
@@ -206,9 +212,17 @@ def _essence(answer: Answer) -> object:
             return (answer.data, answer.eof)
         case FileWritten():
             return answer.size
+        case FileManaged(entries=entries, more=more):
+            # Which of many entries are told is chance.
+            return (more, () if more else tuple(map(_lasting, entries)))
         case CommandRefused():
             return (answer.code, answer.detail)
     return type(answer)
+
+
+def _lasting(entry: FileEntry) -> tuple[str, str, int, int]:
+    """Return what of a file is the same when all is done again: not its times, nor how large its directory is kept."""
+    return (entry.name, entry.kind, 0 if entry.kind == "directory" else entry.size, entry.mode)
 
 
 def _outcome(answer: Answer) -> Outcome:
@@ -219,6 +233,9 @@ def _outcome(answer: Answer) -> Outcome:
             return data
         case FileWritten(size=size):
             return size
+        case FileManaged(op=op, entries=entries, more=more) if not op.changes:
+            shown = [f"{entry.name} ({entry.kind}, {entry.size} bytes, {entry.mode:o})" for entry in entries]
+            return ", ".join(shown) + (", and more" if more else "") or "nothing"
         case CommandRefused():
             return f"{answer.code}: {answer.detail}"
     return described(answer)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from shoal.client.errors import ShoalError, sandbox_error
+from shoal.client.errors import BadRequest, ShoalError, sandbox_error
 from shoal.wire import messages
 from shoal.wire.messages import AnyMessage, EndReason
 
@@ -13,8 +13,9 @@ class CommandResult(msgspec.Struct, frozen=True):
     """What a command did. `duration` in seconds. Death by signal N is exit code 128 + N; not startable: 126 or 127.
 
     `stdout` and `stderr` are text, with undecodable bytes replaced; the bytes are in `stdout_bytes`, `stderr_bytes`.
-    Of more than the command's `output_limit` they have the beginning: for the end of a long log ask for more, or
-    write it to a file and read that.
+    Of more than the command's `output_limit` they have the beginning and the end, half of it each: between them
+    `stdout_dropped` bytes are left out, and the last `stdout_tail` bytes come after those. `marked()` is text that says
+    so in their place. Earlier versions have kept the beginning only.
     """
 
     exit_code: int
@@ -23,9 +24,11 @@ class CommandResult(msgspec.Struct, frozen=True):
     duration: float
     timed_out: bool = False
     out_of_memory: bool = False
-    stdout_dropped: int = 0  # bytes beyond the output limit
+    stdout_dropped: int = 0  # bytes left out: what was written beyond the output limit
     stderr_dropped: int = 0
     disk_full: bool = False  # it failed, and there was no room left on the disk
+    stdout_tail: int = 0  # how many of the last bytes come after what was left out
+    stderr_tail: int = 0
 
     @property
     def stdout(self) -> str:
@@ -47,6 +50,14 @@ class CommandResult(msgspec.Struct, frozen=True):
         """Whether output beyond the limit was dropped."""
         return bool(self.stdout_dropped or self.stderr_dropped)
 
+    def marked(self, channel: str = "stdout") -> str:
+        """Return stdout or stderr as text for people: a line says where how many bytes are left out, if any are."""
+        if channel not in ("stdout", "stderr"):
+            raise BadRequest("channel", f"{channel!r} is no output; write 'stdout' or 'stderr'")
+        if channel == "stdout":
+            return marked(self.stdout_bytes, self.stdout_dropped, self.stdout_tail)
+        return marked(self.stderr_bytes, self.stderr_dropped, self.stderr_tail)
+
     @classmethod
     def of(cls, result: messages.CommandResult) -> "CommandResult":
         """Return the wire's result in a trainer's terms."""
@@ -60,7 +71,18 @@ class CommandResult(msgspec.Struct, frozen=True):
             result.stdout_dropped,
             result.stderr_dropped,
             result.disk_full,
+            0 if result.stdout_blob else result.stdout_tail,  # of a blob, here is the beginning
+            0 if result.stderr_blob else result.stderr_tail,
         )
+
+
+def marked(output: bytes, dropped: int, tail: int) -> str:
+    """Return an output as text, with a line in the place of what was left out of it."""
+    if not dropped:
+        return output.decode(errors="replace")
+    begin, end = output[: len(output) - tail].decode(errors="replace"), output[len(output) - tail :]
+    line = "" if not begin or begin.endswith("\n") else "\n"
+    return f"{begin}{line}[... {dropped} bytes left out ...]\n{end.decode(errors='replace')}"
 
 
 class SandboxOutcome(msgspec.Struct, frozen=True):

@@ -1,7 +1,10 @@
 """A trajectory as rows: one for each step, flat, for whoever learns from it. No I/O."""
 
+import json
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from shoal.client.requests import shown
 from shoal.client.results import SandboxOutcome
@@ -14,6 +17,7 @@ from shoal.wire.messages import (
     CommandFinished,
     CommandRefused,
     CommandResult,
+    FileManaged,
     FileRead,
     FileWritten,
     Hibernated,
@@ -34,11 +38,13 @@ class TrajectoryStep:
     """One step of one sandbox, and what came of it.
 
     `attempt` and `step` put a sandbox's rows into order; of a job, whose command travelled with its rollout, step 1 is
-    all there is. `kind`: run, session, python, write, read, snapshot, rollback or hibernate. What is not UTF-8 is shown
-    with replacement characters; digests are of the bytes. `stdout_blob`, `stderr_blob`: the digest of all of it, where
-    here is only the beginning. `error`: why it was not carried out. `undone`: a loss has undone it, so that the
-    sandbox went on without it. Times in ms since the epoch by the broker's clock. `end`: why the sandbox ended, in its
-    last row, or None while it lives.
+    all there is. `kind`: run, session, python, write, read, list, stat, remove, make_dir, rename, snapshot, rollback or
+    hibernate. An `offset` of -1: it was appended. `to`: the new path of what was renamed. What list and stat have found
+    is `data`, a JSON list of objects. What is not UTF-8 is shown with replacement characters; digests are of the bytes.
+    Of an output over its limit, `stdout_dropped` bytes are left out before the last `stdout_tail`. `stdout_blob`,
+    `stderr_blob`: the digest of all of it, where here is only the beginning. `error`: why it was not carried out.
+    `undone`: a loss has undone it, so that the sandbox went on without it. Times in ms since the epoch by the broker's
+    clock. `end`: why the sandbox ended, in its last row, or None while it lives.
     """
 
     run: str
@@ -81,6 +87,10 @@ class TrajectoryStep:
     ended_ms: int | None = None
     duration_ms: float | None = None
     end: str | None = None
+    to: str = ""
+    recursive: bool = False
+    stdout_tail: int = 0
+    stderr_tail: int = 0
 
 
 def row_of(request: RolloutSubmitted, answer: Answer, ended_ms: int) -> TrajectoryStep:
@@ -100,6 +110,11 @@ def row_of(request: RolloutSubmitted, answer: Answer, ended_ms: int) -> Trajecto
                 row.data = _text(data)
         case FileRead(path=path, data=data, offset=offset):
             row.path, row.offset, row.data = path, offset, _text(data)
+        case FileManaged(op=op, path=path, to=to, recursive=recursive):
+            row.path, row.to, row.recursive = path, to, recursive
+            if not op.changes:
+                row.data = json.dumps([msgspec.structs.asdict(entry) for entry in answer.entries])
+                row.detail = "and more" if answer.more else ""
         case SnapshotTaken(snapshot=snapshot, name=name, took_us=took_us):
             row.snapshot, row.detail, row.duration_ms = snapshot.digest, name, took_us / 1000
         case RolledBack(digest=digest) | Hibernated(digest=digest):
@@ -175,6 +190,8 @@ def _input(row: TrajectoryStep, content: Blob | None) -> None:
 
 def _result(row: TrajectoryStep, result: CommandResult) -> None:
     row.exit_code, row.stdout, row.stderr = result.exit_code, _text(result.stdout), _text(result.stderr)
+    row.stdout_tail = 0 if result.stdout_blob else result.stdout_tail
+    row.stderr_tail = 0 if result.stderr_blob else result.stderr_tail
     row.stdout_dropped, row.stderr_dropped = result.stdout_dropped, result.stderr_dropped
     row.stdout_blob = result.stdout_blob.digest if result.stdout_blob else ""
     row.stderr_blob = result.stderr_blob.digest if result.stderr_blob else ""

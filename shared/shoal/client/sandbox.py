@@ -127,13 +127,13 @@ class Sandbox(Live):
         has that.
 
         timeout: seconds, or such as "30s"; what exceeds it is killed, and the result says `timed_out`. output_limit:
-        bytes kept of each stream's beginning, 64 KiB unless told otherwise and at most 16 MiB; `stdout_dropped` counts
-        what came after. Beyond 256 KiB they are kept as a blob, and fetched. session: run it in the sandbox's one
-        persistent shell. on_output: called in the event loop with "stdout" or "stderr" and bytes as they come, within
-        the limit; what is written while the sandbox's executor is started again may be left out, the result has it.
-        check: raise CommandFailed unless it exits with 0. idempotent: whether it may be carried out again where a loss
-        has undone it. id: makes a repetition harmless; the sandbox runs an id once and answers the same ever after,
-        also when it slept or was lost meanwhile, unless that has undone it.
+        bytes kept of each stream, half of them its beginning and half its end, 64 KiB unless told otherwise and at most
+        16 MiB; `stdout_dropped` counts what is left out. Beyond 256 KiB they are kept as a blob, and fetched. session:
+        run it in the sandbox's one persistent shell. on_output: called in the event loop with "stdout" or "stderr" and
+        bytes as they come, the first up to the limit; what is written while the sandbox's executor is started again may
+        be left out, the result has it. check: raise CommandFailed unless it exits with 0. idempotent: whether it may be
+        carried out again where a loss has undone it. id: makes a repetition harmless; the sandbox runs an id once and
+        answers the same ever after, also when it slept or was lost meanwhile, unless that has undone it.
 
         Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, TrajectoryDiverged where the id stands for another
         command, NotIdempotent, OutputGone, or PlatformTimeout when no answer comes.
@@ -380,6 +380,10 @@ class Sandbox(Live):
 def _say_again(answer: Answer, on_output: OutputSink | None) -> None:
     """Hand on what a recorded command wrote, all of it that the log has at once."""
     if on_output is not None and isinstance(answer, CommandFinished):
-        for channel, data in (("stdout", answer.result.stdout), ("stderr", answer.result.stderr)):
-            if data:
-                on_output(channel, data)
+        told = CommandResult.of(answer.result)
+        for channel, data, tail in (
+            ("stdout", told.stdout_bytes, told.stdout_tail),
+            ("stderr", told.stderr_bytes, told.stderr_tail),
+        ):
+            if tail < len(data):
+                on_output(channel, data[: len(data) - tail])

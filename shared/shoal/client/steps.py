@@ -18,8 +18,10 @@ from shoal.wire.messages import (
     Command,
     CommandFinished,
     CommandRefused,
+    FileManaged,
     FileRead,
     FileWritten,
+    ManageFile,
     ReadFile,
     RollBack,
     RolledBack,
@@ -29,6 +31,7 @@ from shoal.wire.messages import (
     TakeSnapshot,
     WriteFile,
 )
+from shoal.wire.values import APPEND
 
 _MOST_ID: Final = 200
 _ID: Final = f"1 to {_MOST_ID} characters on one line; those with '#' or '~' first are Shoal's own"
@@ -174,7 +177,10 @@ def described(message: Asked | Answer | StepBegun) -> str:
             return _command(command)
         case WriteFile() | FileWritten():
             size = len(message.data) if isinstance(message, WriteFile) else (message.content or message).size
-            return f"write {size} bytes to {message.path}"
+            return f"{'append' if message.offset == APPEND else 'write'} {size} bytes to {message.path}"
+        case ManageFile(path=path, to=to) | FileManaged(path=path, to=to):
+            how = ", with all that is in it" if message.recursive else ""
+            return f"{what} {path}{f' to {to}' if to else ''}{how}"
         case ReadFile(path=path) | FileRead(path=path) | CommandRefused(path=path) | StepBegun(path=path) if path:
             return f"{what} {path}"
         case TakeSnapshot(name=name) | SnapshotTaken(name=name) if name:

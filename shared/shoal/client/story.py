@@ -16,6 +16,7 @@ from shoal.wire.messages import (
     AnyMessage,
     CommandFinished,
     CommandRefused,
+    FileManaged,
     FileRead,
     FileWritten,
     Hibernated,
@@ -37,8 +38,8 @@ PASSING: Final = frozenset(("sandbox_gone", "asleep", "answer_gone"))
 class Told:
     """A step that has come to its end; `ended_ms` by the broker's clock.
 
-    What came of it is `answer`, or, where that was let go, the trajectory's message of this `sequence`. `what`: run,
-    write, read, snapshot, rollback or hibernate; `refused`: it was not carried out.
+    What came of it is `answer`, or, where that was let go, the trajectory's message of this `sequence`. `what` as in
+    `CommandRefused`; `refused`: it was not carried out.
     """
 
     id: str
@@ -85,8 +86,8 @@ class Story:
             case CommandRefused(code=code) if code in PASSING:
                 pass
             case (
-                CommandFinished() | CommandRefused() | FileWritten() | FileRead() | SnapshotTaken() | RolledBack()
-                | Hibernated()
+                CommandFinished() | CommandRefused() | FileWritten() | FileRead() | FileManaged() | SnapshotTaken()
+                | RolledBack() | Hibernated()
             ):  # fmt: skip
                 return self._step(message, time_ms, sequence)
             case _:

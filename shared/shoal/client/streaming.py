@@ -34,8 +34,10 @@ class Streamed:
         self._on_output(channel, data)
 
     def end(self, result: CommandResult) -> None:
-        """Hand on what the result has beyond what was streamed; where that has a gap, nothing more is in order."""
-        for channel, whole in (("stdout", result.stdout_bytes), ("stderr", result.stderr_bytes)):
+        """Hand on what the result has beyond what was streamed; where either has a gap, nothing more is in order."""
+        out = result.stdout_bytes[: len(result.stdout_bytes) - result.stdout_tail]
+        err = result.stderr_bytes[: len(result.stderr_bytes) - result.stderr_tail]
+        for channel, whole in (("stdout", out), ("stderr", err)):
             size = self._sizes[channel]
             if size < len(whole) and hashlib.blake2b(whole[:size]).digest() == self._digests[channel].digest():
                 self(channel, whole[size:])

@@ -1,7 +1,7 @@
 """What trainers ask of a sandbox, and whether an answer is one to the same question."""
 
 import hashlib
-from typing import Final
+from typing import Final, TypeGuard
 
 import msgspec
 
@@ -10,10 +10,12 @@ from shoal.wire.messages import (
     Command,
     CommandFinished,
     CommandRefused,
+    FileManaged,
     FileRead,
     FileWritten,
     Hibernate,
     Hibernated,
+    ManageFile,
     ReadFile,
     RollBack,
     RolledBack,
@@ -24,8 +26,10 @@ from shoal.wire.messages import (
     WriteFile,
 )
 
-Asked = RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack | Hibernate
-Answer = CommandFinished | CommandRefused | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
+Asked = RunCommand | WriteFile | ReadFile | ManageFile | TakeSnapshot | RollBack | Hibernate
+Answer = (
+    CommandFinished | CommandRefused | FileWritten | FileRead | FileManaged | SnapshotTaken | RolledBack | Hibernated
+)  # fmt: skip
 
 _WORDS: Final[dict[type, str]] = {
     RunCommand: "run", CommandFinished: "run",
@@ -39,7 +43,19 @@ _WORDS: Final[dict[type, str]] = {
 
 def word(message: Asked | Answer | StepBegun) -> str:
     """Return what is done, as `CommandRefused.what` has it; empty where an executor of before refused it."""
+    if isinstance(message, ManageFile | FileManaged):
+        return str(message.op)
     return message.what if isinstance(message, CommandRefused | StepBegun) else _WORDS[type(message)]
+
+
+def path_of(asked: Asked) -> str:
+    """Return the file that is asked for; empty where none is."""
+    return asked.path if isinstance(asked, WriteFile | ReadFile | ManageFile) else ""
+
+
+def changes(answer: Answer) -> TypeGuard[CommandFinished | FileWritten | FileManaged]:
+    """Return whether this tells of what a sandbox is otherwise for: a command's end, a file written or gone."""
+    return isinstance(answer, CommandFinished | FileWritten) or (isinstance(answer, FileManaged) and answer.op.changes)
 
 
 def blob_of(content: bytes) -> Blob:
@@ -63,7 +79,7 @@ def same(asked: Asked, told: Answer | StepBegun) -> bool:
         case CommandRefused(command=command, path=path) | StepBegun(command=command, path=path):
             if isinstance(asked, RunCommand):
                 return command is None or _bare(asked.command) == _bare(command)
-            return path == (asked.path if isinstance(asked, WriteFile | ReadFile) else "")
+            return path == path_of(asked)
         case FileWritten(path=path, offset=offset, mode=mode, content=content):
             assert isinstance(asked, WriteFile)
             alike = content is None or (content, offset, mode) == (blob_of(asked.data), asked.offset, asked.mode)
@@ -71,6 +87,9 @@ def same(asked: Asked, told: Answer | StepBegun) -> bool:
         case FileRead(path=path, offset=offset):
             assert isinstance(asked, ReadFile)
             return path == asked.path and (not told.step.number or offset == asked.offset)
+        case FileManaged(path=path, to=to, recursive=recursive):
+            assert isinstance(asked, ManageFile)
+            return (path, to, recursive) == (asked.path, asked.to, asked.recursive)
         case SnapshotTaken(name=name, memory=memory):
             assert isinstance(asked, TakeSnapshot)
             return name == asked.name and (not told.step.number or memory == asked.memory)

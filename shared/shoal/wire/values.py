@@ -94,8 +94,9 @@ class Command(Value, frozen=True):
 class CommandResult(Value, frozen=True):
     """What a command did. A death by signal N is exit code 128 + N; what could not be started is 126 or 127.
 
-    `dropped` counts the bytes of each stream beyond the output limit. A stream that is too large for a message is kept
-    as a blob, of which the message has the beginning: see `shoal.wire.outputs`.
+    Of more than the output limit, a stream's beginning and its end are kept. `dropped` counts the bytes left out
+    between them; the last `tail` bytes of what is kept come after those. A stream that is too large for a message is
+    kept as a blob, of which the message has the beginning: see `shoal.wire.outputs`.
     """
 
     exit_code: int
@@ -109,6 +110,8 @@ class CommandResult(Value, frozen=True):
     disk_full: bool = False  # it failed, and there was no room left on the disk
     stdout_blob: "Blob | None" = None
     stderr_blob: "Blob | None" = None
+    stdout_tail: int = 0
+    stderr_tail: int = 0
 
 
 class InputFile(Value, frozen=True):
@@ -117,6 +120,38 @@ class InputFile(Value, frozen=True):
     path: str
     data: bytes
     mode: int = 0o644
+
+
+APPEND: Final = -1
+"""The offset of what is written to the end of a file, wherever that is."""
+
+
+class FileOp(StrEnum):
+    """What is done with files besides reading and writing them. The first two only look."""
+
+    LIST = "list"
+    STAT = "stat"
+    REMOVE = "remove"
+    MAKE_DIR = "make_dir"
+    RENAME = "rename"
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes the sandbox."""
+        return self not in (FileOp.LIST, FileOp.STAT)
+
+
+class FileEntry(Value, frozen=True):
+    """A file, by its last name. `kind`: file, directory, link or other. Size in bytes, `modified_ms` since the epoch.
+
+    In a name what is not UTF-8 is written as a backslash, x and two digits.
+    """
+
+    name: str
+    kind: str
+    size: int
+    mode: int  # the permissions, such as 0o644
+    modified_ms: int
 
 
 class Step(Value, frozen=True):

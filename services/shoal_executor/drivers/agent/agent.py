@@ -17,8 +17,9 @@ from functools import partial
 from typing import Final, Protocol
 
 from shoal.wire.values import CommandResult
-from shoal_executor.drivers.agent import files, frames, recall, stillness
+from shoal_executor.drivers.agent import frames, recall, stillness
 from shoal_executor.drivers.agent.commands import Call, Running, not_started, spawn
+from shoal_executor.drivers.agent.deeds import Deeds
 from shoal_executor.drivers.agent.interpreter import Interpreter
 from shoal_executor.drivers.agent.programs import home
 from shoal_executor.drivers.agent.serial import Serial
@@ -73,6 +74,7 @@ class Agent:
         self._out = bytearray()
         self._by_pid: dict[int, Running] = {}
         self._recall = recall.Recall()
+        self._deeds = Deeds()
         self._heard: deque[frames.Ask] = deque()
         self._stopped: list[int] | None = None
         self._eager = False
@@ -217,13 +219,11 @@ class Agent:
                 self._recall.settle(keys)
             case frames.Rest():
                 self.tell(self._recall.rest(asked))
-            case frames.Write():
-                told = files.write(asked, self._home)
+            case frames.Write() | frames.Read() | frames.Manage():
+                told = self._deeds.answer(asked, self._home)
                 if isinstance(told, frames.Wrote):
                     self._missing = max(self._missing - 1, 0)  # they come before any other
                 self.tell(told)
-            case frames.Read():
-                self.tell(files.read(asked, self._home))
             case frames.Freeze() if self._link is not None:
                 self._freeze(asked)
             case frames.Cancel(id=id):

@@ -9,6 +9,7 @@ from shoal.wire.outputs import LARGEST
 from shoal.wire.values import Command, CommandResult
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.programs import PATH, start
+from shoal_executor.drivers.kept import Kept
 
 
 class Call:
@@ -32,7 +33,7 @@ class Call:
 
 
 class Running:
-    """One command; `take` keeps its output up to the limit and counts the rest."""
+    """One command; `take` keeps of its output what its limit allows, and counts the rest."""
 
     def __init__(self, call: Call, pid: int, outputs: dict[int, int], stdin: int | None) -> None:
         self.call = call
@@ -45,16 +46,11 @@ class Running:
         self.deadline: float | None = self.began + timeout / 1000 if timeout else None
         self.timed_out = False
         self.ended = False
-        self._kept = {1: bytearray(), 2: bytearray()}
-        self._dropped = {1: 0, 2: 0}
+        self._kept = {1: Kept(call.limit), 2: Kept(call.limit)}
 
     def take(self, channel: int, data: bytes) -> bytes:
-        """Keep what still fits; returns that part."""
-        room = self.call.limit - len(self._kept[channel])
-        kept = data[: max(room, 0)]
-        self._kept[channel] += kept
-        self._dropped[channel] += len(data) - len(kept)
-        return kept
+        """Keep output; returns what of it is to be streamed."""
+        return self._kept[channel].take(data)
 
     def kill(self) -> None:
         """Kill its process group; what earlier commands left running lives on."""
@@ -63,15 +59,18 @@ class Running:
 
     def result(self, code: int) -> CommandResult:
         """Return what became of it."""
+        out, err = self._kept[1], self._kept[2]
         return CommandResult(
             code if code >= 0 else 128 - code,
-            bytes(self._kept[1]),
-            bytes(self._kept[2]),
+            out.content,
+            err.content,
             int((time.monotonic() - self.began) * 1e6),
             self.timed_out,
-            self._dropped[1],
-            self._dropped[2],
+            out.dropped,
+            err.dropped,
             disk_full=bool(code) and _disk_full(),
+            stdout_tail=out.tail,
+            stderr_tail=err.tail,
         )
 
 

@@ -5,9 +5,9 @@ from typing import Final
 
 import msgspec
 
-from shoal.wire.values import Command, CommandResult
+from shoal.wire.values import Command, CommandResult, FileEntry, FileOp
 
-PROTOCOL: Final = 10
+PROTOCOL: Final = 11
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 IN_FRAME: Final = 1024 * 1024
@@ -53,12 +53,13 @@ class Rest(Ask, frozen=True):
 
 
 class Write(Ask, frozen=True):
-    """Write a piece of a file."""
+    """Write a piece of a file. With a `key` that was seen nothing is written: the answer is that of the first time."""
 
     path: str
     data: bytes
     offset: int
     mode: int
+    key: str = ""
 
 
 class Read(Ask, frozen=True):
@@ -67,6 +68,17 @@ class Read(Ask, frozen=True):
     path: str
     offset: int
     limit: int
+
+
+class Manage(Ask, frozen=True):
+    """Look at files, or change which there are; with a `key` as `Write`. `going_on`: the answer before was `more`."""
+
+    op: FileOp
+    path: str
+    to: str = ""
+    recursive: bool = False
+    key: str = ""
+    going_on: bool = False
 
 
 class Begin(Ask, frozen=True):
@@ -147,6 +159,13 @@ class Piece(Tell, frozen=True):
     eof: bool
 
 
+class Managed(Tell, frozen=True):
+    """What was found; `more`: there is more, to be told or to be removed."""
+
+    entries: tuple[FileEntry, ...] = ()
+    more: bool = False
+
+
 class Frozen(Tell, frozen=True):
     """Every process stands still. `holding` says what is in memory alone, in words for people; empty for nothing.
 
@@ -220,8 +239,8 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-asks: Final = msgspec.msgpack.Decoder(Begin | Run | Settle | Rest | Write | Read | Freeze | Thaw | Cancel)
-tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Settled | Wrote | Piece | Frozen | Failed)
+asks: Final = msgspec.msgpack.Decoder(Begin | Run | Settle | Rest | Write | Read | Manage | Freeze | Thaw | Cancel)
+tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Settled | Wrote | Piece | Managed | Frozen | Failed)
 orders: Final = msgspec.msgpack.Decoder(Order)
 templates: Final = msgspec.msgpack.Decoder(Template)
 events: Final = msgspec.msgpack.Decoder(Event)

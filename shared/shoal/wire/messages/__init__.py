@@ -14,6 +14,7 @@ from shoal.wire.messages.executor import (
     DestroySandboxes as DestroySandboxes,
     ExecutorDismissed as ExecutorDismissed,
     Hibernate as Hibernate,
+    ManageFile as ManageFile,
     PreemptSandboxes as PreemptSandboxes,
     ReadBlob as ReadBlob,
     ReadFile as ReadFile,
@@ -91,6 +92,7 @@ from shoal.wire.messages.trajectory import (
     CommandFinished as CommandFinished,
     CommandOutput as CommandOutput,
     CommandRefused as CommandRefused,
+    FileManaged as FileManaged,
     FileRead as FileRead,
     FileWritten as FileWritten,
     Hibernated as Hibernated,
@@ -104,6 +106,8 @@ from shoal.wire.values import (
     Command as Command,
     CommandResult as CommandResult,
     EndReason as EndReason,
+    FileEntry as FileEntry,
+    FileOp as FileOp,
     InputFile as InputFile,
     Isolation as Isolation,
     Limits as Limits,
@@ -131,9 +135,9 @@ AnyMessage = (
     | PlaceRequested | ReleaseRequested | PreemptRequested | NodeDrained | ExecutorJoined | ExecutorBeat | ExecutorHolds
     | ExecutorLeft | SlotsReleased | PrefetchSnapshot
     | StartSandboxes | DestroySandboxes | PreemptSandboxes | ExecutorDismissed
-    | RunCommand | WriteFile | ReadFile | TakeSnapshot | RollBack
-    | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | SnapshotTaken | RolledBack | Hibernated
-    | CommandRefused | SandboxesBegan | StepBegun | ReadBlob | BlobRead
+    | RunCommand | WriteFile | ReadFile | ManageFile | TakeSnapshot | RollBack
+    | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | FileManaged | SnapshotTaken
+    | RolledBack | Hibernated | CommandRefused | SandboxesBegan | StepBegun | ReadBlob | BlobRead
     | ResolveTemplate | TemplateInspected | SnapshotAdded | BlobKept | SnapshotHeld | SnapshotLetGo
     | SnapshotsSealed
     | BuildTemplate | BuildBegun | BuildProgress | TemplateMade | TemplateBuilt

@@ -1,7 +1,7 @@
 """An executor's inbox: what the system tells it (control), and what trainers want done in their sandboxes."""
 
 from shoal.wire.messages.base import Message
-from shoal.wire.values import Blob, Command, EndReason, InputFile, OnPreempted, Ranges, Resources, Snapshot
+from shoal.wire.values import Blob, Command, EndReason, FileOp, InputFile, OnPreempted, Ranges, Resources, Snapshot
 
 # --- control
 
@@ -78,7 +78,10 @@ class RunCommand(Message, frozen=True):
 
 
 class WriteFile(Message, frozen=True):
-    """Write a piece of a file at `offset`; offset 0 creates or truncates it, and makes missing directories."""
+    """Write a piece of a file at `offset`, and make missing directories.
+
+    Offset 0 creates or truncates the file; -1 creates it, or appends to it, once for an id.
+    """
 
     id: str
     tenant: str
@@ -107,6 +110,26 @@ class ReadFile(Message, frozen=True):
     path: str
     offset: int = 0
     limit: int = 256 * 1024
+
+
+class ManageFile(Message, frozen=True):
+    """Look at files, or change which there are. `to` is what a file is renamed to.
+
+    `recursive`: remove a directory with all that is in it.
+    """
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+    op: FileOp
+    path: str
+    to: str = ""
+    recursive: bool = False
+    idempotent: bool = True
 
 
 class TakeSnapshot(Message, frozen=True):

@@ -5,7 +5,7 @@ sandbox's story the present one has behind it.
 """
 
 from shoal.wire.messages.base import Message
-from shoal.wire.values import Blob, Command, CommandResult, EndReason, Ranges, Snapshot, Step
+from shoal.wire.values import Blob, Command, CommandResult, EndReason, FileEntry, FileOp, Ranges, Snapshot, Step
 
 
 class SandboxesBegan(Message, frozen=True):
@@ -68,7 +68,7 @@ class CommandFinished(Message, frozen=True):
 
 
 class FileWritten(Message, frozen=True):
-    """A piece of a file was written: `content`, which `data` has unless it is large."""
+    """A piece of a file was written: `content`, which `data` has unless it is large. Offset -1: it was appended."""
 
     id: str
     rollout: str
@@ -96,6 +96,25 @@ class FileRead(Message, frozen=True):
     eof: bool
     step: Step = Step()
     offset: int = 0
+
+
+class FileManaged(Message, frozen=True):
+    """Files were looked at, or changed. `entries`: what a directory has; of stat the one, or none where nothing is.
+
+    `more`: the directory has more entries than are told.
+    """
+
+    id: str
+    rollout: str
+    index: int
+    attempt: int
+    op: FileOp
+    path: str
+    step: Step = Step()
+    to: str = ""
+    recursive: bool = False
+    entries: tuple[FileEntry, ...] = ()
+    more: bool = False
 
 
 class SnapshotTaken(Message, frozen=True):
@@ -140,7 +159,7 @@ class CommandRefused(Message, frozen=True):
     `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, `unsupported` (by
     the sandbox's driver), `snapshot_failed`, `rolled_back` (while it ran), `asleep` (wake it, and ask again: nothing
     was carried out), `busy` (it cannot sleep while a command is under way) or `answer_gone` (it was carried out before,
-    and the trajectory has its result). `what` was asked: run, write, read, snapshot, rollback or hibernate.
+    and the trajectory has its result). `what` was asked: run, write, read, a `FileOp`, snapshot, rollback or hibernate.
     """
 
     id: str

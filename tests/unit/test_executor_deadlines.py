@@ -1,10 +1,10 @@
 """Groups whose time is up are told once each, and none before."""
 
 import asyncio
-import time
 
 from shoal_executor.core import Key
 from shoal_executor.service import deadlines
+from shoal_executor.service.clock import now_ms
 from shoal_executor.service.deadlines import Deadlines
 
 
@@ -15,7 +15,7 @@ def key(number: int) -> Key:
 async def test_each_is_told_once_in_the_order_of_their_deadlines() -> None:
     told: list[Key] = []
     waiting = Deadlines(told.append)
-    past = (int(time.time()) - deadlines.GRACE_S) * 1000
+    past = (now_ms() // 1000 - deadlines.GRACE_S) * 1000
     for number, ms in ((0, past), (1, past - 5000), (2, past + 10**8), (3, past)):
         waiting.set(key(number), ms)
     waiting.set(key(2), past)  # it waits for its deadline already
@@ -48,7 +48,7 @@ async def test_one_that_ends_another_is_not_told_of_it() -> None:
 
     waiting = Deadlines(over)
     for number in (0, 1):
-        waiting.set(key(number), 0)
+        waiting.set(key(number), -10_000)
     async with asyncio.timeout(30):
         while len(waiting):
             await asyncio.sleep(0.01)
@@ -67,7 +67,7 @@ async def test_one_that_cannot_be_ended_keeps_no_other_from_it() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context["exception"]))
     waiting = Deadlines(over)
     for number in (0, 1, 2):
-        waiting.set(key(number), 0)
+        waiting.set(key(number), -10_000)
     async with asyncio.timeout(30):
         while len(waiting):
             await asyncio.sleep(0.01)

@@ -28,6 +28,7 @@ class Group:
     commands: dict[int, Command] = field(default_factory=dict)
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
     since_ms: dict[int, int] = field(default_factory=dict)  # when they became ready, where their lifetime is limited
+    due_ms: int = 0  # its deadline; these are times as this machine counts them
 
     @property
     def here(self) -> int:
@@ -115,16 +116,17 @@ class DumpedGroup(msgspec.Struct, frozen=True, array_like=True):
     commands: list[tuple[int, Command]]
     snapshots: list[tuple[int, Snapshot]]
     since_ms: list[tuple[int, int]]
+    due_ms: int
 
     def load(self) -> Group:
         """Return the group that was dumped."""
         starting, live, ending = (ranges.mask(indices) for indices in (self.starting, self.live, self.ending))
         kept = (dict(self.commands), dict(self.snapshots), dict(self.since_ms))
-        return Group(self.order, starting, live, ending, *kept)
+        return Group(self.order, starting, live, ending, *kept, self.due_ms)
 
 
 def dumped(group: Group) -> DumpedGroup:
     """Return a group as data."""
     starting, live, ending = (ranges.unmask(bits) for bits in (group.starting, group.live, group.ending))
     kept = (list(group.commands.items()), list(group.snapshots.items()), list(group.since_ms.items()))
-    return DumpedGroup(group.order, starting, live, ending, *kept)
+    return DumpedGroup(group.order, starting, live, ending, *kept, group.due_ms)

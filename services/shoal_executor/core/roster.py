@@ -50,7 +50,7 @@ class _State(msgspec.Struct, frozen=True, array_like=True):
 class ExecutorCore:
     """The roster of one executor under one `boot`, which lasts for as long as its sandboxes can be found again."""
 
-    state_version = 4
+    state_version = 5
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -62,8 +62,11 @@ class ExecutorCore:
 
     # --- what placement says
 
-    def start(self, order: StartSandboxes) -> list[Effect]:
-        """Accept a start order. Orders for another life of this executor, and repeats, come to nothing."""
+    def start(self, order: StartSandboxes, due_ms: int = 0) -> list[Effect]:
+        """Accept a start order. Orders for another life of this executor, and repeats, come to nothing.
+
+        `due_ms`: its deadline as this machine counts time; the order's own is by the broker's clock.
+        """
         if order.boot != self.boot:
             return []
         key = (order.rollout, order.attempt, order.node)
@@ -74,7 +77,7 @@ class ExecutorCore:
         if not wanted:
             return []
         if group is None:
-            group = self.groups[key] = Group(order)
+            group = self.groups[key] = Group(order, due_ms=due_ms)
             self._by_rollout.setdefault(order.rollout, []).append(key)
         group.accept(order, wanted)  # placement may find room for more of a rollout on the same node
         self.starting += wanted.bit_count()

@@ -1,11 +1,11 @@
 """When a rollout's time is up, its groups end here, should no word of the scheduler's come."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Final
 
 from shoal_executor.core import Key
+from shoal_executor.service.clock import now_ms
 
 GRACE_S: Final = 2
 """The scheduler ends a rollout whose time is up; the executor does it only so much later, and up to a second."""
@@ -24,11 +24,11 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._due)
 
-    def set(self, key: Key, deadline_ms: int) -> None:
-        """Wait for a group's deadline, in ms since the epoch, unless that is done already."""
+    def set(self, key: Key, due_ms: int) -> None:
+        """Wait for a group's deadline, in ms as `clock` counts them, unless that is done already."""
         if key in self._due:
             return
-        second = self._due[key] = -(-deadline_ms // 1000) + GRACE_S
+        second = self._due[key] = -(-due_ms // 1000) + GRACE_S
         groups = self._groups.get(second)
         if groups is None:
             groups = self._groups[second] = {}
@@ -54,11 +54,11 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         self._next = second
-        self._timer = asyncio.get_running_loop().call_later(max(second - time.time(), 0.0), self._expire)
+        self._timer = asyncio.get_running_loop().call_later(max(second - now_ms() / 1000, 0.0), self._expire)
 
     def _expire(self) -> None:
         self._timer = None
-        now = time.time()
+        now = now_ms() / 1000
         try:
             for second in sorted(each for each in self._groups if each <= now):
                 for key in list(self._groups.get(second, ())):

@@ -58,6 +58,7 @@ from shoal_executor.drivers.protocol import (
 from shoal_executor.service.accepting import Accepting
 from shoal_executor.service.beating import beat
 from shoal_executor.service.carrying import Carrying, bounded
+from shoal_executor.service.clock import now_ms
 from shoal_executor.service.deadlines import Deadlines
 from shoal_executor.service.exits import Exits
 from shoal_executor.service.gathering import Gathering
@@ -206,7 +207,7 @@ class ExecutorService:
         """Go on with the sandboxes of an earlier process: those that live, those that do not, and what was begun."""
         live = set(await self._driver.list())
         for key, group in list(self._core.groups.items()):
-            self._deadlines.set(key, group.order.deadline_ms)
+            self._deadlines.set(key, group.due_ms)
             again: list[int] = []
             ending: list[int] = []
             running: list[int] = []
@@ -248,7 +249,7 @@ class ExecutorService:
             await self._inbox.bury(delivery, f"{type(message).__name__}: {error}")
             return
         if isinstance(message, StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked):
-            self._happened(Took(delivery.sequence, message, delivery.time_ms))
+            self._happened(Took(delivery.sequence, message, delivery.time_ms, now_ms()))
             return
         match message:
             case ExecutorDismissed(boot=boot):
@@ -286,7 +287,7 @@ class ExecutorService:
     def _carry_on(self, todo: ToDo) -> None:
         match todo:
             case Start(group=key, order=order, indices=indices):
-                self._deadlines.set(key, order.deadline_ms)
+                self._deadlines.set(key, self._core.groups[key].due_ms)
                 self._spawn(self._start(key, order, indices))
             case RunJobs(group=key, indices=indices, commands=commands):
                 self._spawn(self._run_jobs(key, indices, commands))

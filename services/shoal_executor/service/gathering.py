@@ -5,12 +5,12 @@ times what all of them cost together.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 
 from shoal.machine import ranges
 from shoal.wire.messages import Ranges, SandboxResult
 from shoal_executor.core import Key
+from shoal_executor.service.clock import now_ms
 from shoal_executor.service.journal import AnyRecord, Failed, JobsDone, Up
 
 
@@ -53,9 +53,9 @@ class Gathering:
         up, self._up = self._up, {}
         failed, self._failed = self._failed, {}
         done, self._done = self._done, {}
-        now_ms = int(time.time() * 1000)
+        since_ms = now_ms()
         for key, indices in up.items():
-            self._happened(Up(key, indices, now_ms))
+            self._happened(Up(key, indices, since_ms))
         for (key, detail), those in failed.items():
             self._happened(Failed(key, those, detail))
         for key, results in done.items():

@@ -1,6 +1,7 @@
 """What an executor is told, message by message in the order of its log; what nobody can read is put aside."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -12,6 +13,7 @@ from shoal.runtime.dead import dead_letter
 from shoal.wire import streams
 from shoal.wire.codec import UndecodableError, decode
 from shoal.wire.messages import AnyMessage
+from shoal_executor.service.clock import Apart, now_ms
 from shoal_executor.service.known import Known
 
 _IN_A_TURN: Final = 8
@@ -33,6 +35,7 @@ class Inbox:
         self._take = take
         self._stream = streams.executor(executor)
         self._reader: Reader | None = None
+        self._apart = Apart()
 
     async def open(self, *, continued: bool) -> None:
         """Begin, or go on where an earlier process was."""
@@ -59,6 +62,7 @@ class Inbox:
         assert self._reader is not None
         while True:
             for number, delivery in enumerate(await self._reader.batch(), 1):
+                self._compare_clocks(delivery)
                 try:
                     message = decode(delivery.payload)
                 except UndecodableError as error:
@@ -67,6 +71,15 @@ class Inbox:
                     await self._take(message, delivery)
                 if number % _IN_A_TURN == 0:
                     await asyncio.sleep(0)  # some are carried out, and the next stations begin, while others are taken
+
+    def _compare_clocks(self, delivery: Delivery) -> None:
+        ahead_ms = self._apart.heard(delivery.time_ms, int(time.time() * 1000), now_ms())
+        if ahead_ms is not None:
+            log.warning(
+                "this machine's clock and the broker's are apart, or messages come that late: set both by NTP; no "
+                "sandbox's time goes by this machine's, but what its log says does",
+                ahead_s=ahead_ms / 1000,
+            )
 
     async def bury(self, delivery: Delivery, reason: str) -> None:
         """Put a message aside that nobody can use."""

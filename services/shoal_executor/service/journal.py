@@ -77,15 +77,19 @@ class Knew(Record, frozen=True):
 
 
 class Took(Record, frozen=True):
-    """A message of the inbox was taken, which was stored at that moment."""
+    """A message of the inbox was taken. `time_ms`: when the broker stored it, by its clock; `at_ms`: when it was taken,
+
+    by this machine's (`clock`). What is left of a time that a message tells is the difference to the first.
+    """
 
     sequence: int
     message: StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked
     time_ms: int = 0
+    at_ms: int = 0
 
 
 class Up(Record, frozen=True):
-    """Sandboxes take commands, since that moment (ms since the epoch)."""
+    """Sandboxes take commands, since that moment (ms as `clock` counts them)."""
 
     group: Key
     indices: Ranges

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,6 +45,7 @@ from shoal_executor.drivers.protocol import (
     UnsupportedError,
 )
 from shoal_executor.service.accepting import check_given
+from shoal_executor.service.clock import now_ms
 from shoal_executor.service.journal import AnyRecord, Exited, Returned, Slept
 from shoal_executor.service.known import Known
 from shoal_executor.service.outgoing import Outgoing
@@ -345,9 +345,9 @@ class Keeping:
                     told = True
 
     async def end_at(self, key: Key, index: int, end_ms: int) -> None:
-        """End a sandbox when its lifetime is up."""
+        """End a sandbox when its lifetime is up, in ms as `clock` counts them."""
         if self._lives(key, index):
-            await self.waits.sleep(key, index, end_ms / 1000 - time.time())
+            await self.waits.sleep(key, index, (end_ms - now_ms()) / 1000)
         if self._lives(key, index):
             self._happened(Exited(key, index, EndReason.TIMED_OUT, "its lifetime was up"))
 

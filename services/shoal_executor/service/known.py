@@ -203,7 +203,7 @@ class Known:
         self.inbox = record.sequence
         message = record.message
         if isinstance(message, StartSandboxes):
-            return self.core.start(message)
+            return self.core.start(message, record.at_ms + message.deadline_ms - record.time_ms)
         if isinstance(message, DestroySandboxes):
             return self.core.destroy(message)
         if isinstance(message, PreemptSandboxes):

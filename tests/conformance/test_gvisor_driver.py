@@ -319,6 +319,19 @@ async def test_the_agent_needs_nothing_of_the_image(driver: GvisorDriver, tmp_pa
     assert sorted(path.name for path in root.iterdir()) == ["bin", "data"]
 
 
+async def test_nothing_is_started_where_the_templates_files_are_gone(driver: GvisorDriver, tmp_path: Path) -> None:
+    before = await one(driver)
+    assert driver.stands(before)
+    shutil.rmtree(tmp_path / "state/images")
+    after = await one(driver)
+    assert (await sh(driver, after, "echo hi")).stdout == b"hi\n"
+    assert (driver.stands(before), driver.stands(after)) == (False, True)
+    with pytest.raises(NoSuchSandboxError) as lost:
+        await sh(driver, before, "exit 1")
+    assert lost.value.reason is EndReason.NODE_LOST
+    await driver.destroy([before, after])
+
+
 async def test_no_template_stands_under_anothers_digest(driver: GvisorDriver, tmp_path: Path) -> None:
     for name in ("mine", "theirs"):
         (tmp_path / name / "bin").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,17 @@ async def test_one_that_died_while_it_waited_is_not_given_away(driver: Pool, inn
     assert set(outcomes) == {Started((name,)) for name in names}
     for name in names:
         assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+
+
+async def test_what_stands_on_files_that_are_gone_is_not_given_away(driver: Pool, tmp_path: Path) -> None:
+    await warm(driver)
+    shutil.rmtree(tmp_path / "state/images")
+    names = [fresh() for _ in range(4)]
+    outcomes = await start(driver, names, StartSpec(HOST, SMALL))
+    assert {each.names for each in outcomes if isinstance(each, Started)} == {(name,) for name in names}
+    assert {(await sh(driver, name, "echo hi")).stdout for name in names} == {b"hi\n"}
+    assert all(driver.stands(name) for name in names)
+    await driver.destroy(names)
 
 
 async def test_its_ends_and_errors_have_the_name_it_was_given(inner: ZygoteDriver, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import ast
 import asyncio
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest_asyncio
 
 from conformance.drivers import HOST, Blobs, DriverConformance, chain, fresh, needs_snapshots, one, sh, start
 from conformance.files import FilesConformance
-from shoal.wire.messages import Blob, Command, Resources, Snapshot
+from shoal.wire.messages import Blob, Command, EndReason, Resources, Snapshot
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group
@@ -78,6 +79,64 @@ async def test_a_directory_is_a_template_and_stays_as_it_was(driver: ZygoteDrive
     assert (await driver.run(names[0], Command(line="true"))).exit_code == 127
     await driver.destroy(names)
     assert before == sorted((path.relative_to(root), path.stat().st_mtime_ns) for path in root.rglob("*"))
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["while one lives", "while none does"])
+@pytest.mark.parametrize("what", ["images", "host root", "archive", "part of an archive", "directory"])
+async def test_nothing_is_started_where_the_templates_files_are_gone(
+    driver: ZygoteDriver, tmp_path: Path, what: str, busy: bool
+) -> None:
+    """A command that no program is left for would be taken for the policy's failure."""
+    root = small_root(tmp_path / "root")
+    with tarfile.open(tmp_path / "root.tar", "w") as tar:
+        for path in root.iterdir():
+            tar.add(path, path.name)
+    snapshot = HOST
+    if "archive" in what:
+        snapshot = Snapshot("a", "tar", str(tmp_path / "root.tar"))
+    elif what == "directory":
+        snapshot = Snapshot("a", "dir", str(root))
+    ended: list[tuple[str, EndReason, str]] = []
+    driver._on_exit = lambda *told: ended.append(told)
+    before = fresh()
+    assert await start(driver, [before], StartSpec(snapshot)) == [Started((before,))]
+    assert driver.stands(before)
+    server = driver._live[before].zygote
+    if not busy:
+        await driver.destroy([before])
+    images = tmp_path / "state/images"
+    unpacked = next((path for path in images.iterdir() if path.name.startswith("tar-")), images)
+    gone = {"images": images, "host root": images / "host", "archive": unpacked, "directory": root}.get(what)
+    if gone is not None:
+        shutil.rmtree(gone)
+        shutil.rmtree(tmp_path / "state/forks")
+    else:
+        (unpacked / "data").unlink()
+    after = fresh()
+    (outcome,) = await start(driver, [after], StartSpec(snapshot))
+    if what == "directory":
+        assert isinstance(outcome, StartFailed)
+        assert "no such directory on this node" in outcome.detail
+    else:
+        assert outcome == Started((after,))
+        if snapshot == HOST:
+            assert (await sh(driver, after, "echo hi")).stdout == b"hi\n"
+        else:
+            assert (await driver.read_file(after, "/data")).data == b"of the template"
+        assert driver.stands(after)
+        assert driver._live[after].zygote is not server
+    if busy:  # what lives there has nothing to go on with: its command's failure is the node's
+        assert not driver.stands(before)
+        with pytest.raises(NoSuchSandboxError) as lost:
+            await driver.run(before, Command(line="echo hi"))
+        assert lost.value.reason is EndReason.NODE_LOST
+        assert ended == [
+            (before, EndReason.NODE_LOST, "its template's files are gone from this node, or were replaced")
+        ]
+        await driver.destroy([before])
+    await driver.destroy([after])
+    await start(driver, [last := fresh()], StartSpec(HOST))
+    assert (await sh(driver, last, "echo hi")).stdout == b"hi\n"
 
 
 async def test_no_template_stands_under_anothers_digest(driver: ZygoteDriver, tmp_path: Path) -> None:

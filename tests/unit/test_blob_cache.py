@@ -1,6 +1,7 @@
 """What a node has of the blobs at hand."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,17 @@ async def test_what_a_killed_process_was_adding_is_removed(store: Counting, tmp_
     left.write_bytes(b"half")
     Cache(store, tmp_path / "node" / "cache", 1000)
     assert list((tmp_path / "node").iterdir()) == [tmp_path / "node" / "cache"]
+
+
+async def test_what_somebody_deleted_is_made_and_fetched_anew(store: Counting, tmp_path: Path) -> None:
+    blob = await stored(store, tmp_path)
+    cache = Cache(store, tmp_path / "cache", 10**6)
+    content = (await cache.path_of(blob)).read_bytes()
+    shutil.rmtree(tmp_path / "cache")
+    assert (await cache.path_of(blob)).read_bytes() == content
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "made").write_bytes(b"made here")
+    made = await cache.add(tmp_path / "made")
+    assert (await cache.path_of(made)).read_bytes() == b"made here"
+    assert store.fetched == [blob.digest] * 2
+    await cache.close()

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -123,3 +124,21 @@ def test_one_process_holds_it_and_takes_hold_once(tmp_path: Path, monkeypatch: p
         Journal(tmp_path).hold()
     journal.close(remove=False)
     read(tmp_path)
+
+
+@pytest.mark.parametrize("lose", ["directory", "journal", "another"])
+def test_a_journal_that_was_deleted_is_one_that_cannot_be_written(tmp_path: Path, lose: str) -> None:
+    place = tmp_path / "state"
+    journal = Journal(place)
+    journal.open()
+    journal.append(BEGAN)
+    journal.look()
+    if lose == "directory":
+        shutil.rmtree(place)
+    else:
+        (place / "journal").unlink()
+    if lose == "another":
+        (place / "journal").touch()
+    with pytest.raises(FileNotFoundError, match=f"{place} was deleted or replaced while an executor used it"):
+        journal.look()
+    journal.close(remove=False)

@@ -1,6 +1,7 @@
 """Snapshots and what they have behind them: exactly what had come to its end when the sandbox stood still."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,16 @@ async def test_what_a_sandbox_goes_back_to_is_held_before_that_is_told(bench: Be
     await bench.command(RollBack("plain", *HEAD, 0, 0, Snapshot("host", "host")))  # needs nothing kept
     await bench.heard(RolledBack, lambda found: len(found) == 2)
     assert len(await bench.heard(SnapshotHeld)) == 1
+
+
+async def test_whoever_asked_hears_that_the_executor_failed(bench: Bench, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path)  # of the state directory nothing is left to put a snapshot into
+    await bench.command(TakeSnapshot("s1", *HEAD, 0, 0))
+    (refused,) = await bench.heard(CommandRefused)
+    assert (refused.id, refused.code) == ("s1", "snapshot_failed")
+    assert refused.detail.startswith("its executor failed: FileNotFoundError")
+    await bench.command(run("c1"))
+    assert [each.id for each in await bench.heard(CommandFinished)] == ["c1"], "the sandbox goes on"
 
 
 async def test_a_rollouts_log_that_is_full_holds_no_snapshot_up(bench: Bench) -> None:

@@ -16,6 +16,7 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group, Groups
 from shoal_executor.drivers.each import side_by_side
+from shoal_executor.drivers.ground import GONE, Ground
 from shoal_executor.drivers.protocol import (
     DriverError,
     ExitSink,
@@ -44,6 +45,7 @@ _REMOVING_S: Final = 45.0
 class Inhabited(ABC):
     """One sandbox, seen from its driver: its link, its limits, and who waits for what.
 
+    `ground`: the directory it was started upon, where that is known and there is one.
     `oom_kills`: how many of the kills that its group counts have been told of; `oom_commands`: of which commands' ends,
     as long as those are not settled.
     """
@@ -55,6 +57,7 @@ class Inhabited(ABC):
     wanted: EndReason | None = None
     oom_kills: int = 0
     oom_commands: set[str] = field(default_factory=set)
+    ground: Ground | None = None
     _runs: "dict[str, asyncio.Future[CommandResult]]" = field(default_factory=dict)
 
     async def once(self, id: str, run: Callable[[], Awaitable[CommandResult]]) -> CommandResult:
@@ -179,6 +182,11 @@ class AgentDriver(ABC, Generic[_Kind]):
             for channel, data, size in zip((1, 2), (result.stdout, result.stderr), answer.sizes, strict=True)
         ]
         result = msgspec.structs.replace(result, stdout=wrote[0], stderr=wrote[1])
+        if result.exit_code and sandbox.ground is not None and not sandbox.ground.stands():
+            if sandbox.wanted is None:  # no program may be there any more: that it failed says nothing of the command
+                sandbox.wanted = EndReason.NODE_LOST
+                self._on_exit(sandbox.name, sandbox.wanted, GONE)
+            raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         if result.exit_code and (kills := self._groups.oom_kills(sandbox.group)) > sandbox.oom_kills:
             sandbox.oom_kills = kills
             sandbox.oom_commands.update([id] if id else [])
@@ -266,6 +274,11 @@ class AgentDriver(ABC, Generic[_Kind]):
     async def list(self) -> list[str]:
         """Names of the live sandboxes."""
         return list(self._live)
+
+    def stands(self, name: str) -> bool:
+        """Return whether what it was started upon is still there."""
+        ground = self._get(name).ground
+        return ground is None or ground.stands()
 
     # ---
 

@@ -18,6 +18,7 @@ import structlog
 
 from shoal.wire.messages import Command, CommandResult, EndReason, FileOp, Snapshot
 from shoal_executor.drivers.each import side_by_side, start_one
+from shoal_executor.drivers.ground import GONE
 from shoal_executor.drivers.heat import Budget, Heat, Kind, kind_of
 from shoal_executor.drivers.protocol import (
     Captured,
@@ -173,6 +174,8 @@ class Pool:
         try:
             os.symlink(inner, self._notes / name)
             self._give(name, inner)
+            if not self._driver.stands(inner):
+                raise DriverError(GONE)
             with contextlib.suppress(SandboxFileError):  # an answer, too
                 await self._driver.read_file(inner, "/proc/version", limit=1)
             for file in spec.files:
@@ -314,6 +317,11 @@ class Pool:
             self._forget_all(set(names) - left)
             raise NotEndedError(left, error.why) from error
         self._forget_all(names)
+
+    def stands(self, name: str) -> bool:
+        """As the driver does."""
+        with self._within(name) as inner:
+            return self._driver.stands(inner)
 
     async def list(self) -> list[str]:
         """Those that somebody has."""

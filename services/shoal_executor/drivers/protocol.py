@@ -266,6 +266,13 @@ class Driver(Protocol):
         """
         ...
 
+    def stands(self, name: str) -> bool:
+        """Return whether the files that a live sandbox was started upon are still there. Raises NoSuchSandboxError.
+
+        Where they are not, a start makes them anew for itself, and a command that fails ends its sandbox (node_lost).
+        """
+        ...
+
     async def list(self) -> list[str]:
         """Names of the live sandboxes."""
         ...

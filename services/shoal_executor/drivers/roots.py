@@ -136,10 +136,10 @@ def key_of(snapshot: Snapshot) -> str:
 _PLAIN: Final = key_of(Snapshot("host", "host"))
 
 
-def root_of(snapshot: Snapshot, state: Path) -> tuple[Path, str]:
+def root_of(snapshot: Snapshot, state: Path, *, anew: bool = False) -> tuple[Path, str]:
     """Return the read-only root of a snapshot's template, made if it is not there yet, and the host's /usr if that
 
-    belongs into it.
+    belongs into it. `anew`: what is there of it is not whole.
     """
     images = state / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -159,6 +159,8 @@ def root_of(snapshot: Snapshot, state: Path) -> tuple[Path, str]:
             return path, ""
         case "tar":
             target = images / f"tar-{key}"
+            if anew:
+                shutil.rmtree(target, ignore_errors=True)
             if not target.is_dir():
                 unpack(Path(snapshot.path), target)
             return target, ""

@@ -223,6 +223,10 @@ class SimulatedDriver:
             if (ended := self._ends.pop(name, None)) is not None:
                 ended.set()
 
+    def stands(self, name: str) -> bool:
+        """There is nothing that could go."""
+        return True
+
     async def list(self) -> list[str]:
         """Names of the live sandboxes."""
         return self._live.names()

@@ -6,7 +6,7 @@ from typing import Final
 from shoal.blobs.cache import Cache
 from shoal.wire import subjects
 from shoal.wire.messages import ExecutorHolds, ExecutorJoined
-from shoal_executor.core import ExecutorCore
+from shoal_executor.service.known import Known
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.pace import Pace
 
@@ -17,19 +17,20 @@ _HOLDS: Final = 128
 
 
 async def beat(
-    cell: int, joined: ExecutorJoined, core: ExecutorCore, pace: Pace, cache: Cache | None, outgoing: Outgoing
+    cell: int, joined: ExecutorJoined, known: Known, pace: Pace, cache: Cache | None, outgoing: Outgoing
 ) -> None:  # fmt: skip
-    """Say for ever that this executor lives."""
+    """Say for ever that this executor lives, as long as its journal does. Raises OSError, or ends this process."""
     nodes = subjects.placement_node(cell)
     beats = number = 0
     held: tuple[str, ...] = ()
     while True:
         await asyncio.sleep(BEAT_S)
         beats += 1
+        known.look()
         holds = cache.holds()[:_HOLDS] if cache is not None else ()
         if holds != held:
             held = holds
             outgoing.send(nodes, ExecutorHolds(joined.executor, joined.boot, holds))
         if outgoing.is_stored(number):  # else one word of life is enough, when there is room for it
-            sign = pace.beat(joined, core)
+            sign = pace.beat(joined, known.core)
             number = outgoing.send(nodes, joined if beats % JOIN_EVERY_BEATS == 0 else sign)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+import structlog
 
 from shoal.blobs.protocol import BlobError
 from shoal.bus.protocol import BusError
@@ -53,6 +54,8 @@ _INPUT: Final = 64 * 1024
 _LARGE: Final = 64 * 1024
 """Bytes of output with which a sandbox forgets a result at once: until then they are in its memory."""
 
+log = structlog.get_logger()
+
 
 class Carrying:
     """See the module."""
@@ -96,6 +99,11 @@ class Carrying:
             except (DriverError, BlobError, BusError) as error:
                 kept = isinstance(asked, TakeSnapshot | RollBack | Hibernate)
                 answer = refusal(asked, "snapshot_failed" if kept else "bad_request", str(error), None, step)
+            except Exception as error:  # whoever asked must hear of it: nobody else answers
+                log.exception("the executor failed to carry something out", sandbox=name, id=asked.id)
+                kept = isinstance(asked, TakeSnapshot | RollBack | Hibernate)
+                what = f"its executor failed: {error!r}"
+                answer = refusal(asked, "snapshot_failed" if kept else "bad_request", what, None, step)
         self._happened(Answered(asked.cell, asked.tenant, asked.run, answer))
         if isinstance(asked, RunCommand):
             self._keeping.settling.settle(name, asked.id, now=_is_large(answer))

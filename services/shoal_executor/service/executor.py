@@ -182,7 +182,7 @@ class ExecutorService:
         self._exits.go(self._core)
         working = {
             asyncio.create_task(
-                beat(self._offer.cell, joined, self._core, self._pace, self._cache, self._loose), name="beat"
+                beat(self._offer.cell, joined, self._known, self._pace, self._cache, self._loose), name="beat"
             ),
             asyncio.create_task(self._inbox.follow(), name="inbox"),
         }

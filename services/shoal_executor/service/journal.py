@@ -6,6 +6,7 @@ executor that finds such a journal begins a new life.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -292,6 +293,17 @@ class Journal:
         if self._file is not None:
             self._file.close()
         self._file, self.size = file, len(data)
+
+    def look(self) -> None:
+        """See that it is where the next process looks for it. Where it is not, that is as when it cannot be written."""
+        assert self._file is not None
+        why = f"{self._path.parent} was deleted or replaced while an executor used it"
+        try:
+            found, ours = self._path.stat(), os.fstat(self._file.fileno())
+        except FileNotFoundError:
+            self._unwritten(FileNotFoundError(errno.ENOENT, why))
+        if (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino):
+            self._unwritten(FileNotFoundError(errno.ENOENT, why))
 
     def close(self, *, remove: bool) -> None:
         """Let go of it; `remove` it when there is nothing to remember."""

@@ -309,6 +309,11 @@ class Known:
             self._noted = stored
             self._journal.append(Stored(stored))
 
+    def look(self) -> None:
+        """See that the journal is still where it was. Raises OSError, or ends this process, where it is not."""
+        if self._journal is not None:
+            self._journal.look()
+
     def leave(self) -> None:
         """This boot is over as soon as anybody hears of that: no other process goes on with it."""
         if self._journal is not None:

@@ -58,7 +58,9 @@ class Cache:
         """
         path = self._directory / blob.digest
         known = self._kept.get(blob.digest)
-        if known is not None and not known.verified:
+        if known is not None and not path.exists():
+            del self._kept[blob.digest]  # somebody deleted it
+        elif known is not None and not known.verified:
             await self._verify(blob, known)
         while blob.digest not in self._kept:  # it may have gone again before its turn came to be handed out
             if blob.digest not in self._fetching:
@@ -74,6 +76,7 @@ class Cache:
         """
         blob = await self._store.put(source)
         try:
+            self._directory.mkdir(0o700, exist_ok=True)  # somebody may have deleted it
             os.replace(source, self._directory / blob.digest)
         except OSError as error:
             raise BlobError(f"{self._directory}: {error.strerror or error}") from error
@@ -93,6 +96,8 @@ class Cache:
 
     async def _fetch(self, blob: Blob, path: Path) -> None:
         try:
+            with contextlib.suppress(FileNotFoundError):  # then the store says so
+                self._directory.mkdir(0o700, exist_ok=True)
             await self._store.fetch(blob, path)
             self._kept[blob.digest] = _Kept(blob.size, verified=True, handed_s=time.monotonic())
         finally:

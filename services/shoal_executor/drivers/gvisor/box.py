@@ -15,6 +15,7 @@ from typing import Final
 
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.cgroups import Groups
+from shoal_executor.drivers.ground import Ground
 from shoal_executor.drivers.gvisor import closure, sparing
 from shoal_executor.drivers.gvisor.channel import Channel
 from shoal_executor.drivers.gvisor.runsc import Runsc, fault, last_word
@@ -43,6 +44,7 @@ class Root:
 
     base: Path | None
     usr: str
+    ground: Ground | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import structlog
 
 from shoal.wire.messages import Resources, Snapshot
 from shoal_executor.drivers import roots
@@ -15,6 +16,7 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Groups
 from shoal_executor.drivers.disks import Mounted
+from shoal_executor.drivers.ground import Ground
 from shoal_executor.drivers.gvisor.box import Box, Root, make_points
 from shoal_executor.drivers.gvisor.memory import About, about
 from shoal_executor.drivers.gvisor.runsc import Runsc
@@ -24,6 +26,8 @@ from shoal_executor.drivers.protocol import DriverError, StartSpec
 _KERNEL_MEMORY: Final = 96 * 1024**2
 """What a sandbox's kernel and its helpers may need beside what was asked for."""
 _KERNEL_PIDS: Final = 96
+
+log = structlog.get_logger()
 
 
 class NotRestoredError(DriverError):
@@ -54,12 +58,16 @@ class Starts:
         known = self._roots.get(key)
         if known is None or (known.done() and (known.cancelled() or known.exception())):
             known = self._roots[key] = asyncio.create_task(asyncio.to_thread(self._make_root, snapshot))
+        elif known.done() and (ground := known.result().ground) is not None and not ground.stands():
+            log.warning("a template's files are gone or were replaced: they are made anew", template=key)
+            known = self._roots[key] = asyncio.create_task(asyncio.to_thread(self._make_root, snapshot, anew=True))
         return await asyncio.shield(known)
 
-    def _make_root(self, snapshot: Snapshot) -> Root:
+    def _make_root(self, snapshot: Snapshot, *, anew: bool = False) -> Root:
         if snapshot.kind == "disk":
             return Root(None, "")
-        return Root(*roots.root_of(snapshot, self._state))
+        base, usr = roots.root_of(snapshot, self._state, anew=anew)
+        return Root(base, usr, Ground.of(base))
 
     def about(self, shm: int) -> About:
         """Return what a checkpoint of a sandbox with this /dev/shm is made with here."""
@@ -93,7 +101,7 @@ class Starts:
             raise
         box = Box(
             name, Link(), group, place=place, runsc=self._program, over=over, shm=shm,
-            cpu_milli=spec.resources.cpu_milli,
+            cpu_milli=spec.resources.cpu_milli, ground=root.ground,
         )  # fmt: skip
         try:
             try:

@@ -105,7 +105,9 @@ class ZygoteDriver(AgentDriver[Sandbox]):
         for name, (zygote, ours) in here.items():
             group = self._groups.find(name)
             kills, commands = self._groups.told_oom_kills(group)
-            sandbox = Sandbox(name, Link(), group, zygote=zygote, oom_kills=kills, oom_commands=commands)
+            sandbox = Sandbox(
+                name, Link(), group, zygote=zygote, oom_kills=kills, oom_commands=commands, ground=zygote.ground
+            )
             if name in keep:
                 self._starting[name] = sandbox
                 kept.append((sandbox, ours))
@@ -202,7 +204,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
                 await self._groups.remove(group)
                 raise
             link = Link()
-            sandbox = Sandbox(name, link, group, zygote=zygote)
+            sandbox = Sandbox(name, link, group, zygote=zygote, ground=zygote.ground)
             self._starting[name] = sandbox
             ordered = False
             try:

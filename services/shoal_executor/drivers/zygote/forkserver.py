@@ -17,6 +17,7 @@ from shoal.wire.messages import Blob
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.disks import Mounted
+from shoal_executor.drivers.ground import Ground
 from shoal_executor.drivers.protocol import DriverError
 
 _UP_S: Final = 30.0
@@ -38,6 +39,7 @@ class Entry(msgspec.Struct, frozen=True):
     start: int
     protocol: int
     group: str = ""  # of its warm interpreter
+    ground: Ground | None = None  # what its sandboxes are started upon
 
 
 class ForkServer:
@@ -61,6 +63,7 @@ class ForkServer:
         self._inner: int | None = None
         self._place: Path | None = None
         self.group: Group | None = None
+        self.ground: Ground | None = None
         self._where: dict[str, asyncio.Future[int]] = {}
         self.base = -1
         self.pid = 0
@@ -92,7 +95,7 @@ class ForkServer:
             self._process.stdin.close()
             pid = self.pid = self._process.pid
             name = group.directories[0].name if group is not None and group.directories else ""
-            entry = Entry(digest, self.base, pid, start_time(pid) or 0, frames.PROTOCOL, name)
+            entry = Entry(digest, self.base, pid, start_time(pid) or 0, frames.PROTOCOL, name, self.ground)
             _entry_of(place).write_bytes(msgspec.json.encode(entry))
             async with asyncio.timeout(_WARM_S if template.warm else _UP_S):
                 await self._ready
@@ -105,7 +108,7 @@ class ForkServer:
 
     async def adopt(self, place: Path, entry: Entry) -> None:
         """Take over the one at `place`; returns when it has told what is there. Raises DriverError, having ended it."""
-        self.base, self._place, self.pid = entry.base, place, entry.pid
+        self.base, self._place, self.pid, self.ground = entry.base, place, entry.pid, entry.ground
         try:
             self._pidfd = os.pidfd_open(entry.pid)
             if start_time(entry.pid) != entry.start:  # another process by now

@@ -16,6 +16,7 @@ from shoal_executor.drivers import roots
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.cgroups import Group, Groups
 from shoal_executor.drivers.disks import Mounted
+from shoal_executor.drivers.ground import Ground
 from shoal_executor.drivers.protocol import DriverError
 from shoal_executor.drivers.zygote.filter import compile_filter
 from shoal_executor.drivers.zygote.forkserver import ForkServer, entries, sweep
@@ -64,8 +65,7 @@ class Templates:
 
     async def find(self) -> None:
         """Take over the fork servers of an earlier process; what they tell of sandboxes, `heard` gets."""
-        self._forks.mkdir(exist_ok=True)
-        self._forks.chmod(0o700)
+        self._make_place()
         sweep(self._forks)
         bases = [_FIRST_UID - _RANGE]
         for place, entry in entries(self._forks):
@@ -84,6 +84,10 @@ class Templates:
             self._servers[f"{entry.digest} {entry.pid}" if spare else entry.digest] = known
         self._ranges = itertools.count(max(bases) + _RANGE, _RANGE)
 
+    def _make_place(self) -> None:
+        self._forks.mkdir(exist_ok=True)
+        self._forks.chmod(0o700)
+
     @property
     def kept_groups(self) -> list[str]:
         """The control groups of the warm interpreters that were found."""
@@ -101,11 +105,24 @@ class Templates:
         known = self._servers.pop(key, None)  # and back at the end: the order is that of their use
         if known is not None and known.done() and (known.cancelled() or known.exception() or not known.result().alive):
             known = None
+        anew = known is not None and known.done() and not _stands(known.result())
+        if known is not None and anew:
+            log.warning("a template's files are gone or were replaced: they are made anew", template=key)
+            self._set_aside(key, known)
+            known = None
         if known is None:
-            known = asyncio.create_task(self._start(snapshot, key))
+            known = asyncio.create_task(self._start(snapshot, key, anew=anew))
         self._servers[key] = known
         self._retire()
         return await asyncio.shield(known)
+
+    def _set_aside(self, key: str, known: "asyncio.Future[ForkServer]") -> None:
+        """Fork nothing out of it any more; it lives for as long as its sandboxes do."""
+        server = known.result()
+        if id(server) in self._busy():
+            self._servers[f"{key} {server.pid}"] = known
+        else:
+            self._end_soon(server)
 
     def _retire(self) -> None:
         """End the fork servers used longest ago that have no sandbox, beyond those that are kept."""
@@ -115,14 +132,15 @@ class Templates:
                 del self._servers[digest]
                 self._end_soon(known.result())
 
-    async def _start(self, snapshot: Snapshot, key: str) -> ForkServer:
+    async def _start(self, snapshot: Snapshot, key: str, *, anew: bool) -> ForkServer:
         if snapshot.kind == "disk":
             root, usr = "", ""
         else:
-            path, usr = await asyncio.to_thread(roots.root_of, snapshot, self._state)
+            path, usr = await asyncio.to_thread(roots.root_of, snapshot, self._state, anew=anew)
             root = str(path)
         scratch = self._state / "scratch"
         scratch.mkdir(exist_ok=True)
+        self._make_place()  # somebody may have deleted it
         base = next(self._ranges) if os.geteuid() == 0 else -1
         diary = self._state / f"zygote-{key}.log"
         place = self._forks / secrets.token_hex(6)
@@ -141,6 +159,7 @@ class Templates:
                 root, usr, str(scratch), base, -1, -1, self._patience_s, own, tuple(lent), snapshot.warm, snapshot.env,
                 warm, tuple(entrances),
             )  # fmt: skip
+            server.ground = await asyncio.to_thread(Ground.of, Path(root)) if root else None
             await server.launch(template, diary, place, key, group)
         except (DriverError, OSError, ImportError, RuntimeError) as error:
             if group is not None:
@@ -183,3 +202,7 @@ class Templates:
             if isinstance(server, ForkServer):
                 await self._end(server)
         await asyncio.gather(*self._ending, return_exceptions=True)
+
+
+def _stands(server: ForkServer) -> bool:
+    return server.ground is None or server.ground.stands()

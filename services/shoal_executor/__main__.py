@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import re
 import resource
 import secrets
+import socket
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +28,7 @@ from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.journal import Journal, JournalError
-from shoal_executor.service.leaving import until_wanted
+from shoal_executor.service.leaving import ReplacedError, until_wanted
 
 _HOST = Snapshot("host", "host")
 
@@ -47,6 +49,11 @@ def _machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def machine_name(host: str) -> str:
+    """Return a machine's name as far as it can name an executor: without its domain, `-` for what may not be in one."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", host.partition(".")[0]).strip("-_")[:64] or "local"
+
+
 def _default_state(executor: str) -> Path:
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "shoal" / "executors" / executor
@@ -61,7 +68,14 @@ def _lift_descriptors() -> None:
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @service_options
 @cell_option
-@click.option("--executor", envvar="SHOAL_EXECUTOR", default="local", show_envvar=True, help="Its name in the cluster.")
+@click.option(
+    "--executor",
+    envvar="SHOAL_EXECUTOR",
+    default=lambda: machine_name(socket.gethostname()),
+    show_default="the machine's name",
+    show_envvar=True,
+    help="Its name in the cluster, which no other has.",
+)
 @click.option(
     "--driver",
     envvar="SHOAL_DRIVER",
@@ -230,6 +244,8 @@ def main(
             return await ExecutorService(context.bus, make(cache), offer, boot, journal, cache).run(context.stop)
         except JournalError as error:
             raise BadValueError("state", str(error)) from error
+        except ReplacedError as error:
+            raise BadValueError("executor", str(error)) from error
         finally:
             if journal is not None:
                 journal.close(remove=False)

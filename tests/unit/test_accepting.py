@@ -13,6 +13,7 @@ from shoal.wire.messages import (
     DestroySandboxes,
     EndReason,
     ExecutorDismissed,
+    ExecutorReplaced,
     OnPreempted,
     PreemptSandboxes,
     PrefetchSnapshot,
@@ -44,7 +45,7 @@ accepting = Accepting("e1", 2, SEALS)
 
 @pytest.mark.parametrize(
     "message",
-    [START, DESTROY, PREEMPT, ExecutorDismissed("b1"), PrefetchSnapshot(HOST)],
+    [START, DESTROY, PREEMPT, ExecutorDismissed("b1"), ExecutorReplaced("b1"), PrefetchSnapshot(HOST)],
     ids=lambda m: type(m).__name__,
 )
 def test_the_system_speaks_on_one_subject_and_tenants_on_theirs(message: AnyMessage) -> None:

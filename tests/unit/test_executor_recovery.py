@@ -29,6 +29,7 @@ from shoal.wire.messages import (
     EndReason,
     ExecutorJoined,
     ExecutorLeft,
+    ExecutorReplaced,
     NodeSpec,
     Resources,
     RunCommand,
@@ -39,12 +40,15 @@ from shoal.wire.messages import (
     Snapshot,
     StartSandboxes,
 )
+from shoal.wire.subjects import token
+from shoal_executor.__main__ import machine_name
 from shoal_executor.core import ExecutorCore
 from shoal_executor.drivers.each import side_by_side
 from shoal_executor.drivers.protocol import DriverError, DriverReport, ExitSink, OutputSink, Ran
 from shoal_executor.drivers.simulated import SimulatedDriver
 from shoal_executor.service import ExecutorService, Offer
 from shoal_executor.service.journal import VERSION, Began, Journal, JournalError, Stored as StoredTo, Took, Up
+from shoal_executor.service.leaving import ReplacedError
 
 HEAD = ("acme", "run", 0, "r1")
 
@@ -588,3 +592,42 @@ async def test_a_journal_of_another_version_is_begun_anew(world: World, monkeypa
     assert boots == ["b1", "b2"]
     assert world.node.live == {}
     await second.leave()
+
+
+async def test_one_whose_name_another_has_taken_ends_with_its_sandboxes_and_for_good(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(2)
+    await until(lambda: world.indices(SandboxesReady) == [0, 1])
+    await world.send(subjects.executor_control("e1"), ExecutorReplaced("of another"))
+    await world.ask("c1", 0)
+    await until(lambda: world.said(CommandFinished))
+    assert not first.task.done(), "that was for another"
+    await world.send(subjects.executor_control("e1"), ExecutorReplaced("b1"))
+    with pytest.raises(
+        ReplacedError, match=r"another executor has joined as 'e1': .* \(--executor or SHOAL_EXECUTOR\)"
+    ):
+        await first.task
+    assert world.node.live == {}
+    again = await world.live("b2")
+    assert {each.boot for each in world.said(ExecutorJoined)} == {"b1", "b2"}  # type: ignore[union-attr]  # as asked
+    await again.leave()
+
+
+async def test_one_that_was_killed_before_it_heard_that_it_was_replaced_ends_all_the_same(world: World) -> None:
+    first = await world.live("b1")
+    await world.order(1)
+    await until(lambda: world.indices(SandboxesReady) == [0])
+    await first.kill()
+    await world.send(subjects.executor_control("e1"), ExecutorReplaced("b1"))
+    second = await world.live("b2")
+    with pytest.raises(ReplacedError):
+        await second.task
+    assert world.node.live == {}
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("gpu-7.rack.example", "gpu-7"), ("Jo's Mac", "Jo-s-Mac"), ("_x_", "x"), ("...", "local"), ("a" * 70, "a" * 64)],
+)
+def test_an_executor_goes_by_its_machines_name(host: str, name: str) -> None:
+    assert token(machine_name(host), "executor") == name

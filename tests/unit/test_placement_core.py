@@ -18,6 +18,7 @@ from shoal.wire.messages import (
     ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
+    ExecutorReplaced,
     NodeSpec,
     PlaceRequested,
     Pool,
@@ -297,3 +298,25 @@ def test_what_makes_no_sense_changes_nothing() -> None:
         with pytest.raises(LawBrokenError):
             drive(nonsense)
     assert drive.starts(place(n=8))[0].indices == ((0, 8),)
+
+
+def test_a_boot_whose_name_another_has_taken_is_told_so_whenever_it_speaks() -> None:
+    drive = Driven()
+
+    def said(message: AnyMessage) -> list[str]:
+        return [each.boot for each in drive(message) if isinstance(each, ExecutorReplaced)]
+
+    assert said(joined()) == said(joined()) == []
+    drive.now += 5 * SILENCE_MS
+    drive(Tick(drive.now))
+    assert said(joined()) == [], "it was only slow"
+    assert said(joined(boot="b2")) == ["b1"]
+    assert said(joined(boot="b2")) == said(ExecutorBeat("e1", "b2", 0, 0)) == []
+    assert said(joined()) == said(ExecutorBeat("e1", "b1", 0, 0)) == ["b1"]
+    copy = PlacementCore(0)
+    copy.load(drive.core.dump())
+    drive.core = copy
+    assert said(ExecutorLeft("e1", "b2")) == []
+    assert said(joined()) == said(ExecutorBeat("e1", "b1", 0, 0)) == ["b1"], "the second has left: it is nobody's still"
+    assert drive.starts(place(n=1)) == []
+    assert said(ExecutorBeat("e9", "b1", 0, 0)) == [], "nobody ever heard of it"

@@ -32,6 +32,7 @@ from shoal.wire.messages import (
     ExecutorHolds,
     ExecutorJoined,
     ExecutorLeft,
+    ExecutorReplaced,
     FileEntry,
     FileManaged,
     FileOp,
@@ -232,6 +233,7 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "RoomReturned": RoomReturned(2, 9, _RANGES, declined=True),
     "RoomReturned/defaults": RoomReturned(2, 9),
     "ExecutorDismissed": ExecutorDismissed("b00t"),
+    "ExecutorReplaced": ExecutorReplaced("b00t"),
     "PlaceRequested": PlaceRequested(
         *_PLACE, 12, 1, _RANGES, _SPEC, _SNAPSHOT, 1_700_000_600_000, avoid=("node-2", "node-3")
     ),

@@ -60,3 +60,11 @@ class Names(Sequence[str]):
 def indices_of(names: Iterable[str]) -> Ranges:
     """Return the indices in names of one group."""
     return ranges.collect([parse(name)[1] for name in names])
+
+
+def left_of(indices: Ranges, told: Ranges) -> Ranges:
+    """Return those of these that were not told of. Raises ValueError where others were."""
+    rest = ranges.without(indices, told)
+    if ranges.count(indices) - ranges.count(rest) != ranges.count(told):
+        raise ValueError(f"told again, or never asked for: {ranges.without(told, indices) or told}")
+    return rest

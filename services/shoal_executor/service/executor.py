@@ -25,6 +25,7 @@ from shoal.wire.messages import (
     ExecutorDismissed,
     ExecutorJoined,
     ExecutorLeft,
+    ExecutorReplaced,
     PreemptSandboxes,
     PrefetchSnapshot,
     Ranges,
@@ -46,7 +47,7 @@ from shoal_executor.core import (
     RunJobs,
     Start,
 )
-from shoal_executor.core.names import Names, indices_of, name_of
+from shoal_executor.core.names import Names, indices_of, left_of, name_of
 from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
@@ -79,6 +80,7 @@ from shoal_executor.service.journal import (
 )
 from shoal_executor.service.keeping import Keeping
 from shoal_executor.service.known import Known, ToDo
+from shoal_executor.service.leaving import ReplacedError
 from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
@@ -128,7 +130,8 @@ class ExecutorService:
         """Serve until stop is set, or the cluster has no use for it any more; then leave nothing behind.
 
         Returns whether it was sent away, because all its nodes are drained (`shoal_executor.service.leaving`). Raises
-        DriverError when isolation does not work here, JournalError when another executor has its place.
+        DriverError when isolation does not work here, JournalError when another executor has its place, ReplacedError
+        when another has its name; all its sandboxes have ended then.
         """
         left = False
         try:
@@ -256,6 +259,10 @@ class ExecutorService:
                 if boot == self._known.boot and not self._core.groups:
                     log.info("all nodes are drained and empty: leaving", executor=self._offer.executor)
                     self._dismissed.set()
+            case ExecutorReplaced(boot=boot):
+                if boot == self._known.boot:
+                    self._known.leave()  # no other process goes on with it
+                    raise ReplacedError(self._offer.executor)
             case ReadBlob():
                 self._spawn(self._outputs.serve(message))
             case PrefetchSnapshot(snapshot=snapshot):
@@ -307,7 +314,7 @@ class ExecutorService:
                 async for outcome in self._driver.start(names, spec):
                     those = (outcome.name,) if isinstance(outcome, StartFailed) else outcome.names
                     told = indices if those is names else indices_of(those)
-                    left = _without(left, told)
+                    left = left_of(left, told)
                     done(len(those))
                     if isinstance(outcome, StartFailed):
                         self._gathering.failed(key, told, outcome.detail)
@@ -389,10 +396,3 @@ class ExecutorService:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the executor failed to carry something out", exc_info=error)
-
-
-def _without(left: Ranges, told: Ranges) -> Ranges:
-    rest = ranges.without(left, told)
-    if ranges.count(left) - ranges.count(rest) != ranges.count(told):
-        raise ValueError(f"told again, or never asked for: {ranges.without(told, left) or told}")
-    return rest

@@ -1,4 +1,7 @@
-"""An executor that has left because its nodes are drained: it waits, with nothing on the machine, until one is not."""
+"""Executors that leave: one whose nodes are drained waits, with nothing on the machine, until one is not; one whose
+
+name another has taken ends for good.
+"""
 
 import asyncio
 import contextlib
@@ -13,6 +16,16 @@ from shoal.wire import streams
 LOOK_EVERY_S: Final = 1.0
 
 log = structlog.get_logger()
+
+
+class ReplacedError(Exception):
+    """Another executor has joined under this one's name; the text says what to do."""
+
+    def __init__(self, executor: str) -> None:
+        super().__init__(
+            f"another executor has joined as {executor!r}: all that this one held was given up; give each a name of "
+            "its own (--executor or SHOAL_EXECUTOR)"
+        )
 
 
 async def until_wanted(bus: Bus, nodes: Collection[str], stop: asyncio.Event) -> None:

@@ -91,7 +91,9 @@ class PlacementCore(Roster):
                 self._join(message, now, effects)
             case m.ExecutorBeat(executor=name, boot=boot):
                 executor = self._executors.get(name)
-                if executor is not None and executor.boot == boot and executor.alive:
+                if executor is None or executor.boot != boot:
+                    self._replaced(name, boot, effects)
+                elif executor.alive:
                     self._beat(executor, message, now, effects)
             case m.ExecutorHolds(executor=name, boot=boot, blobs=blobs):
                 executor = self._executors.get(name)

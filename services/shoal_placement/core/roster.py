@@ -61,11 +61,12 @@ class Roster(ABC):
                 self._place_waiting(now, effects)
             self._dismiss(known, effects)
             return
-        if message.boot in self._boots.get(message.executor, ()):
+        if self._replaced(message.executor, message.boot, effects):
             return
         if known is not None:
             self._lose(known, "its executor restarted", effects)
             self._forget(known)
+            self._replaced(known.name, known.boot, effects)  # if it lives still: before it hears what is not for it
         nodes = {spec.node: Node(spec, number) for number, spec in enumerate(message.nodes)}
         for node in nodes.values():
             node.drained = node.spec.node in self._drained
@@ -78,6 +79,13 @@ class Roster(ABC):
         self._wake_by(now + SILENCE_MS + 1)
         self._place_waiting(now, effects)
         self._dismiss(self._executors[message.executor], effects)
+
+    def _replaced(self, executor: str, boot: str, effects: list[Effect]) -> bool:
+        """Return whether a boot is a past one, which is told so: should it live, nobody knows of what it holds."""
+        past = boot in self._boots.get(executor, ())
+        if past:
+            effects.append(Publish(subjects.executor_control(executor), m.ExecutorReplaced(boot)))
+        return past
 
     def _dismiss(self, executor: Executor, effects: list[Effect]) -> None:
         """Let an executor leave whose nodes are all drained and empty. Said again at each sign of life until it has."""

@@ -148,6 +148,7 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     m.RoomLent: lambda e: f"cell {e.cell} lends room: tickets {sandboxes(e.tickets)}",
     m.RoomReturned: lambda e: f"cell {e.cell} {'has no room after all' if e.declined else 'has no more use for room'}",
     m.ExecutorDismissed: lambda _: "the executor is to leave: all its nodes are drained and empty",
+    m.ExecutorReplaced: lambda _: "the executor is to end: another has joined under its name",
     m.Tick: lambda _: "time passed",
     m.PlaceRequested: lambda e: f"{sandboxes(e.indices)} to be placed{attempt(e.attempt)}"
     + (f", not on {', '.join(e.avoid)}" if e.avoid else "") + (", all at once" if e.together else ""),

@@ -79,19 +79,27 @@ async def nodes(bus: Bus, cells: int, since_ms: int, now_ms: int) -> list[NodeIn
         beats: dict[str, ExecutorBeat] = {}
         seen: dict[str, int] = {}
         left: set[str] = set()
+        past: set[tuple[str, str]] = set()  # boots that placement knows no more, whatever they say
         async for delivery in history(bus, streams.placement(cell).name, since_ms=since_ms):
             if delivery.subject != subjects.placement_node(cell):
                 continue
             match decoded(delivery):
-                case ExecutorJoined(executor=executor) as message:
+                case ExecutorJoined(executor=executor, boot=boot) as message:
+                    if (executor, boot) in past:
+                        continue
+                    if executor in joined and joined[executor].boot != boot:
+                        past.add((executor, joined[executor].boot))
                     joined[executor] = message
                     left.discard(executor)
-                case ExecutorBeat(executor=executor) as message:
+                case ExecutorBeat(executor=executor, boot=boot) as message:
+                    if (executor, boot) in past:
+                        continue
                     beats[executor] = message
                 case ExecutorLeft(executor=executor) as message:
                     if executor in joined and joined[executor].boot != message.boot:
                         continue
                     left.add(executor)
+                    past.add((executor, message.boot))
                 case _:
                     continue
             seen[executor] = delivery.time_ms

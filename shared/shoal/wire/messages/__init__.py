@@ -13,6 +13,7 @@ from shoal.wire.messages.dead import (
 from shoal.wire.messages.executor import (
     DestroySandboxes as DestroySandboxes,
     ExecutorDismissed as ExecutorDismissed,
+    ExecutorReplaced as ExecutorReplaced,
     Hibernate as Hibernate,
     ManageFile as ManageFile,
     PreemptSandboxes as PreemptSandboxes,
@@ -134,7 +135,7 @@ AnyMessage = (
     | SettingsChanged | TenantLimited | QuotaWanted | QuotaLent | RoomWanted | RoomLent | RoomReturned
     | PlaceRequested | ReleaseRequested | PreemptRequested | NodeDrained | ExecutorJoined | ExecutorBeat | ExecutorHolds
     | ExecutorLeft | SlotsReleased | PrefetchSnapshot
-    | StartSandboxes | DestroySandboxes | PreemptSandboxes | ExecutorDismissed
+    | StartSandboxes | DestroySandboxes | PreemptSandboxes | ExecutorDismissed | ExecutorReplaced
     | RunCommand | WriteFile | ReadFile | ManageFile | TakeSnapshot | RollBack
     | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | FileManaged | SnapshotTaken
     | RolledBack | Hibernated | CommandRefused | SandboxesBegan | StepBegun | ReadBlob | BlobRead

@@ -56,6 +56,12 @@ class ExecutorDismissed(Message, frozen=True):
     boot: str
 
 
+class ExecutorReplaced(Message, frozen=True):
+    """Another boot has joined under this executor's name: what it holds was given up, and it ends for good."""
+
+    boot: str
+
+
 # --- commands by trainers
 
 

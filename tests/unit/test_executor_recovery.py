@@ -631,3 +631,13 @@ async def test_one_that_was_killed_before_it_heard_that_it_was_replaced_ends_all
 )
 def test_an_executor_goes_by_its_machines_name(host: str, name: str) -> None:
     assert token(machine_name(host), "executor") == name
+
+
+async def test_one_whose_journal_was_deleted_ends_at_its_next_beat(world: World) -> None:
+    life = await world.live("b1")
+    await world.order(1)
+    await until(lambda: world.indices(SandboxesReady) == [0])
+    shutil.rmtree(world.state)
+    with pytest.raises(FileNotFoundError, match="was deleted or replaced while an executor used it"):
+        await life.task
+    assert not world.said(SandboxesEnded), "what it cannot write down it tells nobody"

@@ -51,7 +51,7 @@ async def refused(work: Awaitable[object], field: str) -> None:
 async def test_a_rollout_that_no_service_could_read_is_not_sent(
     cluster: shoal.Cluster, fabric: Fabric, field: str, given: Any
 ) -> None:
-    wanted = {Command: "commands", list: "command" if field == "commands" else field}.get(type(given), field)
+    wanted = "commands" if isinstance(given, Command) else field
     await refused(cluster.submit("host", **{field: given}), wanted)
     assert fabric.broker.messages("SHOAL_ROLLOUT_0") == []
 

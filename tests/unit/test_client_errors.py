@@ -28,6 +28,7 @@ MADE: dict[str, Callable[[], shoal.ShoalError]] = {
     "Rejected": lambda: shoal.Rejected("r", "no_room", "full"),
     "ReplayDiverged": lambda: shoal.ReplayDiverged("r-0", DIVERGENCE, live()),
     "ReplayStopped": lambda: shoal.ReplayStopped("r-0", "~1", "true", "it must not be", live()),
+    "LogGone": lambda: shoal.LogGone("nats://somewhere", "it was made anew"),
     "RolledBack": lambda: shoal.RolledBack("r-0"),
     "RolloutEnded": lambda: shoal.RolloutEnded("r", "cancelled", 2),
     "SandboxEnded": lambda: shoal.SandboxEnded("r-0", EndReason.TIMED_OUT),

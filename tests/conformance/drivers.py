@@ -20,6 +20,7 @@ from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
     NoSuchSandboxError,
+    NotRunError,
     SandboxFileError,
     SettledError,
     Started,
@@ -450,6 +451,72 @@ class DriverConformance:
             running.cancel()
             while (await sh(driver, name, count)).stdout != b"0\n":
                 pass
+        await driver.destroy([name])
+
+    @pytest.mark.parametrize(
+        ("endless", "next"),
+        [
+            (Command(line="echo begun; touch begun; sleep 602"), Command(line="echo on")),
+            (Command(line="echo begun; touch begun; sleep 602", session=True), Command(line="echo on", session=True)),
+            (
+                Command(python="print('begun', flush=True); open('begun', 'w')\nwhile True: pass"),
+                Command(python="print('on')"),
+            ),
+        ],
+        ids=["command", "session", "python"],
+    )
+    async def test_a_command_that_is_given_up_is_killed_and_says_so(
+        self, driver: Driver, endless: Command, next: Command
+    ) -> None:
+        self.needs_real()
+        name = await one(driver)
+        running = asyncio.create_task(driver.run(name, endless, id="a"))
+        async with asyncio.timeout(20):
+            while not (await sh(driver, name, "test -e begun")).exit_code == 0:
+                pass
+            driver.give_up(name, "a")
+            driver.give_up(name, "a")
+            result = await running
+            assert (result.given_up, result.timed_out, result.stdout) == (True, False, b"begun\n")
+            assert result.exit_code != 0
+            assert (await driver.run(name, next, id="b")).stdout == b"on\n"
+            driver.give_up(name, "b")  # too late
+            assert await driver.run(name, endless, id="a") == result
+            assert (await driver.run(name, next, id="b")).stdout == b"on\n"
+        assert (await sh(driver, name, processes("[s]leep 602"))).stdout == b"0\n"
+        await driver.destroy([name])
+
+    @pytest.mark.parametrize(
+        ("before", "command"),
+        [
+            (Command(line="cat go", session=True), Command(line="touch ran", session=True)),
+            (Command(python="open('go').read()"), Command(python="open('ran', 'w')")),
+        ],
+        ids=["session", "python"],
+    )
+    async def test_a_command_that_is_given_up_before_it_begins_is_never_run(
+        self, driver: Driver, before: Command, command: Command
+    ) -> None:
+        self.needs_real()
+        name = await one(driver)
+        await sh(driver, name, "mkfifo go")
+        driver.give_up(name, "early")
+        with pytest.raises(NotRunError, match="given up"):
+            await driver.run(name, command, id="early")
+        slow = asyncio.create_task(driver.run(name, before, id="slow"))
+        queued = asyncio.create_task(driver.run(name, command, id="queued"))
+        await sh(driver, name, "true")  # both are there
+        driver.give_up(name, "queued")
+        async with asyncio.timeout(20):
+            for _ in range(2):
+                with pytest.raises(NotRunError, match="given up"):
+                    await queued
+                queued = asyncio.create_task(driver.run(name, command, id="queued"))
+            with pytest.raises(NotRunError):
+                await queued
+            await sh(driver, name, "echo > go")
+            assert (await slow).exit_code == 0
+        assert (await sh(driver, name, "test -e ran")).exit_code == 1
         await driver.destroy([name])
 
     @pytest.mark.parametrize(

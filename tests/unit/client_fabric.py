@@ -26,6 +26,7 @@ from shoal.wire.messages import (
     FileOp,
     FileRead,
     FileWritten,
+    GiveUp,
     Hibernate,
     Hibernated,
     ManageFile,
@@ -71,6 +72,7 @@ class Fabric:
         self.requests: dict[str, RolloutSubmitted] = {}
         self.heard: list[AnyMessage] = []
         self.commands: list[RunCommand] = []
+        self.given_up: list[GiveUp] = []
         self.ran: Counter[str] = Counter()  # how often each step was really done
         self.blobs: dict[Blob, bytes] = {}
         self.asked: list[Asked] = []
@@ -172,7 +174,9 @@ class Fabric:
                 message = decode(delivery.payload)
                 if isinstance(message, RunCommand):
                     self.commands.append(message)
-                if isinstance(message, ReadBlob):
+                if isinstance(message, GiveUp):
+                    self.given_up.append(message)
+                elif isinstance(message, ReadBlob):
                     self._serve(message)
                 elif not self.silent:
                     assert isinstance(message, Asked)
@@ -224,6 +228,10 @@ class Fabric:
                         channel = 2 if part == 2 else 1
                         output = CommandOutput(message.id, message.rollout, message.index, part, channel, b"%d" % part)
                         self.publish(subject, output)
+                if command.line == "queue":
+                    why = "it waited for its turn, which command b, 'sleep 9', for 32 s has had and still has"
+                    say(CommandRefused(*head, "busy", why, None, step, "run", command))
+                    return
                 if command.line.startswith("gone"):
                     reason = EndReason(command.line.split()[1])
                     say(CommandRefused(*head, "sandbox_gone", "it is gone", reason))

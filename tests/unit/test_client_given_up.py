@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 import shoal
+from shoal.wire.asked import giving_up
 from shoal.wire.messages import RolloutQueued, RolloutReleased, RolloutSubmitted
 from unit.client_fabric import Fabric, all_ready
 
@@ -97,3 +98,62 @@ async def test_what_a_replay_stopped_at_is_in_hand_and_stays() -> None:
             await sandbox.resume()
         assert (await told.value.replay.sandbox.run("go on")).ok
         assert released(fabric) == []
+
+
+@pytest.mark.parametrize("session", [False, True])
+async def test_a_command_that_nobody_waits_for_is_given_up(session: bool) -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host")
+        sandbox = await anext(rollout.ready())
+        fabric.silent = True
+        running = asyncio.create_task(sandbox.run("sleep 9", session=session))
+        await fabric.until(lambda: bool(fabric.commands))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(running, 0.01)
+        await fabric.until(lambda: bool(fabric.given_up))
+        (command,), (told,) = fabric.commands, fabric.given_up
+        assert told == giving_up(command)
+
+
+async def test_what_an_unwell_callback_leaves_running_is_given_up() -> None:
+    def fails(channel: str, data: bytes) -> None:
+        raise ValueError(data)
+
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host")
+        sandbox = await anext(rollout.ready())
+        with pytest.raises(ValueError, match="0"):
+            await sandbox.run("a", on_output=fails)
+        await fabric.until(lambda: bool(fabric.given_up))
+        assert [told.id for told in fabric.given_up] == [asked.id for asked in fabric.commands]
+
+
+async def test_what_can_be_asked_for_again_goes_on() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        async with cluster.resume("a") as run:
+            resumed = await anext((await run.rollout("host", key="k")).ready())
+            sandbox = await anext((await cluster.rollout("host")).ready())
+            assert (await sandbox.run("true")).ok
+            waiting = [
+                asyncio.create_task(one)
+                for one in (
+                    resumed.run("hold until go"), sandbox.run("hold until on", id="mine"), sandbox.files.read("none"),
+                )
+            ]  # fmt: skip
+            await fabric.until(lambda: len(fabric.asked) == 4)
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await sandbox.run("on")
+            assert (await sandbox.run("hold until on", id="mine")).ok
+            assert fabric.ran[f"{sandbox.name}:mine"] == 1
+        assert fabric.given_up == []
+
+
+async def test_a_command_that_had_no_turn_says_who_has_it() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        sandbox = await anext((await cluster.rollout("host")).ready())
+        with pytest.raises(
+            shoal.Timeout, match=r"'queue' in sandbox r[^ ]*: it waited for its turn, which command b, 'sl"
+        ):
+            await sandbox.run("queue", session=True, timeout=2)

@@ -41,6 +41,7 @@ from shoal.wire.messages import (
     FileOp,
     FileRead,
     FileWritten,
+    GiveUp,
     ManageFile,
     NodeSpec,
     ReadBlob,
@@ -605,3 +606,70 @@ def test_steps_are_numbered_as_they_are_begun_and_an_attempt_is_not_another() ->
     answers.forget(("r1", 0, 0))
     answers.record(written(1))  # of one that is gone
     assert answers.under_way() == [again]
+
+
+def of_commands(bench: Bench) -> list[tuple[str, str]]:
+    found = []
+    for told in bench.trajectory:
+        if isinstance(told, CommandFinished):
+            found.append((told.id, "given up" if told.result.given_up else "done"))
+        elif isinstance(told, CommandRefused):
+            found.append((told.id, told.code))
+    return found
+
+
+@pytest.mark.parametrize("bench", [Profile(command_ms=3_600_000, command_spread=0)], indirect=True)
+async def test_a_command_that_nobody_waits_for_is_ended_and_one_that_has_not_come_is_not_begun(bench: Bench) -> None:
+    await bench.order(n=2)
+    await bench.heard(SandboxesReady, covers(2))
+    of = (*HEAD, 1, 0)
+    await bench.command(RunCommand("a", *of, Command(line="slow")))
+    async with asyncio.timeout(10):
+        while not bench.driver._ends:
+            await asyncio.sleep(0)
+    for message in (
+        GiveUp("a", *of), GiveUp("a", *of),
+        GiveUp("b", *of), RunCommand("b", *of, Command(line="slow")),
+        RunCommand("c", *HEAD, 0, 0, Command(line="slow")), GiveUp("c", *of),  # of another sandbox
+    ):  # fmt: skip
+        await bench.command(message)
+    await bench.heard(CommandFinished)
+    await bench.heard(CommandRefused)
+    assert sorted(of_commands(bench)) == [("a", "given up"), ("b", "given_up")]
+    for message in (
+        GiveUp("a", *of),
+        RunCommand("a", *of, Command(line="slow")),
+        RunCommand("b", *of, Command(("b",))),
+    ):
+        await bench.command(message)  # too late, and asked again: what was recorded
+    await bench.heard(CommandFinished, lambda found: len(found) == 2)
+    await bench.heard(CommandRefused, lambda found: len(found) == 2)
+    assert sorted(of_commands(bench)) == [("a", "given up"), ("a", "given up"), ("b", "given_up"), ("b", "given_up")]
+    assert [told.code for told in bench.trajectory if isinstance(told, CommandRefused)] == ["given_up"] * 2
+    await bench.command(GiveUp("c", *HEAD, 0, 0))
+    await bench.heard(CommandFinished, lambda found: len(found) == 3)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_what_was_given_up_is_known_by_who_goes_on(given_up: bool) -> None:
+    asked = RunCommand("a", *HEAD, 1, 0, Command(line="slow"))
+    answers = Answers()
+    if given_up:
+        assert answers.give_up(GiveUp("a", *HEAD, 1, 0))
+    answers.begin(asked)
+    another = Answers()
+    another.load(answers.dump())
+    assert another.given_up(asked) is given_up
+    another.record(CommandRefused("a", "r1", 1, 0, "given_up", "it was"))
+    assert not another.given_up(asked)
+    assert not another.give_up(GiveUp("a", *HEAD, 1, 0))  # it has its answer
+
+
+def test_only_so_many_commands_that_never_came_are_remembered() -> None:
+    answers = Answers()
+    for number in range(5000):
+        answers.give_up(GiveUp(str(number), *HEAD, 1, 0))
+    ids = [answers.given_up(RunCommand(str(number), *HEAD, 1, 0, Command())) for number in range(5000)]
+    assert (sum(ids), ids[-1]) == (1024, True)
+    answers.forget(("r1", 1, 0))
+    assert answers.sandboxes == ()

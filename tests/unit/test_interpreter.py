@@ -6,6 +6,7 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from shoal.wire.values import Command, CommandResult
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.commands import Call
 from shoal_executor.drivers.agent.interpreter import Interpreter
-from shoal_executor.drivers.agent.serial import Serial
+from shoal_executor.drivers.agent.serial import PATIENCE_S, Serial
 
 CALL = Call(frames.Run(1, Command(python="1"), False, ""))
 
@@ -25,6 +26,7 @@ class Sandbox:
 
     def __init__(self) -> None:
         self.results: list[CommandResult] = []
+        self.not_run_after: list[tuple[Call, float]] = []
         self.copies: list[socket.socket] = []
         self.serial = Serial(self, self._copy)
         self._reacts: dict[int, Callable[[], None]] = {}
@@ -53,8 +55,9 @@ class Sandbox:
         assert call is CALL
         self.results.append(result)
 
-    def dropped(self, call: Call) -> None:
-        raise AssertionError("none waits for its turn here")
+    def not_run(self, call: Call, before: Call | None = None, seconds: float = 0.0) -> None:
+        assert before is CALL
+        self.not_run_after.append((call, seconds))
 
     def output(self, call: Call, channel: int, data: bytes) -> None:
         raise AssertionError("these interpreters say nothing")
@@ -112,6 +115,25 @@ def test_a_copy_that_has_not_come_when_the_codes_time_is_up_is_given_up_and_runs
     assert (len(sandbox.copies), [result.timed_out for result in sandbox.results]) == (1, [True])
     with pytest.raises(BrokenPipeError):
         sandbox.copies[-1].sendall(struct.pack(">i", 77))  # what it does before it reads any code
+
+
+def test_what_waits_longer_than_it_may_itself_take_is_told_what_it_waits_for(sandbox: Sandbox) -> None:
+    patient = Call(frames.Run(2, Command(python="2"), False, "b"))
+    hasty = Call(frames.Run(3, Command(python="3", timeout_ms=2000), False, "c"))
+    began = time.monotonic()
+    sandbox.serial.ask(patient)
+    sandbox.serial.ask(hasty)
+    deadline = sandbox.serial.deadline
+    assert deadline is not None
+    assert deadline >= began + 2 + PATIENCE_S
+    sandbox.serial.look(deadline - 0.001)
+    assert sandbox.not_run_after == []
+    sandbox.serial.look(deadline)
+    ((call, seconds),) = sandbox.not_run_after
+    assert call is hasty
+    assert seconds >= PATIENCE_S
+    sandbox.serial.look(deadline + 1e9)
+    assert (len(sandbox.not_run_after), sandbox.serial.deadline, sandbox.results) == (1, None, [])
 
 
 def test_one_whose_children_have_its_socket_is_given_up_when_it_was_killed(sandbox: Sandbox) -> None:

@@ -150,6 +150,18 @@ async def test_a_snapshot_that_is_kept_no_longer_means_from_the_start() -> None:
         assert (replay.origin, asked_of(fabric, replay.sandbox.rollout.id)) == (None, ["a", "b"])
 
 
+async def test_a_command_that_was_given_up_is_done_again_for_as_long_as_it_took_and_may_give_something_else() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        rollout = await cluster.rollout("host")
+        sandbox = await one(rollout)
+        fabric.result = lambda line: CommandResult(137, b"half", duration_us=2_500_000, given_up=True)
+        await sandbox.run("sleep inf", timeout=100)
+        fabric.result = lambda line: CommandResult(137, b"hal", timed_out=True)
+        replay = await (await lost(fabric, rollout, sandbox)).resume()
+        assert (replay.replayed, replay.divergences) == (1, [])
+        assert [asked.command.timeout_ms for asked in fabric.commands] == [100_000, 2500]
+
+
 async def test_what_gives_something_else_is_an_error_or_listed() -> None:
     async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
         rollout = await cluster.rollout("host")

@@ -3,6 +3,7 @@
 from shoal.wire.asked import Asked as Asked
 from shoal_executor.core.effects import (
     CarryOut as CarryOut,
+    CutShort as CutShort,
     Destroy as Destroy,
     Effect as Effect,
     Key as Key,

@@ -66,6 +66,14 @@ class CarryOut(msgspec.Struct, frozen=True):
     asked: Asked
 
 
+class CutShort(msgspec.Struct, frozen=True):
+    """Nobody waits for this command any more: end it, if it has not come to its end."""
+
+    group: Key
+    index: int
+    id: str
+
+
 class Refuse(msgspec.Struct, frozen=True):
     """Tell the trainer that its sandbox is gone, and why where that is known; or that it sleeps."""
 
@@ -123,6 +131,6 @@ class ReportReleased(msgspec.Struct, frozen=True):
 
 
 Effect = (
-    Start | RunJobs | Destroy | LetSleep | CarryOut | Refuse
+    Start | RunJobs | Destroy | LetSleep | CarryOut | CutShort | Refuse
     | ReportReady | ReportFinished | ReportEnded | ReportSlept | ReportReleased
 )  # fmt: skip

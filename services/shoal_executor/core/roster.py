@@ -13,6 +13,7 @@ from shoal.wire.asked import Asked
 from shoal.wire.messages import (
     DestroySandboxes,
     EndReason,
+    GiveUp,
     OnPreempted,
     PreemptSandboxes,
     Ranges,
@@ -22,6 +23,7 @@ from shoal.wire.messages import (
 )
 from shoal_executor.core.effects import (
     CarryOut,
+    CutShort,
     Destroy,
     Effect,
     Key,
@@ -129,13 +131,24 @@ class ExecutorCore:
 
     def command(self, asked: Asked) -> list[Effect]:
         """Route a trainer's command to its sandbox, or refuse it: another tenant's sandbox is nobody's business."""
-        key = self.find(asked.rollout, asked.index, asked.attempt)
+        key = self._taking(asked)
         if key is not None:
-            group = self.groups[key]
-            if group.live >> asked.index & 1 and group.order.tenant == asked.tenant:
-                return [CarryOut(key, asked)]
+            return [CarryOut(key, asked)]
         known, reason = self._ended.reason(asked.rollout, asked.index, asked.attempt)
         return [Refuse(asked, reason, asleep=known and reason is None)]
+
+    def give_up(self, told: GiveUp) -> list[Effect]:
+        """Route it to the command's sandbox; where that is not here, or another tenant's, it is nobody's business."""
+        key = self._taking(told)
+        return [] if key is None else [CutShort(key, told.index, told.id)]
+
+    def _taking(self, asked: Asked | GiveUp) -> Key | None:
+        """Return the group of the sandbox that this is said to, if it takes commands of this tenant."""
+        key = self.find(asked.rollout, asked.index, asked.attempt)
+        if key is None:
+            return None
+        group = self.groups[key]
+        return key if group.live >> asked.index & 1 and group.order.tenant == asked.tenant else None
 
     # --- what the driver says
 

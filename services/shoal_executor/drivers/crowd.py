@@ -27,6 +27,8 @@ class Sandbox:
     commands: int = 0
     files: Tree | None = None
     results: "dict[str, asyncio.Future[CommandResult] | CommandResult | None]" = field(default_factory=dict)
+    given_up: set[str] = field(default_factory=set)
+    """Commands that nobody wanted any more before they had come to their end."""
 
 
 class _Group:

@@ -24,6 +24,7 @@ from shoal_executor.drivers.protocol import (
     Found,
     NoSuchSandboxError,
     NotEndedError,
+    NotRunError,
     OutputSink,
     Ran,
     SandboxFileError,
@@ -160,6 +161,11 @@ class AgentDriver(ABC, Generic[_Kind]):
         if not id:
             return await self._run(sandbox, command, output, id)
         return await sandbox.once(id, lambda: self._run(sandbox, command, output, id))
+
+    def give_up(self, name: str, id: str) -> None:
+        """Have the agent end a command."""
+        if (sandbox := self._live.get(name)) is not None:
+            sandbox.link.say(frames.GiveUp(0, id))
 
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """Tell the agent that it need not keep these results."""
@@ -315,10 +321,19 @@ class AgentDriver(ABC, Generic[_Kind]):
             raise SandboxFileError(answer.detail)
         if isinstance(answer, frames.Settled):
             raise SettledError("it was run before, and its answer is gone: it was settled")
+        if isinstance(answer, frames.NotRun):
+            raise NotRunError(_why_not_run(answer))
         if not isinstance(answer, expected):  # only a tampered agent answers something else
             await sandbox.killed()
             raise NoSuchSandboxError(sandbox.name, sandbox.wanted)
         return answer
+
+
+def _why_not_run(told: frames.NotRun) -> str:
+    if not told.what:
+        return "it was given up before it began; nothing of it was run"
+    held = f"command {told.before.partition(':')[2] or '(without an id)'}, {told.what!r}, for {told.seconds:.0f} s"
+    return f"it waited for its turn, which {held} has had and still has; nothing of this one was run"
 
 
 def starts_at_once(parallel: int | None, *, a_core: int) -> int:

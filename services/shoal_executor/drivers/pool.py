@@ -285,6 +285,10 @@ class Pool:
         with self._within(name) as inner:
             await self._driver.go_on(inner)
 
+    def give_up(self, name: str, id: str) -> None:
+        """As the driver does."""
+        self._driver.give_up(self._given.get(name, name), id)
+
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """As the driver does."""
         self._driver.settle(self._given.get(name, name), ids)

@@ -57,6 +57,10 @@ class SettledError(DriverError):
     """A command was run before, and its result was settled: the sandbox has it no longer."""
 
 
+class NotRunError(DriverError):
+    """Nothing was run of a command, nor will be: it was given up, or waited too long for its turn behind another."""
+
+
 class SandboxFileError(DriverError):
     """A file inside the sandbox cannot be read or written as asked: absent, a directory, no space, no permission."""
 
@@ -193,7 +197,9 @@ class Driver(Protocol):
         """Run a command to its end, its timeout, or the sandbox's end (then NoSuchSandboxError with the reason).
 
         With an `id` that the sandbox has seen, whichever process of this node asked, nothing is run: what came of it is
-        returned, and waited for while it runs. SettledError when that was settled.
+        returned, and waited for while it runs. SettledError when that was settled; NotRunError where nothing was run
+        of it, because it was given up before it was begun, or another command had the shell, or the interpreter, for 20
+        s longer than this one may take.
 
         Commands share files and background processes with all others of the sandbox and may overlap, but session
         commands queue. A program that does not exist is a result (exit code 127 and a line on stderr), not an error.
@@ -226,6 +232,13 @@ class Driver(Protocol):
         """Let a sandbox go on that was held when it was captured; what was captured may be gone by then.
 
         Raises DriverError when it cannot: it has ended then, and `on_exit` tells.
+        """
+        ...
+
+    def give_up(self, name: str, id: str) -> None:
+        """Nobody wants the command with this id any more: end it as if its time were up; `run` returns as ever.
+
+        One that has not begun never will; one that came to its end stays as it is.
         """
         ...
 

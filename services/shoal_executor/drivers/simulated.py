@@ -26,6 +26,7 @@ from shoal_executor.drivers.protocol import (
     FileChunk,
     Found,
     NoSuchSandboxError,
+    NotRunError,
     OutputSink,
     Ran,
     SettledError,
@@ -62,7 +63,7 @@ class SimulatedDriver:
     def __init__(self, profile: Profile | None = None) -> None:
         self._profile = profile or Profile()
         self._live = Crowd()
-        self._ends: dict[str, asyncio.Event] = {}  # of those whose end a command waits for
+        self._ends: dict[str, dict[str, asyncio.Event]] = {}  # by sandbox, of the commands that take time
 
     async def open(self, on_exit: ExitSink, keep: Collection[str] = ()) -> DriverReport:
         """Nothing to test, and nothing is enforced; what an earlier process simulated ended with it."""
@@ -109,7 +110,7 @@ class SimulatedDriver:
         """Return a line that says what would have run, after its drawn latency."""
         sandbox = self._get(name)
         if not id:
-            return await self._run(name, sandbox, command, output)
+            return await self._run(name, sandbox, command, output, id)
         while id in sandbox.results:
             known = sandbox.results[id]
             if known is None:
@@ -119,13 +120,15 @@ class SimulatedDriver:
             await asyncio.wait([known])
             if not known.cancelled():
                 return known.result()
+        if id in sandbox.given_up:
+            raise NotRunError("it was given up before it began; nothing of it was run")
         if not self._profile.command_ms:  # nobody can ask for it meanwhile
-            result = sandbox.results[id] = await self._run(name, sandbox, command, output)
+            result = sandbox.results[id] = await self._run(name, sandbox, command, output, id)
             return result
         coming: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
         sandbox.results[id] = coming
         try:
-            result = await self._run(name, sandbox, command, output)
+            result = await self._run(name, sandbox, command, output, id)
         except BaseException as error:
             del sandbox.results[id]
             if isinstance(error, Exception):
@@ -160,6 +163,16 @@ class SimulatedDriver:
                 found.append((at, error))
         yield found
 
+    def give_up(self, name: str, id: str) -> None:
+        """End its latency."""
+        sandbox = self._live.get(name)
+        if sandbox is None:
+            return
+        if id not in sandbox.results or isinstance(sandbox.results[id], asyncio.Future):
+            sandbox.given_up.add(id)
+        if (ended := self._ends.get(name, {}).get(id)) is not None:
+            ended.set()
+
     def settle(self, name: str, ids: Sequence[str]) -> None:
         """Forget these results."""
         sandbox = self._live.get(name)
@@ -168,20 +181,26 @@ class SimulatedDriver:
             if isinstance(results.get(id), CommandResult):
                 results[id] = None
 
-    async def _run(self, name: str, sandbox: Sandbox, command: Command, output: OutputSink | None) -> CommandResult:
+    async def _run(
+        self, name: str, sandbox: Sandbox, command: Command, output: OutputSink | None, id: str
+    ) -> CommandResult:
         sandbox.commands += 1
         profile = self._profile
         key = f"{name}/{sandbox.commands}"
         latency = self._latency(key, "command", profile.command_ms, profile.command_spread)
         timed_out = bool(command.timeout_ms) and latency * 1000 > command.timeout_ms
         if latency:
-            ended = self._ends.setdefault(name, asyncio.Event())
+            ended = self._ends.setdefault(name, {})[id or key] = asyncio.Event()
             try:
                 async with asyncio.timeout(min(latency, command.timeout_ms / 1000) if timed_out else latency):
                     await ended.wait()
             except TimeoutError:
                 pass
+            finally:
+                self._ends.get(name, {}).pop(id or key, None)
         self._get(name)
+        if id in sandbox.given_up:
+            return _result(command, output, 137, 0, given_up=True)
         failed = profile.command_failure_rate and self._draw(key, "exit") < profile.command_failure_rate
         code = 137 if timed_out else int(bool(failed))
         return _result(command, output, code, int(latency * 1e6), timed_out=timed_out)
@@ -220,7 +239,7 @@ class SimulatedDriver:
         """Forget these sandboxes; commands in them end with NoSuchSandboxError."""
         self._live.remove(names)
         for name in names if self._ends else ():
-            if (ended := self._ends.pop(name, None)) is not None:
+            for ended in self._ends.pop(name, {}).values():
                 ended.set()
 
     def stands(self, name: str) -> bool:
@@ -252,14 +271,27 @@ class SimulatedDriver:
 
 
 def _result(
-    command: Command, output: OutputSink | None, code: int = 0, duration_us: int = 0, *, timed_out: bool = False
+    command: Command,
+    output: OutputSink | None,
+    code: int = 0,
+    duration_us: int = 0,
+    *,
+    timed_out: bool = False,
+    given_up: bool = False,
 ) -> CommandResult:
     stdout = f"simulated: {command.line or ' '.join(command.argv)}\n".encode()
     if output:
         output(1, stdout[: command.output_limit])
     if len(stdout) <= command.output_limit:
-        return CommandResult(code, stdout, duration_us=duration_us, timed_out=timed_out)
+        return CommandResult(code, stdout, duration_us=duration_us, timed_out=timed_out, given_up=given_up)
     kept = cut(stdout, command.output_limit)
     return CommandResult(
-        code, kept.content, b"", duration_us, timed_out, stdout_dropped=kept.dropped, stdout_tail=kept.tail
+        code,
+        kept.content,
+        b"",
+        duration_us,
+        timed_out,
+        stdout_dropped=kept.dropped,
+        stdout_tail=kept.tail,
+        given_up=given_up,
     )

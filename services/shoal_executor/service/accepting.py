@@ -18,6 +18,7 @@ from shoal.wire.messages import (
     AnyMessage,
     DestroySandboxes,
     FileOp,
+    GiveUp,
     ManageFile,
     PreemptSandboxes,
     PrefetchSnapshot,
@@ -32,9 +33,11 @@ from shoal_executor.core import Asked
 
 _MOST: Final = 2**24
 """An index is below this: a core keeps a bit for each, up to the highest."""
+_MOST_ID: Final = 1024
+"""Characters of an id that may be remembered before its command comes: a trainer's has 200, and its sandbox's name."""
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _REMEMBERED: Final = 1024
-_ByTenants = Asked | ReadBlob
+_ByTenants = Asked | GiveUp | ReadBlob
 _ByIndices = DestroySandboxes | PreemptSandboxes
 _HOST: Final = Snapshot("host", "host")
 
@@ -82,13 +85,15 @@ class Accepting:
             raise BadValueError("subject", f"{subject!r} is not where this is said; it is said on {right!r}")
 
 
-def _check_asked(asked: Asked) -> None:
+def _check_asked(asked: Asked | GiveUp) -> None:
     if not 0 <= asked.index < _MOST:
         raise BadValueError("index", f"{asked.index} is no index of a sandbox; it is 0 or more, and below {_MOST}")
     if asked.attempt < 0:
         raise BadValueError("attempt", f"{asked.attempt} is no attempt; the first is 0")
     if isinstance(asked, ManageFile) and (asked.op is FileOp.RENAME) != bool(asked.to):
         raise BadValueError("to", "it is the new path of what is renamed: give it for that, and for nothing else")
+    if isinstance(asked, GiveUp) and not 0 < len(asked.id) <= _MOST_ID:
+        raise BadValueError("id", f"it has {len(asked.id)} characters; a command's has 1 to {_MOST_ID}")
     if isinstance(asked, TakeSnapshot):
         if asked.name:
             subjects.token(asked.name, "name")

@@ -39,6 +39,7 @@ from shoal_executor.drivers.protocol import (
     Driver,
     DriverError,
     NoSuchSandboxError,
+    NotRunError,
     SandboxFileError,
     SettledError,
     UnsupportedError,
@@ -88,6 +89,9 @@ class Carrying:
                 else:
                     reason = self._why_gone(asked) or error.reason
                     answer = refusal(asked, "sandbox_gone", gone_text(reason), reason, step)
+            except NotRunError as error:
+                code = "given_up" if self._known.answers.given_up(asked) else "busy"
+                answer = refusal(asked, code, str(error), None, step)
             except SettledError:
                 answer = refusal(asked, "answer_gone", ANSWERED, None)
             except SandboxFileError as error:
@@ -111,6 +115,11 @@ class Carrying:
         if self._known.core.find(asked.rollout, asked.index, asked.attempt) is None:
             self._keeping.forget(name)
 
+    async def cut_short(self, name: str, id: str) -> None:
+        """Have the driver end a command that nobody waits for, once the sandbox is not being kept or rolled back."""
+        await self._keeping.open(name)
+        self._driver.give_up(name, id)
+
     def _refused(self, asked: Asked) -> Answer | None:
         """Return why it cannot be carried out any more, where the sandbox fell asleep since it was asked."""
         (effect, *_) = self._known.core.command(asked)
@@ -128,6 +137,8 @@ class Carrying:
         match asked:
             case RunCommand(command=command):
                 stdin = blob_of(command.stdin) if command.stdin else None
+                if self._known.answers.given_up(asked):  # before it came, or before it could enter the sandbox
+                    self._driver.give_up(name, asked.id)
                 bare = command if len(command.stdin) <= _INPUT else without_input(command)
                 result = await self._run(name, asked)
                 return await self._outputs.fitted(CommandFinished(*head, bare, result, step, stdin), asked.tenant)

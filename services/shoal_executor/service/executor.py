@@ -26,6 +26,7 @@ from shoal.wire.messages import (
     ExecutorJoined,
     ExecutorLeft,
     ExecutorReplaced,
+    GiveUp,
     PreemptSandboxes,
     PrefetchSnapshot,
     Ranges,
@@ -39,6 +40,7 @@ from shoal.wire.quantities import BadValueError
 from shoal_executor.core import (
     Asked,
     CarryOut,
+    CutShort,
     Destroy,
     Group,
     Key,
@@ -251,7 +253,7 @@ class ExecutorService:
         except BadValueError as error:
             await self._inbox.bury(delivery, f"{type(message).__name__}: {error}")
             return
-        if isinstance(message, StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked):
+        if isinstance(message, StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked | GiveUp):
             self._happened(Took(delivery.sequence, message, delivery.time_ms, now_ms()))
             return
         match message:
@@ -304,6 +306,8 @@ class ExecutorService:
                 self._spawn(self._keeping.make_room(key, index))
             case CarryOut(group=key, asked=asked):
                 self._spawn(self._carrying.carry_out(key, asked))
+            case CutShort(group=key, index=index, id=id):
+                self._spawn(self._carrying.cut_short(name_of(key, index), id))
 
     async def _start(self, key: Key, order: StartSandboxes, indices: Ranges) -> None:
         names, left = Names(key, indices), indices

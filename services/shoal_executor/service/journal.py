@@ -23,6 +23,7 @@ from shoal.wire.asked import Answer, Asked
 from shoal.wire.messages import (
     DestroySandboxes,
     EndReason,
+    GiveUp,
     NodeSpec,
     PreemptSandboxes,
     Ranges,
@@ -84,7 +85,7 @@ class Took(Record, frozen=True):
     """
 
     sequence: int
-    message: StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked
+    message: StartSandboxes | DestroySandboxes | PreemptSandboxes | Asked | GiveUp
     time_ms: int = 0
     at_ms: int = 0
 

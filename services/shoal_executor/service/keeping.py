@@ -113,8 +113,7 @@ class Keeping:
     @asynccontextmanager
     async def entered(self, name: str, asked: Asked) -> AsyncIterator[Callable[[], bool]]:
         """Enter a sandbox with a command, once none is kept out; yields what tells whether it was rolled back since."""
-        while name in self._closed:
-            await self._closed[name].wait()
+        await self.open(name)
         before = self._returns.get(name, 0)
         _count(self._busy, name, 1)
         filing = int(isinstance(asked, ReadFile | WriteFile | ManageFile))
@@ -127,6 +126,11 @@ class Keeping:
             self._left.set()
             self._left = asyncio.Event()
             self._used[name] = asyncio.get_running_loop().time()
+
+    async def open(self, name: str) -> None:
+        """Wait until commands may enter it."""
+        while name in self._closed:
+            await self._closed[name].wait()
 
     def gone(self, key: Key, indices: Ranges) -> None:
         """Nothing is left of these."""
@@ -263,8 +267,7 @@ class Keeping:
 
     @asynccontextmanager
     async def _apart(self, name: str) -> AsyncIterator[None]:
-        while name in self._closed:
-            await self._closed[name].wait()
+        await self.open(name)
         done = self._closed[name] = asyncio.Event()
         try:
             yield

@@ -21,6 +21,7 @@ from shoal.wire.messages import (
     CommandRefused,
     DestroySandboxes,
     EndReason,
+    GiveUp,
     PreemptSandboxes,
     Ranges,
     RunCommand,
@@ -28,7 +29,19 @@ from shoal.wire.messages import (
     StartSandboxes,
     Step,
 )
-from shoal_executor.core import Asked, CarryOut, Destroy, Effect, ExecutorCore, Key, LetSleep, Refuse, RunJobs, Start
+from shoal_executor.core import (
+    Asked,
+    CarryOut,
+    CutShort,
+    Destroy,
+    Effect,
+    ExecutorCore,
+    Key,
+    LetSleep,
+    Refuse,
+    RunJobs,
+    Start,
+)
 from shoal_executor.service.answers import Answers
 from shoal_executor.service.journal import (
     LARGE,
@@ -56,7 +69,7 @@ from shoal_executor.service.reports import Reports
 
 _STORED_EVERY: Final = 64
 
-ToDo = Start | RunJobs | Destroy | LetSleep | CarryOut
+ToDo = Start | RunJobs | Destroy | LetSleep | CarryOut | CutShort
 """What must be carried out, and is not only said."""
 
 log = structlog.get_logger()
@@ -208,6 +221,8 @@ class Known:
             return self.core.destroy(message)
         if isinstance(message, PreemptSandboxes):
             return self.core.preempt(message)
+        if isinstance(message, GiveUp):
+            return self._give_up(message)
         return self._asked(message, record)
 
     def _gone(self, record: Gone) -> Sequence[Effect]:
@@ -272,6 +287,13 @@ class Known:
         elif not self.answers.running(asked):
             self._answer(asked, refusal(asked, "answer_gone", ANSWERED, None))
         return ()  # else it is under way, and its answer will come
+
+    def _give_up(self, told: GiveUp) -> Sequence[Effect]:
+        effects = self.core.give_up(told)
+        if not effects or not self.answers.give_up(told):
+            return ()
+        self._use(told.rollout, told.index, told.attempt)
+        return effects
 
     def _say(self, effects: Sequence[Effect]) -> list[ToDo]:
         todo: list[ToDo] = []

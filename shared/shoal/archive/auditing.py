@@ -230,7 +230,7 @@ def shell(command: m.Command) -> str:
 
 
 def _result(found: m.CommandResult) -> str:
-    return "timed out" if found.timed_out else f"exit {found.exit_code}"
+    return "given up" if found.given_up else "timed out" if found.timed_out else f"exit {found.exit_code}"
 
 
 _WHAT: Final[dict[type[Any], str]] = {

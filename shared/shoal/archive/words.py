@@ -57,9 +57,14 @@ def command(given: m.Command) -> str:
     return short(" ".join(text.split()))
 
 
+def end(found: m.CommandResult) -> str:
+    """Return how a command ended."""
+    return "given up" if found.given_up else "timed out" if found.timed_out else f"exit {found.exit_code}"
+
+
 def result(found: m.CommandResult) -> str:
     """Return what a command did."""
-    text = "timed out" if found.timed_out else f"exit {found.exit_code}"
+    text = end(found)
     text += ", out of memory" if found.out_of_memory else ""
     text += ", disk full" if found.disk_full else ""
     return f"{text} in {duration(found.duration_us / 1000)}"
@@ -111,8 +116,7 @@ def _finished(message: m.SandboxesFinished) -> str:
     if len(message.results) == 1:
         (one,) = message.results
         return f"{one.index} done on {message.node}: {result(one.result)}{attempt(message.attempt)}"
-    outcomes = Counter("timed out" if each.result.timed_out else f"exit {each.result.exit_code}"
-                       for each in message.results)  # fmt: skip
+    outcomes = Counter(end(each.result) for each in message.results)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     return f"{sandboxes(indices_of(message))} done on {message.node}: {counts}{attempt(message.attempt)}"
 
@@ -173,6 +177,7 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     m.TakeSnapshot: lambda e: f"{e.index}: take a snapshot{f' called {e.name}' if e.name else ''}",
     m.RollBack: lambda e: f"{e.index}: go back to snapshot {digest(e.snapshot.digest)}",
     m.Hibernate: lambda e: f"{e.index}: go to sleep",
+    m.GiveUp: lambda e: f"{e.index}: command {short(e.id.partition(':')[2] or e.id)} is given up",
     m.CommandOutput: lambda e: f"{e.index}: {format_bytes(len(e.data))} of output",
     m.CommandFinished: lambda e: result(e.result),
     m.FileWritten: lambda e: f"written, {format_bytes(e.size)}",
@@ -296,6 +301,7 @@ _MANY: Final[dict[type[Any], str]] = {
     m.SandboxSlept: "asleep",
     m.SandboxSaved: "have a snapshot to go on from",
     m.RunCommand: "commands",
+    m.GiveUp: "commands given up",
     m.WriteFile: "pieces of files to write",
     m.ReadFile: "pieces of files to read",
     m.FileWritten: "written",
@@ -308,7 +314,7 @@ _MANY: Final[dict[type[Any], str]] = {
 
 
 def _outcomes(results: Sequence[m.CommandResult]) -> str:
-    outcomes = Counter("timed out" if each.timed_out else f"exit {each.exit_code}" for each in results)
+    outcomes = Counter(map(end, results))
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     return f"{counts}; {spread([each.duration_us / 1000 for each in results])}"
 

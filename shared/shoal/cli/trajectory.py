@@ -139,7 +139,8 @@ def _what(row: "TrajectoryStep") -> str:
 def _came(row: "TrajectoryStep") -> str:
     parts = [row.error, row.detail] if row.error or not row.step or row.kind == "snapshot" else []
     if row.exit_code is not None:
-        parts = [f"exit {row.exit_code}" if row.exit_code else "", "timed out" if row.timed_out else ""]
+        ended = "given up" if row.given_up else "timed out" if row.timed_out else ""
+        parts = [f"exit {row.exit_code}" if row.exit_code else "", ended]
         parts.append(_short((row.stdout or "").strip() or (row.stderr or "").strip()))
     elif row.kind in ("list", "stat") and row.data is not None:
         names = [str(entry["name"]) for entry in json.loads(row.data)]

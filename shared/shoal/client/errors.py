@@ -267,7 +267,13 @@ class CommandFailed(ShoalError):
 
     def __init__(self, sandbox: str, command: str, result: "CommandResult") -> None:
         last = result.stderr.strip().splitlines()[-1:] or [""]
-        what = "timed out" if result.timed_out else f"exited with {result.exit_code}"
+        what = (
+            "was given up"
+            if result.given_up
+            else "timed out"
+            if result.timed_out
+            else f"exited with {result.exit_code}"
+        )
         super().__init__(f"command {command!r} in sandbox {sandbox} {what}{': ' + last[0] if last[0] else ''}")
         self.sandbox = sandbox
         self.command = command

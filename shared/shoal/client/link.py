@@ -26,7 +26,7 @@ from shoal.client.errors import BadRequest, LogGone, NotConnected, PlatformTimeo
 from shoal.client.feed import Feed
 from shoal.client.record import Memory, Record
 from shoal.wire import streams, subjects
-from shoal.wire.asked import Answer, Asked
+from shoal.wire.asked import Answer, Asked, giving_up
 from shoal.wire.codec import encode
 from shoal.wire.messages import (
     AnyMessage,
@@ -39,6 +39,7 @@ from shoal.wire.messages import (
     FileWritten,
     Hibernated,
     RolledBack,
+    RunCommand,
     SnapshotTaken,
 )
 
@@ -75,6 +76,7 @@ class Pending:
         self.waiters = 0
         self._on_output = on_output
         self._part = 0
+        self._failed = False
 
     @property
     def told(self) -> Answer | None:
@@ -83,6 +85,11 @@ class Pending:
         if not answer.done() or answer.cancelled() or answer.exception() is not None:
             return None
         return answer.result()
+
+    @property
+    def unheard(self) -> bool:
+        """Whether it may still run, and nobody hears of it."""
+        return self.told is None and not self._failed
 
     def output(self, message: CommandOutput) -> None:
         """Hand a piece of output on, each once. What the callback raises becomes the answer."""
@@ -106,6 +113,7 @@ class Pending:
     def fail(self, error: BaseException) -> None:
         """Give up on the answer."""
         if not self.answer.done():
+            self._failed = True
             self.answer.set_exception(error)
 
 
@@ -313,11 +321,14 @@ class Link:
         what: str,
         among: set[Pending],
         on_output: OutputSink | None = None,
+        *,
+        ours: bool = False,
     ) -> Answer:
         """Publish a command and wait for its answer; meanwhile it is in `among`, for its sandbox's end to fail it.
 
-        An id that is awaited already is not published again: both get the one answer. Raises PlatformTimeout after
-        within_s seconds; `what` says what was waited for.
+        An id that is awaited already is not published again: both get the one answer. Raises PlatformTimeout
+        after within_s seconds; `what` says what was waited for. `ours`: nobody else knows its id, or can ask for it again; where
+        nobody waits for a command any more, its executor is told to end it.
         """
         key = (message.id, message.attempt)
         pending = self._pending.get(key)
@@ -331,9 +342,12 @@ class Link:
         try:
             await asyncio.wait({pending.answer}, timeout=within_s)
             if not pending.answer.done():
+                how = "give it an id= to ask for its answer again" if ours else (
+                    "try again with the same id= to get the recorded answer"
+                )  # fmt: skip
                 raise PlatformTimeout(
-                    f"no answer to {what} within {within_s:g} s; its executor may be busy or gone: try again with the"
-                    " same id= to get the recorded answer, or release the sandbox"
+                    f"no answer to {what} within {within_s:g} s; its executor may be busy or gone: {how}, or release"
+                    " the sandbox"
                 )
             return pending.answer.result()
         finally:
@@ -341,6 +355,9 @@ class Link:
             if not pending.waiters:
                 among.discard(pending)
                 self._pending.pop(key, None)
+                if ours and isinstance(message, RunCommand) and pending.unheard:
+                    told = self.bus.publish(subject, encode(giving_up(message)), f"{message.id}:{secrets.token_hex(6)}")
+                    told.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody is there to hear
                 if not pending.answer.cancel() and not pending.answer.cancelled():
                     pending.answer.exception()  # it has been heard, or whoever waited was cancelled
 

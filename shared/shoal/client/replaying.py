@@ -164,7 +164,7 @@ class _Replaying:
         what = described(before)
         answer = await sandbox.ask(make, within_s, f"{what}, done again,", step)
         self._replay.replayed += 1
-        if _essence(answer) == _essence(before):
+        if _essence(answer) == _essence(before) or _cut_short(before):
             return
         divergence = Divergence(step, what, _outcome(before), _outcome(answer))
         self._replay.divergences.append(divergence)
@@ -174,8 +174,10 @@ class _Replaying:
     async def _request(self, before: Answer) -> "tuple[Callable[[Head], Asked], float | None]":
         """Return what makes the same request to the new sandbox, and how long it may take."""
         match await self._filled(before):
-            case CommandFinished(command=command):
+            case CommandFinished(command=command, result=result):
                 grace_s = self._old.rollout.link.grace_s
+                if result.given_up:  # else it might never end
+                    command = msgspec.structs.replace(command, timeout_ms=max(result.duration_us // 1000, 1))
                 within_s = command.timeout_ms / 1000 + grace_s if command.timeout_ms else None
                 return lambda head: RunCommand(*head, command), within_s
             case FileWritten(path=path, data=data, offset=offset, mode=mode):
@@ -202,6 +204,11 @@ class _Replaying:
     def _no_input(self, before: Answer) -> ReplayStopped:
         why = f"its input is in the log of executor {before.step.executor} no longer"
         return ReplayStopped(self._old.name, step_of(before.id), described(before), why, self._replay)
+
+
+def _cut_short(before: Answer) -> bool:
+    """Return whether nobody waited for a command's end: how far it had come by then was chance."""
+    return isinstance(before, CommandFinished) and before.result.given_up
 
 
 def _essence(answer: Answer) -> object:

@@ -29,6 +29,7 @@ class CommandResult(msgspec.Struct, frozen=True):
     disk_full: bool = False  # it failed, and there was no room left on the disk
     stdout_tail: int = 0  # how many of the last bytes come after what was left out
     stderr_tail: int = 0
+    given_up: bool = False  # it was killed because nobody waited for it any more
 
     @property
     def stdout(self) -> str:
@@ -43,7 +44,7 @@ class CommandResult(msgspec.Struct, frozen=True):
     @property
     def ok(self) -> bool:
         """Whether it exited with 0, by itself."""
-        return self.exit_code == 0 and not self.timed_out
+        return self.exit_code == 0 and not self.timed_out and not self.given_up
 
     @property
     def truncated(self) -> bool:
@@ -73,6 +74,7 @@ class CommandResult(msgspec.Struct, frozen=True):
             result.disk_full,
             0 if result.stdout_blob else result.stdout_tail,  # of a blob, here is the beginning
             0 if result.stderr_blob else result.stderr_tail,
+            result.given_up,
         )
 
 

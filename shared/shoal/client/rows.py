@@ -78,6 +78,7 @@ class TrajectoryStep:
     timed_out: bool = False
     out_of_memory: bool = False
     disk_full: bool = False
+    given_up: bool = False
     error: str = ""
     detail: str = ""
     snapshot: str = ""
@@ -196,6 +197,7 @@ def _result(row: TrajectoryStep, result: CommandResult) -> None:
     row.stdout_blob = result.stdout_blob.digest if result.stdout_blob else ""
     row.stderr_blob = result.stderr_blob.digest if result.stderr_blob else ""
     row.timed_out, row.out_of_memory, row.disk_full = result.timed_out, result.out_of_memory, result.disk_full
+    row.given_up = result.given_up
     row.duration_ms = result.duration_us / 1000
 
 

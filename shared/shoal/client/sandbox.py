@@ -16,6 +16,7 @@ from shoal.client.errors import (
     SandboxResumed,
     ShoalError,
     SnapshotError,
+    Timeout,
     sandbox_error,
 )
 from shoal.client.files import Files as Files
@@ -26,7 +27,7 @@ from shoal.client.replaying import Replay
 from shoal.client.requests import MOST_BYTES, CommandLike, command, sendable, shown, truth
 from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
-from shoal.client.steps import Steps, diverged
+from shoal.client.steps import Steps, diverged, own
 from shoal.client.story import Story, order
 from shoal.client.streaming import Streamed, sink
 from shoal.wire import subjects
@@ -133,10 +134,13 @@ class Sandbox(Live):
         bytes as they come, the first up to the limit; what is written while the sandbox's executor is started again may
         be left out, the result has it. check: raise CommandFailed unless it exits with 0. idempotent: whether it may be
         carried out again where a loss has undone it. id: makes a repetition harmless; the sandbox runs an id once and
-        answers the same ever after, also when it slept or was lost meanwhile, unless that has undone it.
+        answers the same ever after, also when it slept or was lost meanwhile, unless that has undone it. Cancelled
+        (`asyncio.wait_for`, a TaskGroup, Ctrl-C), a command without an id is killed in the sandbox, too; one with an id,
+        or in a run that is resumed, goes on, and asking again gets what came of it.
 
         Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, TrajectoryDiverged where the id stands for another
-        command, NotIdempotent, OutputGone, or PlatformTimeout when no answer comes.
+        command, NotIdempotent, OutputGone, or PlatformTimeout when no answer comes, or another command has the shell
+        (with python: the interpreter) for 20 s longer than this one may take.
         """
         wire = command(
             what,
@@ -297,7 +301,7 @@ class Sandbox(Live):
 
     async def told(self, id: str, make: Callable[[Head], Asked]) -> tuple[str, Answer | None]:
         """Return under which id to ask, and the answer that the log has already."""
-        if self.rollout.record is None and (id.startswith("~") or not order(self.attempt)):
+        if self.rollout.record is None and (own(id) or not order(self.attempt)):
             return id, None
         if self.presence.away and not self.presence.asleep:
             await self.presence.here()  # only then can be said what is undone
@@ -328,7 +332,8 @@ class Sandbox(Live):
                     continue  # what it was meanwhile may have it behind it
                 asked = make(self.head(name))
                 subject = subjects.executor_command(self.executor, self.rollout.tenant)
-                answer = await link.ask(subject, asked, within_s, what, presence.pending, on_output)
+                ours = own(id)
+                answer = await link.ask(subject, asked, within_s, what, presence.pending, on_output, ours=ours)
                 if isinstance(answer, CommandRefused) and answer.code == "asleep":
                     presence.slept(answer.attempt, link.grace_s)
                     if isinstance(asked, Hibernate):
@@ -365,6 +370,11 @@ class Sandbox(Live):
                 return sandbox_error(self.name, reason, answer.detail)
             case "file_error":
                 return FileError(self.name, path or "", answer.detail)
+            case "busy" if path is None and answer.what == "run":
+                what = shown(answer.command) if answer.command is not None else ""
+                return Timeout(f"command {what!r} in sandbox {self.name}: {answer.detail}")
+            case "given_up":
+                return BadRequest("id", f"{answer.detail}; ask again under another id")
             case "unsupported" | "snapshot_failed" | "busy":
                 return SnapshotError(self.name, answer.code, answer.detail)
             case "rolled_back":

@@ -157,6 +157,11 @@ class Steps:
         return f"{id}~{branch}" if branch else id
 
 
+def own(id: str) -> bool:
+    """Return whether nobody can ask for a step again: its id was drawn, for a run that is not resumed."""
+    return id.startswith("~")
+
+
 def step_of(id: str) -> str:
     """Return a step's id as its trainer has it, of one on the wire."""
     return id.partition(":")[2]

@@ -13,6 +13,7 @@ from shoal.wire.messages import (
     FileManaged,
     FileRead,
     FileWritten,
+    GiveUp,
     Hibernate,
     Hibernated,
     ManageFile,
@@ -39,6 +40,11 @@ _WORDS: Final[dict[type, str]] = {
     RollBack: "rollback", RolledBack: "rollback",
     Hibernate: "hibernate", Hibernated: "hibernate",
 }  # fmt: skip
+
+
+def giving_up(asked: RunCommand) -> GiveUp:
+    """Return what tells an executor that nobody waits for this any more."""
+    return GiveUp(asked.id, asked.tenant, asked.run, asked.cell, asked.rollout, asked.index, asked.attempt)
 
 
 def word(message: Asked | Answer | StepBegun) -> str:

@@ -112,6 +112,7 @@ class CommandResult(Value, frozen=True):
     stderr_blob: "Blob | None" = None
     stdout_tail: int = 0
     stderr_tail: int = 0
+    given_up: bool = False  # it was killed because nobody waited for it any more
 
 
 class InputFile(Value, frozen=True):

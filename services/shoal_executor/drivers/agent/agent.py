@@ -5,7 +5,6 @@ ends. Where a fork server is, what runs goes on, and the fork server hands it a 
 """
 
 import contextlib
-import math
 import os
 import select
 import signal
@@ -14,39 +13,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent import frames, recall, stillness
 from shoal_executor.drivers.agent.commands import Call, Running, not_started, spawn
 from shoal_executor.drivers.agent.deeds import Deeds
 from shoal_executor.drivers.agent.interpreter import Interpreter
+from shoal_executor.drivers.agent.line import Line
 from shoal_executor.drivers.agent.programs import home
 from shoal_executor.drivers.agent.serial import Serial
 from shoal_executor.drivers.agent.session import Session
-from shoal_executor.drivers.agent.watching import Watching
+from shoal_executor.drivers.agent.watching import Watching, patience_ms
 
 _READ: Final = 65_536
-
-
-class Line(Protocol):
-    """A link to a driver: a socket, or what does as one."""
-
-    def fileno(self) -> int:
-        """Return what is readable when there is something to receive."""
-        ...
-
-    def recv(self, size: int, /) -> bytes:
-        """Receive something, nothing at the end."""
-        ...
-
-    def send(self, data: bytearray, /) -> int:
-        """Send some of it."""
-        ...
-
-    def close(self) -> None:
-        """End it."""
-        ...
 
 
 def heed_signals() -> None:
@@ -232,6 +212,13 @@ class Agent:
                         running.kill()
                 for serial in self._serials:
                     serial.cancel(id)
+            case frames.GiveUp(key=key):
+                for running in self._by_pid.values():
+                    if running.call.key == key:
+                        running.give_up()
+                for serial in self._serials:
+                    serial.give_up(key)
+                self._recall.give_up(key)
 
     def _freeze(self, asked: frames.Freeze) -> None:
         try:
@@ -263,8 +250,8 @@ class Agent:
             known.attach(asked)
         elif known is not None:
             self.tell(recall.told(asked.id, known))
-        elif self._recall.settled(asked.key):
-            self.tell(frames.Settled(asked.id))
+        elif (why := self._recall.never(asked)) is not None:
+            self.tell(why)
         else:
             call = Call(asked)
             self._recall.begin(call)
@@ -289,9 +276,11 @@ class Agent:
         if call.id is not None:
             self.tell(recall.told(call.id, result))
 
-    def dropped(self, call: Call) -> None:
-        """Nothing was run of a command that nobody wants any more: whoever asks for it again has it run."""
+    def not_run(self, call: Call, before: Call | None = None, seconds: float = 0.0) -> None:
+        """Nothing was run of a command that waited for its turn: whoever asks for it again has it run."""
         self._recall.forget(call)
+        if call.id is not None:
+            self.tell(recall.not_run(call.id, before, seconds))
 
     def output(self, call: Call, channel: int, data: bytes) -> None:
         """Send a piece of output where it is streamed."""
@@ -368,8 +357,7 @@ class Agent:
         if self._stopped is not None:
             return None
         deadlines = [running.deadline for running in self._by_pid.values() if running.deadline is not None]
-        deadlines += [serial.deadline for serial in self._serials if serial.deadline is not None]
-        return math.ceil(max(min(deadlines) - time.monotonic(), 0) * 1000) if deadlines else None
+        return patience_ms(deadlines + [each.deadline for each in self._serials if each.deadline is not None])
 
     def _expire(self) -> None:
         if self._stopped is not None:
@@ -377,12 +365,9 @@ class Agent:
         now = time.monotonic()
         for running in self._by_pid.values():
             if running.deadline is not None and now >= running.deadline:
-                running.timed_out = True
-                running.deadline = None
-                running.kill()
+                running.expire()
         for serial in self._serials:
-            if serial.deadline is not None and now >= serial.deadline:
-                serial.expire()
+            serial.look(now)
 
     # ---
 

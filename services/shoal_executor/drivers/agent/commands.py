@@ -45,12 +45,30 @@ class Running:
         timeout = call.command.timeout_ms
         self.deadline: float | None = self.began + timeout / 1000 if timeout else None
         self.timed_out = False
+        self.given_up = False
         self.ended = False
         self._kept = {1: Kept(call.limit), 2: Kept(call.limit)}
 
     def take(self, channel: int, data: bytes) -> bytes:
         """Keep output; returns what of it is to be streamed."""
         return self._kept[channel].take(data)
+
+    @property
+    def over(self) -> bool:
+        """Whether it is being killed."""
+        return self.timed_out or self.given_up
+
+    def expire(self) -> None:
+        """Its time is up: end it."""
+        self.timed_out = not self.given_up
+        self.deadline = None
+        self.kill()
+
+    def give_up(self) -> None:
+        """Nobody wants it any more: end it as if its time were up."""
+        if not self.over:
+            self.given_up = True
+            self.kill()
 
     def kill(self) -> None:
         """Kill its process group; what earlier commands left running lives on."""
@@ -71,6 +89,7 @@ class Running:
             disk_full=bool(code) and _disk_full(),
             stdout_tail=out.tail,
             stderr_tail=err.tail,
+            given_up=self.given_up,
         )
 
 

@@ -111,6 +111,12 @@ class Cancel(Ask, frozen=True):
     """Kill the command that was asked for with this id."""
 
 
+class GiveUp(Ask, frozen=True):
+    """Nobody wants the command with this key any more: kill it, and run it never. Its answer comes as ever."""
+
+    key: str
+
+
 class Tell(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A word of the agent."""
 
@@ -143,6 +149,17 @@ class Done(Tell, frozen=True):
 
 class Settled(Tell, frozen=True):
     """The command was run before, and its result was settled: it is not here any more."""
+
+
+class NotRun(Tell, frozen=True):
+    """Nothing was run of a command, nor will be: it was given up, or waited too long for the one `before` it.
+
+    `before` is that one's key; `what` it is, and for how many seconds it has been running.
+    """
+
+    before: str = ""
+    what: str = ""
+    seconds: float = 0.0
 
 
 class Wrote(Tell, frozen=True):
@@ -239,8 +256,12 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-asks: Final = msgspec.msgpack.Decoder(Begin | Run | Settle | Rest | Write | Read | Manage | Freeze | Thaw | Cancel)
-tells: Final = msgspec.msgpack.Decoder(Up | Output | Done | Settled | Wrote | Piece | Managed | Frozen | Failed)
+asks: Final = msgspec.msgpack.Decoder(
+    Begin | Run | Settle | Rest | Write | Read | Manage | Freeze | Thaw | Cancel | GiveUp
+)
+tells: Final = msgspec.msgpack.Decoder(
+    Up | Output | Done | Settled | NotRun | Wrote | Piece | Managed | Frozen | Failed
+)
 orders: Final = msgspec.msgpack.Decoder(Order)
 templates: Final = msgspec.msgpack.Decoder(Template)
 events: Final = msgspec.msgpack.Decoder(Event)

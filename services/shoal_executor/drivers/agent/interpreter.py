@@ -145,7 +145,7 @@ class Interpreter:
     @property
     def unbegun(self) -> Call | None:
         """The call it was given of which nothing was run, for it has not said its pid yet; None when its time is up."""
-        waits = self._running is not None and not self._running.timed_out
+        waits = self._running is not None and not self._running.over
         return self.call if waits and not self.pid and not self.ours else None
 
     def begin(self, call: Call) -> None:
@@ -206,7 +206,7 @@ class Interpreter:
     def expire(self) -> None:
         """Interrupt the code; if it does not end by that, kill it with all its state. Give up a copy yet to come."""
         assert self._running is not None
-        self._running.timed_out = True
+        self._running.timed_out = not self._running.given_up
         pid = self.pid or self.ours
         last = self._interrupted or not pid
         self.deadline = None if last else time.monotonic() + _INTERRUPTED_S
@@ -217,6 +217,12 @@ class Interpreter:
         if last and not self.ours:
             with contextlib.suppress(OSError):
                 self.control.shutdown(socket.SHUT_RDWR)  # an end that is heard, whoever else has its socket
+
+    def give_up(self) -> None:
+        """Nobody wants the code any more: end it as if its time were up."""
+        if self._running is not None and not self._running.over:
+            self._running.given_up = True
+            self.expire()
 
     def gone(self, code: int) -> tuple[Call, CommandResult] | None:
         """It ended; returns the call that ended it, and its result."""

@@ -1,5 +1,6 @@
 """What a sandbox's agent remembers of commands by their key: one that was seen is not run again."""
 
+import shlex
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
@@ -11,7 +12,11 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.commands import Call
 
 REMEMBERED: Final = 65_536
-"""How many keys whose results were settled are remembered."""
+"""How many keys whose results were settled are remembered, and how many that were given up."""
+
+
+_SHOWN: Final = 60
+"""Characters of a command that are told to who waited for its end."""
 
 
 class Recall:
@@ -22,6 +27,7 @@ class Recall:
         self._calls: dict[str, Call] = {}
         self._results: dict[str, CommandResult] = {}
         self._settled: OrderedDict[str, None] = OrderedDict()
+        self._given_up: OrderedDict[str, None] = OrderedDict()  # those of which nothing was run
 
     def known(self, key: str) -> Call | CommandResult | None:
         """Return the command under way with this key, or its result."""
@@ -32,9 +38,11 @@ class Recall:
         """The keys of the results that nobody has settled yet."""
         return tuple(self._results)
 
-    def settled(self, key: str) -> bool:
-        """Return whether it was run, and its result settled."""
-        return key in self._settled
+    def never(self, asked: frames.Run) -> frames.Settled | frames.NotRun | None:
+        """Return why it is not to be run: its result was settled, or it was given up; None where it is."""
+        if asked.key in self._settled:
+            return frames.Settled(asked.id)
+        return frames.NotRun(asked.id) if asked.key in self._given_up else None
 
     def rest(self, asked: frames.Rest) -> frames.Piece | frames.Settled:
         """Return a piece of what a command wrote that has ended."""
@@ -63,13 +71,31 @@ class Recall:
         self.under_way.pop(call, None)
         self._calls.pop(call.key, None)
 
+    def give_up(self, key: str) -> None:
+        """Note that a command which is not under way is never to be run, if it was not."""
+        if self.known(key) is None and key not in self._settled:
+            _note(self._given_up, key)
+
     def settle(self, keys: Iterable[str]) -> None:
         """Forget these results, though not that there were any."""
         for key in keys:
             if self._results.pop(key, None) is not None:
-                self._settled[key] = None
-                if len(self._settled) > REMEMBERED:
-                    self._settled.popitem(last=False)
+                _note(self._settled, key)
+
+
+def _note(keys: OrderedDict[str, None], key: str) -> None:
+    keys[key] = None
+    if len(keys) > REMEMBERED:
+        keys.popitem(last=False)
+
+
+def not_run(id: int, before: Call | None, seconds: float) -> frames.NotRun:
+    """Return what is told of a command of which nothing was run, because of the one before it if there is one."""
+    if before is None:
+        return frames.NotRun(id)
+    command = before.command
+    lines = (command.line or command.python or shlex.join(command.argv)).strip().splitlines()
+    return frames.NotRun(id, before.key, lines[0][:_SHOWN] if lines else "", seconds)
 
 
 def told(id: int, result: CommandResult) -> frames.Done:

@@ -1,9 +1,11 @@
 """Commands that queue for one process which keeps its state between them: the shell session, the interpreter."""
 
 import contextlib
+import math
 import os
 import select
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
@@ -17,6 +19,8 @@ _READ: Final = 65_536
 _PIPE: Final = 1 << 20  # as much as any pipe holds
 _ATTEMPTS: Final = 3
 """How many processes are asked for one call, one after the other, where one ends before it has begun."""
+PATIENCE_S: Final = 20.0
+"""How long a call waits for its turn beyond its own timeout: less than the 30 s for which its client still listens."""
 
 
 class Host(Protocol):
@@ -34,8 +38,8 @@ class Host(Protocol):
         """A call has its result."""
         ...
 
-    def dropped(self, call: Call) -> None:
-        """A call that waited for its turn is not wanted any more."""
+    def not_run(self, call: Call, before: Call | None = None, seconds: float = 0.0) -> None:
+        """Nothing was run of a call: nobody wants it, or the one before it has been running for so long."""
         ...
 
     def output(self, call: Call, channel: int, data: bytes) -> None:
@@ -50,14 +54,17 @@ class Serial:
         self._host = host
         self._make = make
         self._fed: Session | Interpreter | None = None
-        self._waiting: list[Call] = []
+        self._waiting: dict[Call, float] = {}  # in their order, until when each waits
+        self._since = 0.0
         self._in_vain = 0  # so many ended before they began
         self.asked = False
 
     @property
     def deadline(self) -> float | None:
-        """When the call under way has had its time (monotonic seconds)."""
-        return self._fed.deadline if self._fed is not None else None
+        """When the call under way has had its time, or one that waits has had its patience (monotonic seconds)."""
+        under_way = self._fed.deadline if self._fed is not None else None
+        first = min(self._waiting.values(), default=math.inf)
+        return under_way if first == math.inf else first if under_way is None else min(under_way, first)
 
     @property
     def ours(self) -> int:
@@ -67,7 +74,8 @@ class Serial:
     def ask(self, call: Call) -> None:
         """Give it a call, after those that wait."""
         self.asked = True
-        self._waiting.append(call)
+        timeout = call.command.timeout_ms
+        self._waiting[call] = time.monotonic() + timeout / 1000 + PATIENCE_S if timeout else math.inf
         self._next()
 
     def open(self) -> None:
@@ -85,11 +93,27 @@ class Serial:
         if self._fed is not None:
             self._fed.expire()
 
+    def look(self, now: float) -> None:
+        """End the call under way if its time is up, and the waiting of those whose patience is."""
+        if self._fed is not None and self._fed.deadline is not None and now >= self._fed.deadline:
+            self.expire()
+        for call in [call for call, until in self._waiting.items() if now >= until]:
+            del self._waiting[call]
+            self._host.not_run(call, self._fed.call if self._fed is not None else None, now - self._since)
+
+    def give_up(self, key: str) -> None:
+        """Nobody wants this call any more, ever."""
+        for call in [call for call in self._waiting if call.key == key]:
+            del self._waiting[call]
+            self._host.not_run(call)
+        if self._fed is not None and self._fed.call is not None and self._fed.call.key == key:
+            self._fed.give_up()
+
     def cancel(self, id: int) -> None:
         """Nobody wants this call any more: where it has begun, as if its time were up."""
         for call in [call for call in self._waiting if call.id == id]:
-            self._waiting.remove(call)
-            self._host.dropped(call)
+            del self._waiting[call]
+            self._host.not_run(call)
         if self._fed is not None and self._fed.call is not None and self._fed.call.id == id:
             self._fed.expire()
 
@@ -105,7 +129,7 @@ class Serial:
         answer = fed.gone(code)
         self._fed = None
         if unbegun is not None and self._in_vain < _ATTEMPTS:
-            self._waiting.insert(0, unbegun)
+            self._waiting = {unbegun: math.inf, **self._waiting}
         elif answer is not None:
             self._in_vain = 0
             self._host.done(*answer)
@@ -113,13 +137,15 @@ class Serial:
 
     def _next(self) -> None:
         while self._waiting and (self._fed is None or self._fed.call is None):
-            call = self._waiting.pop(0)
+            call = next(iter(self._waiting))
+            del self._waiting[call]
             try:
                 self.open()
             except OSError as error:
                 self._host.done(call, not_started(call.command, error))
                 continue
             assert self._fed is not None
+            self._since = time.monotonic()
             self._fed.begin(call)
             if isinstance(self._fed, Interpreter) and self._fed.say():
                 self._host.unwatch(self._fed.control.fileno())

@@ -91,7 +91,7 @@ class Session:
     @property
     def unbegun(self) -> Call | None:
         """The call it was given of which it has read nothing; None when its time is up."""
-        waits = self._running is not None and not self._running.timed_out
+        waits = self._running is not None and not self._running.over
         return self.call if waits and self._unread() >= self._fed else None
 
     def _feed(self, data: bytes) -> None:
@@ -190,7 +190,7 @@ class Session:
         that waits for what an earlier one left is woken.
         """
         assert self._running is not None
-        self._running.timed_out = True
+        self._running.timed_out = not self._running.given_up
         there = _processes()
         doomed = _descendants(there, self.pid, self._earlier)
         last = self._expired or (not doomed and self.pid in there and there[self.pid].busy)
@@ -204,6 +204,12 @@ class Session:
             self._kill(pid)
         self.deadline = None if last else time.monotonic() + _GRACE_S
         self._expired = True
+
+    def give_up(self) -> None:
+        """Nobody wants the command any more: end it as if its time were up."""
+        if self._running is not None and not self._running.over:
+            self._running.given_up = True
+            self.expire()
 
     def _started_since(self, there: "Mapping[int, Process]", doomed: Set[int]) -> set[int]:
         """Return what the shell, now killed, and what is doomed have started since: it is of their session still."""

@@ -1,7 +1,20 @@
 """What is called when a descriptor is ready. It runs less than `selectors`, and a fresh clone copies what runs."""
 
+import math
 import select
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+_LONGEST_MS: Final = 2**31 - 1
+"""What `poll` can be told. Who wakes before a deadline waits again."""
+
+
+def patience_ms(deadlines: Sequence[float]) -> int | None:
+    """Return for how many ms nothing has to be done by itself, until the first of these; None where there is none."""
+    if not deadlines:
+        return None
+    return math.ceil(min(max(min(deadlines) - time.monotonic(), 0) * 1000, _LONGEST_MS))
 
 
 class Watching:

@@ -14,6 +14,7 @@ from shoal.wire.messages.executor import (
     DestroySandboxes as DestroySandboxes,
     ExecutorDismissed as ExecutorDismissed,
     ExecutorReplaced as ExecutorReplaced,
+    GiveUp as GiveUp,
     Hibernate as Hibernate,
     ManageFile as ManageFile,
     PreemptSandboxes as PreemptSandboxes,
@@ -137,7 +138,7 @@ AnyMessage = (
     | ExecutorLeft | SlotsReleased | PrefetchSnapshot
     | StartSandboxes | DestroySandboxes | PreemptSandboxes | ExecutorDismissed | ExecutorReplaced
     | RunCommand | WriteFile | ReadFile | ManageFile | TakeSnapshot | RollBack
-    | Hibernate | CommandOutput | CommandFinished | FileWritten | FileRead | FileManaged | SnapshotTaken
+    | Hibernate | GiveUp | CommandOutput | CommandFinished | FileWritten | FileRead | FileManaged | SnapshotTaken
     | RolledBack | Hibernated | CommandRefused | SandboxesBegan | StepBegun | ReadBlob | BlobRead
     | ResolveTemplate | TemplateInspected | SnapshotAdded | BlobKept | SnapshotHeld | SnapshotLetGo
     | SnapshotsSealed

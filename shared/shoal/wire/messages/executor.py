@@ -180,6 +180,21 @@ class Hibernate(Message, frozen=True):
     attempt: int
 
 
+class GiveUp(Message, frozen=True):
+    """Nobody waits for the command with this id any more: it is killed, and one that has not begun never is.
+
+    Has no answer of its own; the command's says so. Whatever is known of no such command, or has its answer, stays.
+    """
+
+    id: str
+    tenant: str
+    run: str
+    cell: int
+    rollout: str
+    index: int
+    attempt: int
+
+
 class ReadBlob(Message, frozen=True):
     """Read at most `limit` bytes from `offset` of an output that was kept as a blob; of no sandbox in particular.
 

@@ -158,8 +158,10 @@ class CommandRefused(Message, frozen=True):
 
     `code` is `sandbox_gone` (with the reason it ended, where known), `file_error`, `bad_request`, `unsupported` (by
     the sandbox's driver), `snapshot_failed`, `rolled_back` (while it ran), `asleep` (wake it, and ask again: nothing
-    was carried out), `busy` (it cannot sleep while a command is under way) or `answer_gone` (it was carried out before,
-    and the trajectory has its result). `what` was asked: run, write, read, a `FileOp`, snapshot, rollback or hibernate.
+    was carried out), `busy` (it cannot sleep while a command is under way; or another command held the shell, or the
+    interpreter, for too long), `given_up` (before it was begun: one that ran has a result, which says so) or
+    `answer_gone` (it was carried out before, and the trajectory has its result). `what` was asked: run, write, read,
+    a `FileOp`, snapshot, rollback or hibernate.
     """
 
     id: str

@@ -320,6 +320,15 @@ class DriverConformance:
         assert (await sh(driver, name, processes("[s]leep 600"))).stdout == b"0\n"
         await driver.destroy([name])
 
+    async def test_a_timeout_may_be_as_long_as_anybody_likes(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        for way in (Command(line="echo on"), Command(line="echo on", session=True), Command(python="print('on')")):
+            for timeout_ms in (10_000_000_000, 2**53):
+                result = await driver.run(name, msgspec.structs.replace(way, timeout_ms=timeout_ms))
+                assert (result.stdout, result.timed_out) == (b"on\n", False)
+        await driver.destroy([name])
+
     async def test_streams_both_channels_as_they_come(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver)

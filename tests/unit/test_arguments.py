@@ -120,3 +120,12 @@ async def test_what_is_a_str_of_another_kind_is_taken(cluster: shoal.Cluster, fa
     await sandbox.files.write(Name("answer"), Name("42"))
     assert await sandbox.files.read(Name("answer")) == "42"
     assert [command.command.user for command in fabric.commands] == [sandbox.rollout.spec.user] == ["nobody"]
+
+
+@pytest.mark.parametrize(("field", "given"), [("stdin", "x"), ("stdin", b""), ("user", "nobody")])
+async def test_a_line_for_the_session_has_no_input_and_no_user_of_its_own(
+    cluster: shoal.Cluster, fabric: Fabric, field: str, given: Any
+) -> None:
+    sandbox = await anext((await cluster.rollout("host")).ready())
+    await refused(sandbox.run("x", session=True, **{field: given}), field)
+    assert fabric.broker.messages("SHOAL_EXECUTOR_e1") == []

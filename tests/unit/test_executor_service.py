@@ -673,3 +673,24 @@ def test_only_so_many_commands_that_never_came_are_remembered() -> None:
     assert (sum(ids), ids[-1]) == (1024, True)
     answers.forget(("r1", 1, 0))
     assert answers.sandboxes == ()
+
+
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        (Command(line="x", timeout_ms=-1), "timeout_ms"), (Command(line="x", timeout_ms=2**63 - 1), "timeout_ms"),
+        (Command(line="x", output_limit=-1), "output_limit"), (Command(), "command"),
+        (Command(line="x", python="x"), "command"), (Command(line="x", session=True, stdin=b"y"), "stdin"),
+        (Command(line="x", session=True, user="nobody"), "user"), (Command(python="x", user="nobody"), "user"),
+    ],
+)  # fmt: skip
+async def test_a_command_that_nobody_could_carry_out_is_refused_and_harms_nothing(
+    bench: Bench, command: Command, field: str
+) -> None:
+    await bench.order(n=1)
+    await bench.heard(SandboxesReady)
+    await bench.command(RunCommand("bad", *HEAD, 0, 0, command))
+    (refused,) = await bench.heard(CommandRefused)
+    assert (refused.code, refused.detail.partition(":")[0]) == ("bad_request", field)
+    await bench.command(RunCommand("good", *HEAD, 0, 0, Command(line="x", timeout_ms=10_000_000_000)))
+    assert (await bench.heard(CommandFinished))[0].result.exit_code == 0

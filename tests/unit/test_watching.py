@@ -4,12 +4,13 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from shoal_executor.drivers.agent.watching import Watching
+from shoal_executor.drivers.agent.watching import Watching, patience_ms
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -107,3 +108,11 @@ def test_a_number_that_is_used_again_is_watched_anew() -> None:
         os.close(read)
         os.close(write)
     assert heard == ["first", "second"]
+
+
+def test_a_deadline_farther_than_poll_can_wait_is_waited_for_in_parts() -> None:
+    for seconds in (10_000_000, 2**63 / 1000, 2**1000):
+        patience = patience_ms([time.monotonic() + seconds])
+        assert patience == 2**31 - 1
+    assert patience_ms([]) is None
+    assert patience_ms([0.0, time.monotonic() + 5]) == 0

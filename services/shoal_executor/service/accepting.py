@@ -16,6 +16,7 @@ from shoal.runtime.sealing import Seals
 from shoal.wire import subjects
 from shoal.wire.messages import (
     AnyMessage,
+    Command,
     DestroySandboxes,
     FileOp,
     GiveUp,
@@ -35,6 +36,7 @@ _MOST: Final = 2**24
 """An index is below this: a core keeps a bit for each, up to the highest."""
 _MOST_ID: Final = 1024
 """Characters of an id that may be remembered before its command comes: a trainer's has 200, and its sandbox's name."""
+_LONGEST_MS: Final = 2**53
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _REMEMBERED: Final = 1024
 _ByTenants = Asked | GiveUp | ReadBlob
@@ -105,6 +107,21 @@ def _check_indices(indices: Ranges) -> None:
     if not ranges.valid(indices, _MOST):
         right = f"pairs of a first index and how many, ascending and apart, and all below {_MOST}"
         raise BadValueError("indices", f"{indices[:4]} are none; write {right}")
+
+
+def unfit(command: Command) -> str | None:
+    """Return the field of a trainer's command that cannot be used and what would be right, or None."""
+    if bool(command.argv) + bool(command.line) + bool(command.python) != 1:
+        return "command: it needs either argv, line or python, and only one of them"
+    if not 0 <= command.timeout_ms <= _LONGEST_MS:
+        return f"timeout_ms: {command.timeout_ms} cannot be used; give 0 for none, or up to {_LONGEST_MS}"
+    if command.output_limit < 0:
+        return f"output_limit: {command.output_limit} cannot be used; give 0 or more bytes"
+    kept = "the session" if command.session else "the interpreter" if command.python else ""
+    for field in ("stdin", "user") if kept else ():
+        if getattr(command, field):
+            return f"{field}: {kept} has its own for all its commands; leave it out"
+    return None
 
 
 def check_snapshot(snapshot: Snapshot) -> None:

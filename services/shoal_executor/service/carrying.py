@@ -44,6 +44,7 @@ from shoal_executor.drivers.protocol import (
     SettledError,
     UnsupportedError,
 )
+from shoal_executor.service.accepting import unfit
 from shoal_executor.service.journal import Answered, AnyRecord
 from shoal_executor.service.keeping import BusyError, Keeping
 from shoal_executor.service.known import ANSWERED, SLEEPS, Known, gone_text, refusal, without_input
@@ -121,7 +122,9 @@ class Carrying:
         self._driver.give_up(name, id)
 
     def _refused(self, asked: Asked) -> Answer | None:
-        """Return why it cannot be carried out any more, where the sandbox fell asleep since it was asked."""
+        """Return why it cannot be carried out at all, or any more, where the sandbox fell asleep since it was asked."""
+        if isinstance(asked, RunCommand) and (problem := unfit(asked.command)) is not None:
+            return refusal(asked, "bad_request", problem, None, self._known.answers.step(asked))
         (effect, *_) = self._known.core.command(asked)
         return refusal(asked, "asleep", SLEEPS, None) if isinstance(effect, Refuse) and effect.asleep else None
 

@@ -87,6 +87,10 @@ def _bad(spec: RolloutSpec) -> str | None:
             return "commands: each needs either argv, line or python, and only one of them"
         if command.timeout_ms < 0 or command.output_limit < 0:
             return "commands: timeout_ms and output_limit are 0 or more"
+        if (command.session or command.python) and (command.stdin or command.user):
+            return (
+                "commands: stdin and user are of a command that is neither a session's line nor python; leave them out"
+            )
     for name, value in (pair for env in (spec.env, *(c.env for c in spec.commands)) for pair in env):
         if not _NAME.fullmatch(name):
             return f"env: {name!r} is no variable's name; use letters, digits and '_', not beginning with a digit"

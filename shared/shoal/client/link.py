@@ -326,9 +326,9 @@ class Link:
     ) -> Answer:
         """Publish a command and wait for its answer; meanwhile it is in `among`, for its sandbox's end to fail it.
 
-        An id that is awaited already is not published again: both get the one answer. Raises PlatformTimeout
-        after within_s seconds; `what` says what was waited for. `ours`: nobody else knows its id, or can ask for it again; where
-        nobody waits for a command any more, its executor is told to end it.
+        An id that is awaited already is not published again: both get the one answer. Raises PlatformTimeout after
+        within_s seconds; `what` says what was waited for. `ours`: nobody else knows its id, or can ask for it again;
+        where nobody waits for a command any more, its executor is told to end it.
         """
         key = (message.id, message.attempt)
         pending = self._pending.get(key)

@@ -190,6 +190,12 @@ def command(
             raise BadRequest("command", f"{what!r} is not a list of str that begins with a program's name")
         if session:
             raise BadRequest("command", "a session takes shell lines; write the command as one str")
+    if session and stdin is not None:
+        raise BadRequest("stdin", "a line for the session has none; redirect it from a file, or leave session=True out")
+    if session and user:
+        raise BadRequest(
+            "user", "the session is its rollout's user's; write 'su' into the line, or leave session=True out"
+        )
     if "\0" in line or any("\0" in part for part in argv):
         raise BadRequest("command", "it holds a NUL character, which no program can be given")
     for part in (line, *argv):

@@ -130,13 +130,14 @@ class Sandbox(Live):
         timeout: seconds, or such as "30s"; what exceeds it is killed, and the result says `timed_out`. output_limit:
         bytes kept of each stream, half of them its beginning and half its end, 64 KiB unless told otherwise and at most
         16 MiB; `stdout_dropped` counts what is left out. Beyond 256 KiB they are kept as a blob, and fetched. session:
-        run it in the sandbox's one persistent shell. on_output: called in the event loop with "stdout" or "stderr" and
-        bytes as they come, the first up to the limit; what is written while the sandbox's executor is started again may
-        be left out, the result has it. check: raise CommandFailed unless it exits with 0. idempotent: whether it may be
-        carried out again where a loss has undone it. id: makes a repetition harmless; the sandbox runs an id once and
-        answers the same ever after, also when it slept or was lost meanwhile, unless that has undone it. Cancelled
-        (`asyncio.wait_for`, a TaskGroup, Ctrl-C), a command without an id is killed in the sandbox, too; one with an id,
-        or in a run that is resumed, goes on, and asking again gets what came of it.
+        run it in the sandbox's one persistent shell, where cwd and env stay set for later lines; without stdin and user.
+        on_output: called in the event loop with "stdout" or "stderr" and bytes as they come, the first up to the limit;
+        what is written while the sandbox's executor is started again may be left out, the result has it. check: raise
+        CommandFailed unless it exits with 0. idempotent: whether it may be carried out again where a loss has undone
+        it. id: makes a repetition harmless; the sandbox runs an id once and answers the same ever after, also when it
+        slept or was lost meanwhile, unless that has undone it. Cancelled (`asyncio.wait_for`, a TaskGroup, Ctrl-C), a
+        command without an id is killed in the sandbox, too; one with an id, or in a run that is resumed, goes on, and
+        asking again gets what came of it.
 
         Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, TrajectoryDiverged where the id stands for another
         command, NotIdempotent, OutputGone, or PlatformTimeout when no answer comes, or another command has the shell

@@ -622,11 +622,21 @@ class DriverConformance:
         await driver.write_file(name, "/root/of-0", b"written")
         await driver.destroy([name])
 
+    @pytest.mark.parametrize("path", ["dir", "in.txt/below", "/proc/none", "x" * 256])
+    async def test_a_file_that_cannot_be_put_into_it_is_whose_it_was(self, driver: Driver, path: str) -> None:
+        self.needs_real()
+        given = (InputFile("in.txt", b"x"), InputFile("dir/in.txt", b"x"), InputFile(path, b"x"))
+        (outcome,) = await start(driver, [fresh()], StartSpec(HOST, files=given))
+        assert isinstance(outcome, StartFailed)
+        assert outcome.reason is EndReason.BAD_INPUT
+        assert outcome.detail.startswith(f"input file {path}")
+
     async def test_a_bad_snapshot_is_refused(self, driver: Driver) -> None:
         self.needs_real()
         (outcome,) = await start(driver, [fresh()], StartSpec(Snapshot("dir-x", "dir", "/no/such/directory")))
         assert isinstance(outcome, StartFailed)
         assert "/no/such/directory" in outcome.detail
+        assert outcome.reason is EndReason.START_FAILED
 
     async def test_python_keeps_its_state_from_call_to_call(self, driver: Driver) -> None:
         self.needs_real()

@@ -21,6 +21,7 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.protocol import (
+    BadInputError,
     DriverError,
     NoSuchSandboxError,
     NotEndedError,
@@ -626,3 +627,15 @@ async def test_code_that_fails_to_warm_fails_the_start_with_its_traceback(driver
     (outcome,) = await start(driver, [fresh()], StartSpec(Snapshot("cold", "host", warm="import no_such_module")))
     assert isinstance(outcome, StartFailed)
     assert "No module named 'no_such_module'" in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("import known_by_nobody", "warm: .*known_by_nobody"), ("while True: pass", "warm: .* within 1 s")],
+)  # fmt: skip
+async def test_code_that_cannot_warm_a_template_is_whose_it_was(
+    driver: ZygoteDriver, monkeypatch: pytest.MonkeyPatch, code: str, told: str
+) -> None:
+    monkeypatch.setattr("shoal_executor.drivers.zygote.forkserver._WARM_S", 1.0 if "while" in code else 60.0)
+    with pytest.raises(BadInputError, match=f"(?s){told}"):
+        await driver.prepare(Snapshot("cold", "host", warm=code))

@@ -71,10 +71,11 @@ async def test_warm_code_runs_once_and_every_sandbox_goes_on_from_there(cluster:
         async with cluster.rollout("host") as plain:  # which has a root of its own
             assert (await (await one(plain)).run("cat /etc/hosts")).ok
         assert (await sandboxes[1].run("cat /etc/hosts")).ok
-    async with cluster.rollout("host", warm="import no_such_module", max_attempts=1) as rollout:
+    async with cluster.rollout("host", warm="import no_such_module") as rollout:
         failed = await one(rollout)
-        with pytest.raises(shoal.SandboxLost, match="no_such_module"):
+        with pytest.raises(shoal.SandboxEnded, match="no_such_module") as told:
             await failed.run("true")
+        assert (told.value.reason, failed.attempt) == (shoal.EndReason.BAD_INPUT, 0)
     with pytest.raises(shoal.Rejected, match="isolation"):
         await cluster.rollout("host", warm=code, isolation="simulated")
 

@@ -120,3 +120,11 @@ def test_a_ready_sandbox_that_is_lost_starts_again_unready_and_its_late_result_c
     assert ledger.ready(1, ((1, 1),)) == ((1, 1),)
     assert ledger.end(1, ((1, 1),), EndReason.NODE_LOST) == (((1, 1),), ())
     assert ledger.reason(1) is EndReason.NODE_LOST
+
+
+def test_what_was_given_to_it_and_cannot_be_used_is_not_tried_again() -> None:
+    ledger = Ledger(RolloutSpec("host", 2, on_lost=OnLost.RESTART, max_attempts=3))
+    assert ledger.end(0, ((0, 1),), EndReason.START_FAILED) == ((), ((0, 1),))
+    assert ledger.end(0, ((1, 1),), EndReason.BAD_INPUT) == (((1, 1),), ())
+    assert ledger.reason(1) is EndReason.BAD_INPUT
+    assert not EndReason.BAD_INPUT.infrastructure

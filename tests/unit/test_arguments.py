@@ -129,3 +129,20 @@ async def test_a_line_for_the_session_has_no_input_and_no_user_of_its_own(
     sandbox = await anext((await cluster.rollout("host")).ready())
     await refused(sandbox.run("x", session=True, **{field: given}), field)
     assert fabric.broker.messages("SHOAL_EXECUTOR_e1") == []
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"/": b""}, "directory"), ({"a/": b""}, "directory"), ({".": b""}, "directory"), ({"x/..": b""}, "directory"),
+        ({"x" * 256: b""}, "255 bytes"), ({"a/" + "\u00e9" * 128: b""}, "255 bytes"), ({"": b""}, "empty"),
+        ({"a": b"", "a/b/c": b""}, "'a/b/c' is below 'a'"), ({"/x/./a/b": b"", "/x/a": b""}, "is below '/x/a'"),
+    ],
+)  # fmt: skip
+async def test_a_file_that_no_sandbox_could_be_given_is_not_sent(
+    cluster: shoal.Cluster, fabric: Fabric, files: dict[str, bytes], told: str
+) -> None:
+    with pytest.raises(shoal.BadRequest, match=told):
+        await cluster.submit("host", files=files)
+    assert fabric.broker.messages("SHOAL_ROLLOUT_0") == []
+    await cluster.submit("host", files={"a": b"", "ab/c": b"", "x" * 255: b"", "/a/b": b""})

@@ -22,7 +22,7 @@ from shoal.wire.messages import (
     Snapshot,
     StartSandboxes,
 )
-from shoal_executor.drivers.protocol import DriverReport, ExitSink, Started, StartFailed, StartSpec
+from shoal_executor.drivers.protocol import BadInputError, DriverReport, ExitSink, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
 from shoal_executor.service.waits import Waits
 from unit.test_executor_recovery import Lasting, World, until
@@ -134,3 +134,31 @@ async def test_one_that_ends_while_its_executor_comes_back_has_ended(
     assert isinstance(ended, SandboxesEnded)
     assert (ended.indices, ended.reason) == (((1, 1),), EndReason.DIED)
     await second.leave()
+
+
+class Fussy(SimulatedDriver):
+    """Cannot use what it is given for all of a template, or for one of its sandboxes."""
+
+    def __init__(self, *, all_of_it: bool) -> None:
+        super().__init__()
+        self._all = all_of_it
+
+    async def prepare(self, snapshot: Snapshot) -> None:
+        if self._all:
+            raise BadInputError("warm: ZeroDivisionError")
+
+    async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
+        async for _ in super().start(names[:1], spec):
+            yield StartFailed(names[0], "input file /usr/x: Read-only file system", EndReason.BAD_INPUT)
+        await self.destroy(names[:1])
+        async for outcome in super().start(names[1:], spec):
+            yield outcome
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+async def test_what_was_given_and_cannot_be_used_is_told_as_that(all_of_it: bool) -> None:
+    async with benched(Profile(), None, Fussy(all_of_it=all_of_it)) as bench:
+        await bench.order(n=3)
+        (ended,) = await bench.heard(SandboxesEnded)
+        assert (ended.indices, ended.reason) == (((0, 3 if all_of_it else 1),), EndReason.BAD_INPUT)
+        assert ended.detail.startswith("warm: Zero" if all_of_it else "input file /usr/x: Read-only")

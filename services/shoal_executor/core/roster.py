@@ -175,7 +175,9 @@ class ExecutorCore:
             effects.append(Destroy(key, ranges.unmask(late)))
         return effects
 
-    def start_failed(self, key: Key, indices: Ranges, detail: str) -> list[Effect]:
+    def start_failed(
+        self, key: Key, indices: Ranges, detail: str, reason: EndReason = EndReason.START_FAILED
+    ) -> list[Effect]:
         """Sandboxes could not be started; nothing of them is left."""
         group = self.groups.get(key)
         gone = ranges.mask(indices) & group.here if group is not None else 0
@@ -184,8 +186,8 @@ class ExecutorCore:
         effects: list[Effect] = []
         news = gone & ~group.ending
         if news:
-            effects.append(ReportEnded(key, group.order, ranges.unmask(news), EndReason.START_FAILED, detail))
-            self._ended.add(key[0], key[1], news, EndReason.START_FAILED)
+            effects.append(ReportEnded(key, group.order, ranges.unmask(news), reason, detail))
+            self._ended.add(key[0], key[1], news, reason)
         self._forget(key, gone)
         return [*effects, ReportReleased(key, group.order, ranges.unmask(gone), bool(group.here))]
 

@@ -18,6 +18,7 @@ from shoal_executor.drivers.cgroups import Group, Groups
 from shoal_executor.drivers.each import side_by_side
 from shoal_executor.drivers.ground import GONE, Ground
 from shoal_executor.drivers.protocol import (
+    BadInputError,
     DriverError,
     ExitSink,
     FileChunk,
@@ -32,6 +33,7 @@ from shoal_executor.drivers.protocol import (
     Started,
     StartFailed,
     StartSpec,
+    why_not_started,
 )
 
 UP_S: Final = 30.0
@@ -132,7 +134,7 @@ class AgentDriver(ABC, Generic[_Kind]):
                 async with self._parallel:
                     await self._start(name, spec)
             except (DriverError, OSError, TimeoutError) as error:
-                outcomes.put_nowait(StartFailed(name, str(error) or type(error).__name__))
+                outcomes.put_nowait(StartFailed(name, str(error) or type(error).__name__, why_not_started(error)))
             else:
                 outcomes.put_nowait(Started((name,)))
 
@@ -351,8 +353,9 @@ def sizes(limits: Resources) -> tuple[int, int]:
 
 
 async def put(link: Link, file: InputFile) -> None:
-    """Write an input file. Raises DriverError."""
+    """Write an input file. Raises BadInputError where it cannot be written, DriverError."""
     answer = await link.ask(lambda id: frames.Write(id, file.path, file.data, 0, file.mode))
     if not isinstance(answer, frames.Wrote):
-        detail = answer.detail if isinstance(answer, frames.Failed) else "the sandbox ended"
-        raise DriverError(f"input file {file.path}: {detail}")
+        if isinstance(answer, frames.Failed):
+            raise BadInputError(f"input file {file.path}: {answer.detail}")
+        raise DriverError(f"input file {file.path}: the sandbox ended")

@@ -182,7 +182,7 @@ class Pool:
                 await self._driver.write_file(inner, file.path, file.data, mode=file.mode)
         except SandboxFileError as error:
             await self._take_back(name, inner)
-            outcomes.put_nowait(StartFailed(name, f"input file {error}"))
+            outcomes.put_nowait(StartFailed(name, f"input file {error}", EndReason.BAD_INPUT))
         except (DriverError, OSError) as error:
             log.warning("a sandbox of the pool could not be given away", error=str(error))
             await self._take_back(name, inner)

@@ -27,6 +27,15 @@ class DriverError(Exception):
     """The driver could not do what was asked; the text is one sentence for people."""
 
 
+class BadInputError(DriverError):
+    """What came with the order to start a sandbox cannot be used, wherever it is started: a file, or code."""
+
+
+def why_not_started(error: Exception) -> EndReason:
+    """Return as what a start has failed."""
+    return EndReason.BAD_INPUT if isinstance(error, BadInputError) else EndReason.START_FAILED
+
+
 class IsolationFailedError(DriverError):
     """The driver's self-test found that it cannot isolate here. It must not serve."""
 
@@ -94,10 +103,11 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class StartFailed(msgspec.Struct, frozen=True):
-    """A sandbox could not be started; nothing of it is left."""
+    """A sandbox could not be started, as `start_failed` or `bad_input`; nothing of it is left."""
 
     name: str
     detail: str
+    reason: EndReason = EndReason.START_FAILED
 
 
 Ran = tuple[int, CommandResult | Exception]

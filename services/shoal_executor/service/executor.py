@@ -57,6 +57,7 @@ from shoal_executor.drivers.protocol import (
     NotEndedError,
     StartFailed,
     StartSpec,
+    why_not_started,
 )
 from shoal_executor.service.accepting import Accepting
 from shoal_executor.service.beating import beat
@@ -310,7 +311,7 @@ class ExecutorService:
                 self._spawn(self._carrying.cut_short(name_of(key, index), id))
 
     async def _start(self, key: Key, order: StartSandboxes, indices: Ranges) -> None:
-        names, left = Names(key, indices), indices
+        names, left, why = Names(key, indices), indices, EndReason.START_FAILED
         try:
             await self._driver.prepare(order.snapshot)
             spec = StartSpec(order.snapshot, order.resources, order.files, order.env, order.user)
@@ -321,12 +322,12 @@ class ExecutorService:
                     left = left_of(left, told)
                     done(len(those))
                     if isinstance(outcome, StartFailed):
-                        self._gathering.failed(key, told, outcome.detail)
+                        self._gathering.failed(key, told, outcome.detail, outcome.reason)
                     else:
                         self._gathering.up(key, told)
             problem = "the driver gave no outcome"
         except DriverError as error:
-            problem = str(error)
+            problem, why = str(error), why_not_started(error)
         except Exception as error:
             log.exception("the driver broke its protocol while starting", rollout=order.rollout)
             problem = f"the driver failed: {error!r}"
@@ -334,7 +335,7 @@ class ExecutorService:
             log.warning(
                 "start failed", rollout=order.rollout, node=order.node, sandboxes=ranges.count(left), error=problem
             )
-            self._gathering.failed(key, left, problem)
+            self._gathering.failed(key, left, problem, why)
 
     def _keep_saving(self, key: Key, group: Group, indices: Ranges) -> None:
         order = group.order

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from shoal.machine import ranges
-from shoal.wire.messages import Ranges, SandboxResult
+from shoal.wire.messages import EndReason, Ranges, SandboxResult
 from shoal_executor.core import Key
 from shoal_executor.service.clock import now_ms
 from shoal_executor.service.journal import AnyRecord, Failed, JobsDone, Up
@@ -20,7 +20,7 @@ class Gathering:
     def __init__(self, happened: Callable[[AnyRecord], None]) -> None:
         self._happened = happened
         self._up: dict[Key, Ranges] = {}
-        self._failed: dict[tuple[Key, str], Ranges] = {}
+        self._failed: dict[tuple[Key, str, EndReason], Ranges] = {}
         self._done: dict[Key, list[SandboxResult]] = {}
         self._due = False
 
@@ -29,9 +29,9 @@ class Gathering:
         self._up[key] = ranges.union(self._up.get(key, ()), indices)
         self._later()
 
-    def failed(self, key: Key, indices: Ranges, detail: str) -> None:
+    def failed(self, key: Key, indices: Ranges, detail: str, why: EndReason) -> None:
         """These sandboxes could not be started."""
-        self._failed[key, detail] = ranges.union(self._failed.get((key, detail), ()), indices)
+        self._failed[key, detail, why] = ranges.union(self._failed.get((key, detail, why), ()), indices)
         self._later()
 
     def done(self, key: Key, results: Sequence[SandboxResult]) -> None:
@@ -56,7 +56,7 @@ class Gathering:
         since_ms = now_ms()
         for key, indices in up.items():
             self._happened(Up(key, indices, since_ms))
-        for (key, detail), those in failed.items():
-            self._happened(Failed(key, those, detail))
+        for (key, detail, why), those in failed.items():
+            self._happened(Failed(key, those, detail, why))
         for key, results in done.items():
             self._happened(JobsDone(key, tuple(results)))

@@ -99,11 +99,12 @@ class Up(Record, frozen=True):
 
 
 class Failed(Record, frozen=True):
-    """Sandboxes could not be started."""
+    """Sandboxes could not be started, as `start_failed` or `bad_input`."""
 
     group: Key
     indices: Ranges
     detail: str
+    reason: EndReason = EndReason.START_FAILED
 
 
 class JobsDone(Record, frozen=True):

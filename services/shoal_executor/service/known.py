@@ -353,7 +353,7 @@ class Known:
 _FOLDS: Final[dict[type[AnyRecord], Callable[[Known, Any], Sequence[Effect]]]] = {
     Took: Known._took,
     Up: lambda known, r: known.core.started(r.group, r.indices, r.since_ms),
-    Failed: lambda known, r: known.core.start_failed(r.group, r.indices, r.detail),
+    Failed: lambda known, r: known.core.start_failed(r.group, r.indices, r.detail, r.reason),
     JobsDone: lambda known, r: known.core.jobs_done(r.group, r.results),
     Exited: lambda known, r: known.core.exited(r.group, r.index, r.reason, r.detail),
     Gone: Known._gone,

@@ -171,7 +171,7 @@ class _Orders:
                 starts = self._starts.get((executor, message.rollout, message.attempt), [])
                 return _last(starts, each, indices_of(message))
             case SandboxesEnded(reason=reason, rollout=rollout, attempt=attempt):
-                if reason is EndReason.START_FAILED:
+                if reason in (EndReason.START_FAILED, EndReason.BAD_INPUT):
                     return _last(self._starts.get((executor, rollout, attempt), []), each, message.indices)
                 if reason is EndReason.PREEMPTED:
                     return _last(self._preempts.get((executor, rollout), []), each, message.indices)

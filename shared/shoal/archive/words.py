@@ -21,6 +21,7 @@ _ENDS: Final = {
     EndReason.PREEMPTED: "made room",
     EndReason.OUT_OF_MEMORY: "ran out of memory",
     EndReason.NOT_STARTED: "not started in time",
+    EndReason.BAD_INPUT: "was given what cannot be used",
 }
 
 

@@ -232,7 +232,10 @@ class StreamFull(InfrastructureError):
 
 
 class SandboxEnded(ShoalError):
-    """A sandbox ended for a reason of its own or its trainer's: released, cancelled, out of memory, out of time."""
+    """A sandbox ended for a reason of its own or its trainer's: released, cancelled, out of memory, out of time,
+
+    or given files or code (`files=`, `warm=`) that cannot be used.
+    """
 
     def __init__(self, sandbox: str, reason: EndReason, detail: str = "") -> None:
         text, todo = {
@@ -243,6 +246,10 @@ class SandboxEnded(ShoalError):
                 "ask for more, such as '2h': timeout= is its rollout's time, lifetime= its own",
             ),
             EndReason.OUT_OF_MEMORY: ("it exceeded its memory limit", "ask for more: Resources(memory='1GiB')"),
+            EndReason.BAD_INPUT: (
+                "what it was given cannot be used",
+                "put that right, or count it as a failure of whoever wrote it: another attempt comes to the same",
+            ),
         }.get(reason, (str(reason), "look at its outcome"))
         super().__init__(f"sandbox {sandbox} has ended: {text}{f' ({detail})' if detail else ''}; {todo}")
         self.sandbox = sandbox

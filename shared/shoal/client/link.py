@@ -356,7 +356,9 @@ class Link:
                 among.discard(pending)
                 self._pending.pop(key, None)
                 if ours and isinstance(message, RunCommand) and pending.unheard:
-                    told = self.bus.publish(subject, encode(giving_up(message)), f"{message.id}:{secrets.token_hex(6)}")
+                    told = self._bus.publish(
+                        subject, encode(giving_up(message)), f"{message.id}:{secrets.token_hex(6)}"
+                    )
                     told.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody is there to hear
                 if not pending.answer.cancel() and not pending.answer.cancelled():
                     pending.answer.exception()  # it has been heard, or whoever waited was cancelled

@@ -1,6 +1,7 @@
 """From what people write to what is published, checked: nothing is sent that cannot be right."""
 
 import hashlib
+import posixpath
 import re
 import secrets
 import shlex
@@ -30,6 +31,8 @@ _PATH: Final = "a path in the sandbox, such as 'solve.py' or '/tmp/x'"
 _USER: Final = "a user's name or number, such as 'nobody' or '1000'"
 _LONGEST_KEY: Final = 500
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
+
+_LONGEST_NAME: Final = 255
 
 CommandLike = str | Sequence[str] | Command
 FileLike = bytes | str | Path
@@ -236,7 +239,7 @@ def input_files(files: Mapping[str, FileLike] | None) -> tuple[InputFile, ...]:
     """Return files as the wire has them; a Path is read from this machine, with its mode. Raises BadRequest."""
     found = []
     for name, what in mapping(files, "files", "{'solve.py': 'print(42)'}").items():
-        path, mode = file_path(name, "files"), 0o644
+        path, mode = _input_path(name), 0o644
         if isinstance(what, Path):
             try:
                 data, mode = what.read_bytes(), what.stat().st_mode & 0o777
@@ -245,7 +248,23 @@ def input_files(files: Mapping[str, FileLike] | None) -> tuple[InputFile, ...]:
         else:
             data = content(what, "files", f"the content of {path!r}")
         found.append(InputFile(path, data, mode))
+    places = {posixpath.normpath(file.path): file.path for file in found}
+    for place, path in places.items():
+        while place := place.rpartition("/")[0]:
+            if place in places:
+                raise BadRequest("files", f"{path!r} is below {places[place]!r}, which is a file, not a directory")
     return tuple(found)
+
+
+def _input_path(name: object) -> str:
+    path = file_path(name, "files")
+    if path.endswith("/") or posixpath.basename(path) in (".", ".."):
+        raise BadRequest("files", f"{path!r} is a directory; write a file's path, such as 'solve.py'")
+    if any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
+        raise BadRequest(
+            "files", f"{path[:80]!r}... has a name of more than {_LONGEST_NAME} bytes, which no disk takes"
+        )
+    return path
 
 
 def rollout_spec(

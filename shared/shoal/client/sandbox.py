@@ -130,7 +130,7 @@ class Sandbox(Live):
         timeout: seconds, or such as "30s"; what exceeds it is killed, and the result says `timed_out`. output_limit:
         bytes kept of each stream, half of them its beginning and half its end, 64 KiB unless told otherwise and at most
         16 MiB; `stdout_dropped` counts what is left out. Beyond 256 KiB they are kept as a blob, and fetched. session:
-        run it in the sandbox's one persistent shell, where cwd and env stay set for later lines; without stdin and user.
+        run it in the sandbox's one persistent shell, where cwd and env stay set for later lines; no stdin, no user.
         on_output: called in the event loop with "stdout" or "stderr" and bytes as they come, the first up to the limit;
         what is written while the sandbox's executor is started again may be left out, the result has it. check: raise
         CommandFailed unless it exits with 0. idempotent: whether it may be carried out again where a loss has undone

@@ -24,6 +24,7 @@ class EndReason(StrEnum):
     DISK_FULL = "disk_full"  # its command failed, and its disk was full
     PREEMPTED = "preempted"  # it made room for what goes before it, and is started again
     NOT_STARTED = "not_started"  # there was no room for it before its submit deadline
+    BAD_INPUT = "bad_input"  # a file, or the code of a warm interpreter, that its trainer gave it cannot be used
 
     @property
     def infrastructure(self) -> bool:

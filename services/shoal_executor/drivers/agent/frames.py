@@ -243,10 +243,11 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """What the fork server says: it is `ready`, or `broken`; a sandbox has `ended`, or `failed` to be forked; or, to a
+    """What the fork server says: it is `ready`, or `broken`, or `unwarmed` where its code failed; a sandbox `ended`,
 
-    driver that has come back, a sandbox is `here` (descriptor: a new socket to its agent); or `where` one is. With
-    `ready` and `where` comes a descriptor of the process, with `where` none when it has ended.
+    or `failed` to be forked; or, to a driver that has come back, a sandbox is `here` (descriptor: a new socket to its
+    agent); or `where` one is. With `ready` and `where` comes a descriptor of the process, with `where` none when it has
+    ended.
     """
 
     kind: str

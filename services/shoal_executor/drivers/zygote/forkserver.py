@@ -18,10 +18,10 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.cgroups import Group
 from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.ground import Ground
-from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.protocol import BadInputError, DriverError
 
 _UP_S: Final = 30.0
-_WARM_S: Final = 600.0
+_WARM_S: Final = 300.0
 """How long a template's code may take."""
 PATIENCE_S: Final = 60.0
 """How long a fork server waits for the next driver when its own is gone."""
@@ -101,6 +101,10 @@ class ForkServer:
                 await self._ready
         except (TimeoutError, DriverError, OSError) as error:
             await self.end()
+            if isinstance(error, BadInputError):
+                raise
+            if isinstance(error, TimeoutError) and template.warm:
+                raise BadInputError(f"warm: its code has not come to its end within {_WARM_S:g} s") from None
             raise DriverError(str(error) or _last_line(diary)) from None
         except asyncio.CancelledError:
             await self.end()
@@ -233,6 +237,8 @@ class ForkServer:
                 os.close(fd)
             if asked is not None and not asked.done():
                 asked.set_result(pid)
+        elif event.kind == "unwarmed":
+            self._ready.set_exception(BadInputError(f"warm: {event.detail}"))
         elif event.kind == "broken":
             self._ready.set_exception(DriverError(event.detail))
         else:

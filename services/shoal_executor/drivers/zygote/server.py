@@ -265,7 +265,10 @@ def main() -> None:
         rehearse()
         entrance = Entrance(lowers, template.filter, warm)
         server = Server(control, listener, template.base < 0, template.patience_s, entrance)
-    except (OSError, WarmingError) as error:
+    except WarmingError as error:
+        control.send(frames.encode(frames.Event("unwarmed", detail=str(error))))
+        sys.exit(1)
+    except OSError as error:
         control.send(frames.encode(frames.Event("broken", detail=str(error))))
         sys.exit(1)
     gc.collect()

@@ -17,7 +17,7 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.cgroups import Group, Groups
 from shoal_executor.drivers.disks import Mounted
 from shoal_executor.drivers.ground import Ground
-from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.protocol import BadInputError, DriverError
 from shoal_executor.drivers.zygote.filter import compile_filter
 from shoal_executor.drivers.zygote.forkserver import ForkServer, entries, sweep
 
@@ -165,7 +165,8 @@ class Templates:
             if group is not None:
                 await self._groups.remove(group)
             name = f"{snapshot.kind}:{snapshot.path}" if snapshot.path else f"{snapshot.kind} {snapshot.digest[:12]}"
-            raise DriverError(f"the fork server of template {name} failed: {error}") from None
+            kind = BadInputError if isinstance(error, BadInputError) else DriverError
+            raise kind(f"the fork server of template {name} failed: {error}") from None
         finally:
             for fd in (*lent, *entrances):
                 os.close(fd)

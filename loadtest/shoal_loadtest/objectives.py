@@ -4,6 +4,7 @@ A name is a metric of the whole run, or a phase's name, a dot and a metric of th
 phases is about all that are judged, together.
 """
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -99,12 +100,22 @@ def parse(text: str, phases: Sequence[str]) -> Objective:
         raise BadValueError("objective", f"{text!r} is none; write such as ready_p99_ms<200 or throughput>=10000")
     name, how, factor, other = match.groups()
     _known(name, text, phases)
-    try:
-        number = float(other)
-    except ValueError:
+    number = _float(other)
+    bound = _float(factor or "1")
+    if bound is not None:
+        bound *= 1 if number is None else number
+    if bound is None or not math.isfinite(bound):
+        raise BadValueError("objective", f"{text!r}: its bound is no number; write such as ready_p99_ms<200")
+    if number is None:
         _known(other, text, phases)
-        return Objective(text, name, how, float(factor or 1), other)
-    return Objective(text, name, how, float(factor or 1) * number)
+    return Objective(text, name, how, bound, other if number is None else "")
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _known(name: str, text: str, phases: Sequence[str]) -> None:

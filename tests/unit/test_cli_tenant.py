@@ -3,10 +3,13 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 
 from shoal.cli.__main__ import run
+from shoal.client import tenants
+from shoal.client.link import Link
 from shoal.wire.messages import Limits
 
 LIMITS = {"research": Limits(weight=2.0, sandboxes=5), "zoo": Limits(sandboxes=7)}
@@ -61,3 +64,33 @@ def test_programs_can_tell_them_apart(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("zoo", None, 7),
         (None, "research", 5),
     ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [
+        ("--cpu", "nan", "cpu"),
+        ("--cpu", "inf", "cpu"),
+        ("--cpu", "1e308", "cpu"),
+        ("--rate", "nan", "starts_per_s"),
+        ("--rate", "inf", "starts_per_s"),
+        ("--rate", "1e308", "starts_per_s"),
+        ("--weight", "nan", "weight"),
+        ("--sandboxes", str(2**60), "sandboxes"),
+        ("--waiting", str(2**70), "waiting"),
+    ],
+)
+def test_limits_that_no_scheduler_takes_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, value: str, field: str
+) -> None:
+    class Real(Cluster):
+        async def limit_tenant(self, name: str, limits: Limits) -> None:
+            await tenants.limit(cast("Link", None), name, limits)  # says what is wrong before it looks for a link
+
+    @asynccontextmanager
+    async def connect(_url: str | None) -> AsyncIterator[Cluster]:
+        yield Real([])
+
+    monkeypatch.setattr("shoal.client.cluster.connect", connect)
+    assert run(["tenant", "set", "a", option, value]) == 2
+    assert f"{field}: " in capsys.readouterr().err

@@ -178,6 +178,27 @@ def test_a_quota_holds_and_can_be_changed() -> None:
         cell(m.TenantSet("t", m.Limits(weight=0.0)))
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        m.Limits(starts_per_s=1e308),
+        m.Limits(starts_per_s=float("nan")),
+        m.Limits(starts_per_s=float("inf")),
+        m.Limits(starts_per_s=1e9 + 1),
+        m.Limits(starts_per_s=-1.0),
+        m.Limits(weight=float("nan")),
+        m.Limits(memory=2**60),
+    ],
+)
+@pytest.mark.parametrize("kind", ["set", "limited"])
+def test_limits_that_cannot_be_kept_to_break_a_law(limits: m.Limits, kind: str) -> None:
+    cell = Cell()
+    before = cell.core.dump()
+    with pytest.raises(LawBrokenError, match="cannot be used"):
+        cell(m.TenantSet("t", limits) if kind == "set" else m.TenantLimited("t", limits, 1))
+    assert cell.core.dump() == before
+
+
 def test_a_rate_holds() -> None:
     cell = Cell()
     cell(m.TenantSet("t", m.Limits(starts_per_s=2.0)))

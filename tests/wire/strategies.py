@@ -7,14 +7,15 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgspec
 from hypothesis import strategies as st
 
+from shoal.wire.bounds import MOST
 from shoal.wire.messages import AnyMessage
 from wire.samples import MESSAGE_TYPES
 
-_INTEGERS = st.one_of(st.integers(-40, 300), st.integers(-(2**63), 2**64 - 1))
+_INTEGERS = st.one_of(st.integers(-40, 300), st.integers(-MOST, MOST))
 _PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     int: _INTEGERS,
-    float: st.floats(allow_nan=False),
+    float: st.floats(-float(MOST), float(MOST)),
     str: st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
     bytes: st.binary(max_size=40),
     types.NoneType: st.none(),

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from shoal.wire import codec
+from shoal.wire import codec, messages as m
 from shoal.wire.messages import AnyMessage
 from wire.samples import SAMPLES
 from wire.strategies import messages
@@ -95,3 +95,22 @@ def test_a_length_that_lies_is_refused() -> None:
     assert huge[-1:] == b"\x90"  # its ranges, none
     with pytest.raises(codec.UndecodableError):
         codec.decode(huge[:-1] + b"\xdd\xff\xff\xff\xff")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        m.BlobKept("a", m.Blob("d", 1), 2**64 - 1),
+        m.BlobKept("a", m.Blob("d", 2**63), 1),
+        m.Tick(2**62 + 1),
+        m.Tick(-(2**63)),
+        m.RolloutReleased("r", ((0, 2**62 + 1),)),
+        m.TenantSet("a", m.Limits(starts_per_s=1e308)),
+        m.TenantSet("a", m.Limits(starts_per_s=float("inf"))),
+        m.TenantSet("a", m.Limits(starts_per_s=float("nan"))),
+        m.TenantSet("a", m.Limits(weight=float("nan"))),
+    ],
+)
+def test_a_number_that_cannot_be_reckoned_with_is_refused(message: AnyMessage) -> None:
+    with pytest.raises(codec.UndecodableError, match=r"Expected `(int|float)`"):
+        codec.decode(codec.encode(message))

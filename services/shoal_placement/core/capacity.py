@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from shoal.wire import messages as m
+from shoal.wire.bounds import MOST
 from shoal_placement.core.nodes import Executor, Node
 
-_MOST: Final = 2**63 - 1
-"""What a message can say."""
 _Kind = tuple[str, tuple[tuple[str, str], ...]]
 """isolation and labels"""
 
@@ -77,4 +76,4 @@ def _largest(specs: list[m.NodeSpec]) -> m.Room:
 
 
 def _bounded(amounts: Iterable[int]) -> int:
-    return min(sum(amounts), _MOST)
+    return min(sum(amounts), MOST)

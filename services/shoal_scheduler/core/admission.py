@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from shoal.wire.messages import Limits, RolloutSpec, Snapshot
+from shoal.wire.messages import RolloutSpec, Snapshot
 
 _TEMPLATE: Final = re.compile(r"host|(dir|tar):/[^\0]*|snapshot:[0-9a-f]{8,64}|[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _SOURCE: Final = re.compile(r"(oci|docker|docker-archive|template):")
@@ -45,16 +45,6 @@ def unfit(spec: RolloutSpec, snapshot: Snapshot) -> tuple[str, str] | None:
 def lasting(template: str) -> bool:
     """Return whether what a template stood for a moment ago may be believed: a name may stand for another by now."""
     return template == "host" or template.startswith(("dir:", "tar:", "snapshot:"))
-
-
-def limits_problem(limits: Limits) -> str | None:
-    """Return what is wrong with a tenant's limits, or None."""
-    if not 0.001 <= limits.weight <= 1000:
-        return f"weight: {limits.weight} cannot be used; give a number from 0.001 to 1000"
-    for field in ("sandboxes", "memory", "cpu_milli", "starts_per_s", "waiting"):
-        if not 0 <= getattr(limits, field) < 2**60:
-            return f"{field}: {getattr(limits, field)} cannot be used; give 0 for no limit, or more"
-    return None
 
 
 def _bad(spec: RolloutSpec) -> str | None:

@@ -8,9 +8,10 @@ from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.machine.ledger import Ledger
 from shoal.machine.lineage import warmed
 from shoal.wire import messages as m, subjects
+from shoal.wire.limits import limits_problem
 from shoal.wire.quantities import BadValueError
 from shoal_scheduler.core import preempt, stragglers, telling
-from shoal_scheduler.core.admission import lasting, limits_problem, problem, unfit
+from shoal_scheduler.core.admission import lasting, problem, unfit
 from shoal_scheduler.core.borrowing import MOST
 from shoal_scheduler.core.checkpoint import dump, load
 from shoal_scheduler.core.dispatch import Dispatch, placements
@@ -81,9 +82,9 @@ class SchedulerCore(Fates):
             case m.SettingsChanged(settings=settings):
                 self.go_by(dict(settings))
             case m.TenantSet(tenant=tenant, limits=limits):
-                self._limit(_tenant(tenant), limits, amounts_of(limits), 0)
+                self._limit(_tenant(tenant), limits, None)
             case m.TenantLimited(tenant=tenant, limits=limits, version=version):
-                self._limit(_tenant(tenant), limits, part_of(limits, self._cell, self.books.cells), version)
+                self._limit(_tenant(tenant), limits, version)
             case m.QuotaWanted(cell=cell, tenant=tenant):
                 _tenant(tenant)
                 self._other(cell)
@@ -154,12 +155,15 @@ class SchedulerCore(Fates):
 
     # --- admission
 
-    def _limit(self, tenant: str, limits: m.Limits, part: tuple[int, int, int, int], version: int) -> None:
-        if sentence := limits_problem(limits):
-            raise LawBrokenError(sentence)
+    def _limit(self, tenant: str, limits: m.Limits, version: int | None) -> None:
+        """Let a tenant have its part of limits of this version, where it is a new one; without one, all of them."""
+        if problem := limits_problem(limits):
+            raise LawBrokenError(": ".join(problem))
         account = self.books.tenant(tenant)
-        if version > account.version or not version:
-            account.limit(limits, part, version or account.version)
+        if version is None:
+            account.limit(limits, amounts_of(limits), account.version)
+        elif version > account.version or not version:
+            account.limit(limits, part_of(limits, self._cell, self.books.cells), version or account.version)
             self.exchange.limited(tenant)
         if account.idle:
             del self.books.tenants[tenant]

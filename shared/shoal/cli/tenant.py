@@ -1,6 +1,6 @@
 """`shoal tenant`: who may submit rollouts to the cluster, and what they may have."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -10,6 +10,8 @@ from shoal.cli.output import emit, say, table
 
 if TYPE_CHECKING:
     from shoal.wire.messages import Limits
+
+_MOST_CORES: Final = 1e12
 
 
 @click.group(short_help="Say who may submit rollouts.")
@@ -81,7 +83,7 @@ def set_(
         given = {
             "weight": weight, "sandboxes": sandboxes, "starts_per_s": rate, "waiting": waiting,
             "memory": None if memory is None else 0 if memory == "0" else parse_bytes(memory, "memory"),
-            "cpu_milli": None if cpu is None else round(cpu * 1000),
+            "cpu_milli": None if cpu is None else _milli(cpu),
         }  # fmt: skip
         changed = {field: value for field, value in given.items() if value is not None}
         if not changed:
@@ -97,6 +99,15 @@ def set_(
         return 0
 
     return run_interruptibly(work())
+
+
+def _milli(cores: float) -> int:
+    """Return cores as thousandths of them. Raises BadRequest for what is no number of cores."""
+    from shoal.client.errors import BadRequest
+
+    if not cores < _MOST_CORES:  # false for NaN, too, which click takes
+        raise BadRequest("cpu", f"{cores:g} cannot be used; give 0 for no limit, or a number below {_MOST_CORES:g}")
+    return round(cores * 1000)
 
 
 def _text(limits: "Limits | None") -> str:

@@ -5,7 +5,6 @@ never give out more than the whole; what one cell's part leaves unused it lends 
 cell has an equal part, and takes one rollout of any size where none waits.
 """
 
-import math
 import secrets
 from typing import Final
 
@@ -16,11 +15,11 @@ from shoal.client.errors import BadRequest
 from shoal.client.link import Link
 from shoal.client.listed import note
 from shoal.wire import streams, subjects
+from shoal.wire.limits import limits_problem
 from shoal.wire.messages import Limits, TenantAdded, TenantLimited, TenantRemoved
 
 _KEYS: Final = "tenant"
 _LIMITS: Final = "limits"
-_MOST: Final = 2**63
 
 
 async def tenants(link: Link) -> list[str]:
@@ -64,23 +63,13 @@ async def limit(link: Link, tenant: str, limits: Limits) -> None:
     """
     if not isinstance(limits, Limits):
         raise BadRequest("limits", f"{limits!r} are none; give shoal.Limits(sandboxes=100)")
-    if not (_number(limits.weight) and 0.001 <= limits.weight <= 1000):
-        raise BadRequest("weight", f"{limits.weight!r} cannot be used; give a number from 0.001 to 1000")
-    if not (_number(limits.starts_per_s) and 0 <= limits.starts_per_s < math.inf):
-        raise BadRequest("starts_per_s", f"{limits.starts_per_s!r} cannot be used; give 0 for no limit, or a number")
-    for field in ("sandboxes", "memory", "cpu_milli", "waiting"):
-        value = getattr(limits, field)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
-            raise BadRequest(field, f"{value!r} cannot be used; give 0 for no limit, or a whole number above")
+    if problem := limits_problem(limits):
+        raise BadRequest(*problem)
     # Of two who say so at once, the one whose value stays in the bucket is right in every cell.
     version = await note(link, f"{_LIMITS}.{tenant}", msgspec.msgpack.encode(limits))
     id = f"limits:{tenant}:{secrets.token_hex(8)}"
     for cell in range(link.cells):
         await link.publish(subjects.rollout_system(cell), TenantLimited(tenant, limits, version), id)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 async def _tell(link: Link, message: TenantAdded | TenantRemoved) -> None:

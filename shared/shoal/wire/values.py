@@ -5,7 +5,9 @@ from typing import Final
 
 import msgspec
 
-Ranges = tuple[tuple[int, int], ...]
+from shoal.wire.bounds import Integer, Number
+
+Ranges = tuple[tuple[Integer, Integer], ...]
 """Indices of one rollout as sorted, disjoint `(first, count)` pairs."""
 
 
@@ -68,10 +70,10 @@ class Value(msgspec.Struct, frozen=True, array_like=True):
 class Resources(Value, frozen=True):
     """Limits of one sandbox. memory and disk in bytes, cpu in thousandths of a core, pids as a count."""
 
-    memory: int = 256 * 1024**2
-    cpu_milli: int = 1000
-    pids: int = 256
-    disk: int = 128 * 1024**2
+    memory: Integer = 256 * 1024**2
+    cpu_milli: Integer = 1000
+    pids: Integer = 256
+    disk: Integer = 128 * 1024**2
 
 
 class Command(Value, frozen=True):
@@ -85,8 +87,8 @@ class Command(Value, frozen=True):
     cwd: str = ""
     env: tuple[tuple[str, str], ...] = ()
     stdin: bytes = b""
-    timeout_ms: int = 0
-    output_limit: int = 64 * 1024
+    timeout_ms: Integer = 0
+    output_limit: Integer = 64 * 1024
     user: str = ""
     session: bool = False  # run `line` in the sandbox's one persistent shell, whose directory and variables stay
     python: str = ""
@@ -100,13 +102,13 @@ class CommandResult(Value, frozen=True):
     kept as a blob, of which the message has the beginning: see `shoal.wire.outputs`.
     """
 
-    exit_code: int
+    exit_code: Integer
     stdout: bytes = b""
     stderr: bytes = b""
-    duration_us: int = 0
+    duration_us: Integer = 0
     timed_out: bool = False
-    stdout_dropped: int = 0
-    stderr_dropped: int = 0
+    stdout_dropped: Integer = 0
+    stderr_dropped: Integer = 0
     out_of_memory: bool = False
     disk_full: bool = False  # it failed, and there was no room left on the disk
     stdout_blob: "Blob | None" = None
@@ -121,7 +123,7 @@ class InputFile(Value, frozen=True):
 
     path: str
     data: bytes
-    mode: int = 0o644
+    mode: Integer = 0o644
 
 
 APPEND: Final = -1
@@ -165,10 +167,10 @@ class Step(Value, frozen=True):
     was begun; all others before it had come to their end.
     """
 
-    number: int = 0
-    asked_ms: int = 0
+    number: Integer = 0
+    asked_ms: Integer = 0
     executor: str = ""
-    sequence: int = 0
+    sequence: Integer = 0
     idempotent: bool = True
     beside: Ranges = ()
 
@@ -177,7 +179,7 @@ class Blob(Value, frozen=True):
     """Content-addressed bytes: the SHA-256 of the content in hexadecimal, and how many bytes it has."""
 
     digest: str
-    size: int
+    size: Integer
 
 
 class Snapshot(Value, frozen=True):
@@ -219,24 +221,24 @@ class RolloutSpec(Value, frozen=True):
     """
 
     template: str
-    n: int
+    n: Integer
     commands: tuple[Command, ...] = ()
     resources: Resources = Resources()
     files: tuple[InputFile, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     user: str = ""
-    timeout_ms: int = 3_600_000
+    timeout_ms: Integer = 3_600_000
     on_lost: OnLost = OnLost.FAIL
-    max_attempts: int = 3
-    priority: int = 0
+    max_attempts: Integer = 3
+    priority: Integer = 0
     isolation: str = ""  # empty: whatever the nodes have
-    checkpoint_every_ms: int = 0  # take a snapshot so often, by itself; 0: never
-    checkpoint_commands: int = 0  # or after so many commands
+    checkpoint_every_ms: Integer = 0  # take a snapshot so often, by itself; 0: never
+    checkpoint_commands: Integer = 0  # or after so many commands
     warm: str = ""  # Python that the sandboxes' interpreters have run already when they start
-    idle_after_ms: int = 0  # put a sandbox to sleep that has had no command for so long; 0: never
-    min_ready: int = 0
-    start_within_ms: int = 0  # what has not been given to a node by then is not started; 0: it waits
-    lifetime_ms: int = 0  # of each sandbox, from its readiness; 0: as long as the rollout
+    idle_after_ms: Integer = 0  # put a sandbox to sleep that has had no command for so long; 0: never
+    min_ready: Integer = 0
+    start_within_ms: Integer = 0  # what has not been given to a node by then is not started; 0: it waits
+    lifetime_ms: Integer = 0  # of each sandbox, from its readiness; 0: as long as the rollout
     labels: tuple[tuple[str, str], ...] = ()  # of the nodes to run on
     spread_over: str = ""  # a label of nodes: as many sandboxes on those of each value, as there is room
     on_preempted: OnPreempted = OnPreempted.HIBERNATE
@@ -249,10 +251,10 @@ class Room(Value, frozen=True):
     Of a node's room, cpu or disk of 0 is not counted: as much as its sandboxes like.
     """
 
-    slots: int = 0
-    memory: int = 0
-    cpu_milli: int = 0
-    disk: int = 0
+    slots: Integer = 0
+    memory: Integer = 0
+    cpu_milli: Integer = 0
+    disk: Integer = 0
 
 
 class NodeSpec(Value, frozen=True):
@@ -262,11 +264,11 @@ class NodeSpec(Value, frozen=True):
     """
 
     node: str
-    slots: int
-    memory: int
+    slots: Integer
+    memory: Integer
     labels: tuple[tuple[str, str], ...] = ()
-    cpu_milli: int = 0
-    disk: int = 0
+    cpu_milli: Integer = 0
+    disk: Integer = 0
 
 
 class Pool(Value, frozen=True):
@@ -277,7 +279,7 @@ class Pool(Value, frozen=True):
 
     isolation: str
     labels: tuple[tuple[str, str], ...]
-    nodes: int
+    nodes: Integer
     total: Room
     largest: Room
 
@@ -288,12 +290,12 @@ class Limits(Value, frozen=True):
     `starts_per_s`: sandboxes started a second, hedges among them; `waiting`: sandboxes that may wait for room.
     """
 
-    weight: float = 1.0
-    sandboxes: int = 0
-    memory: int = 0
-    cpu_milli: int = 0
-    starts_per_s: float = 0.0
-    waiting: int = 0
+    weight: Number = 1.0
+    sandboxes: Integer = 0
+    memory: Integer = 0
+    cpu_milli: Integer = 0
+    starts_per_s: Number = 0.0
+    waiting: Integer = 0
 
 
 SOURCES: Final = "host, dir:/path, tar:/path, docker-archive:/path, oci:/path[:TAG], docker://NAME or template:NAME"
@@ -313,7 +315,7 @@ class Recipe(Value, frozen=True):
     warm: str = ""
     env: tuple[tuple[str, str], ...] = ()
     resources: Resources = Resources()
-    timeout_ms: int = 1_800_000
+    timeout_ms: Integer = 1_800_000
     isolation: str = ""
 
 
@@ -327,6 +329,6 @@ class SnapshotEntry(Value, frozen=True):
     names: tuple[str, ...]
     pinned: bool
     origin: str
-    added_ms: int
-    used_ms: int
-    held: int
+    added_ms: Integer
+    used_ms: Integer
+    held: Integer

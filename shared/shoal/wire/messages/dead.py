@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from shoal.wire.bounds import Integer
 from shoal.wire.messages.base import Message
 
 DEAD_PAYLOAD_KEPT: Final = 256 * 1024
@@ -15,12 +16,12 @@ class DeadLetter(Message, frozen=True):
     """
 
     stream: str
-    sequence: int
+    sequence: Integer
     subject: str
     reader: str
     reason: str
     payload: bytes
-    size: int = 0
+    size: Integer = 0
 
     @property
     def whole(self) -> bool:

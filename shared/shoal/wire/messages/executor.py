@@ -1,5 +1,6 @@
 """An executor's inbox: what the system tells it (control), and what trainers want done in their sandboxes."""
 
+from shoal.wire.bounds import Integer
 from shoal.wire.messages.base import Message
 from shoal.wire.values import Blob, Command, EndReason, FileOp, InputFile, OnPreempted, Ranges, Resources, Snapshot
 
@@ -14,8 +15,8 @@ class StartSandboxes(Message, frozen=True):
     rollout: str
     tenant: str
     run: str
-    cell: int
-    attempt: int
+    cell: Integer
+    attempt: Integer
     indices: Ranges
     snapshot: Snapshot
     resources: Resources
@@ -23,11 +24,11 @@ class StartSandboxes(Message, frozen=True):
     files: tuple[InputFile, ...]
     env: tuple[tuple[str, str], ...]
     user: str
-    deadline_ms: int
-    checkpoint_every_ms: int = 0
-    checkpoint_commands: int = 0
-    idle_after_ms: int = 0
-    lifetime_ms: int = 0
+    deadline_ms: Integer
+    checkpoint_every_ms: Integer = 0
+    checkpoint_commands: Integer = 0
+    idle_after_ms: Integer = 0
+    lifetime_ms: Integer = 0
 
 
 class DestroySandboxes(Message, frozen=True):
@@ -37,7 +38,7 @@ class DestroySandboxes(Message, frozen=True):
     rollout: str
     indices: Ranges
     reason: EndReason
-    attempt: int = -1
+    attempt: Integer = -1
 
 
 class PreemptSandboxes(Message, frozen=True):
@@ -45,7 +46,7 @@ class PreemptSandboxes(Message, frozen=True):
 
     boot: str
     rollout: str
-    attempt: int
+    attempt: Integer
     indices: Ranges
     how: OnPreempted
 
@@ -74,10 +75,10 @@ class RunCommand(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     command: Command
     stream: bool = False  # publish output as it comes, too
     idempotent: bool = True
@@ -92,14 +93,14 @@ class WriteFile(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     path: str
     data: bytes
-    offset: int = 0
-    mode: int = 0o644
+    offset: Integer = 0
+    mode: Integer = 0o644
     idempotent: bool = True
 
 
@@ -109,13 +110,13 @@ class ReadFile(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     path: str
-    offset: int = 0
-    limit: int = 256 * 1024
+    offset: Integer = 0
+    limit: Integer = 256 * 1024
 
 
 class ManageFile(Message, frozen=True):
@@ -147,10 +148,10 @@ class TakeSnapshot(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     name: str = ""
     memory: str = ""
 
@@ -161,10 +162,10 @@ class RollBack(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     snapshot: Snapshot
 
 
@@ -174,10 +175,10 @@ class Hibernate(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
 
 
 class GiveUp(Message, frozen=True):
@@ -204,7 +205,7 @@ class ReadBlob(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     blob: Blob
-    offset: int
-    limit: int
+    offset: Integer
+    limit: Integer

@@ -1,5 +1,6 @@
 """The placement log: what the scheduler wants placed, what executors say of their nodes, and slots that came free."""
 
+from shoal.wire.bounds import Integer, Number
 from shoal.wire.messages.base import Message
 from shoal.wire.values import EndReason, NodeSpec, OnPreempted, Ranges, RolloutSpec, Snapshot
 
@@ -14,12 +15,12 @@ class PlaceRequested(Message, frozen=True):
     rollout: str
     tenant: str
     run: str
-    cell: int
-    attempt: int
+    cell: Integer
+    attempt: Integer
     indices: Ranges
     spec: RolloutSpec
     snapshot: Snapshot
-    deadline_ms: int
+    deadline_ms: Integer
     avoid: tuple[str, ...] = ()
     together: bool = False
 
@@ -33,14 +34,14 @@ class ReleaseRequested(Message, frozen=True):
     rollout: str
     indices: Ranges
     reason: EndReason
-    attempt: int = -1
+    attempt: Integer = -1
 
 
 class PreemptRequested(Message, frozen=True):
     """The scheduler wants the room of these sandboxes for others; `how` they make room, hibernate or restart."""
 
     rollout: str
-    attempt: int
+    attempt: Integer
     indices: Ranges
     how: OnPreempted
 
@@ -63,7 +64,7 @@ class ExecutorJoined(Message, frozen=True):
     boot: str
     isolation: str
     nodes: tuple[NodeSpec, ...]
-    starts_per_s: float = 100.0
+    starts_per_s: Number = 100.0
     unenforced: tuple[str, ...] = ()  # limits this executor cannot enforce, for people
 
 
@@ -72,10 +73,10 @@ class ExecutorBeat(Message, frozen=True):
 
     executor: str
     boot: str
-    live: int = 0
-    starting: int = 0
-    started: int = 0  # sandboxes started in this boot, and
-    busy_ms: int = 0  # how long there was something to start
+    live: Integer = 0
+    starting: Integer = 0
+    started: Integer = 0  # sandboxes started in this boot, and
+    busy_ms: Integer = 0  # how long there was something to start
 
 
 class ExecutorHolds(Message, frozen=True):
@@ -110,5 +111,5 @@ class SlotsReleased(Message, frozen=True):
     boot: str
     node: str
     rollout: str
-    attempt: int
+    attempt: Integer
     indices: Ranges

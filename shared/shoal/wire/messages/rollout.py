@@ -1,5 +1,6 @@
 """The rollout log: what trainers ask, what executors and placement report, what the scheduler says and has to know."""
 
+from shoal.wire.bounds import Integer
 from shoal.wire.messages.base import Message
 from shoal.wire.values import CommandResult, EndReason, Limits, Pool, Ranges, RolloutSpec, Snapshot, Value
 
@@ -47,7 +48,7 @@ class SandboxesReady(Message, frozen=True):
     """
 
     rollout: str
-    attempt: int
+    attempt: Integer
     indices: Ranges
     node: str
     executor: str
@@ -58,16 +59,16 @@ class SandboxesReady(Message, frozen=True):
 class SandboxResult(Value, frozen=True):
     """One sandbox's command is done. `run_us`: from the sandbox's readiness to its command's end, in microseconds."""
 
-    index: int
+    index: Integer
     result: CommandResult
-    run_us: int
+    run_us: Integer
 
 
 class SandboxesFinished(Message, frozen=True):
     """These sandboxes ran the command that travelled with their rollout, and are gone."""
 
     rollout: str
-    attempt: int
+    attempt: Integer
     node: str
     executor: str
     isolation: str
@@ -78,7 +79,7 @@ class SandboxesEnded(Message, frozen=True):
     """These sandboxes ended without a result, or never started. `detail` is for people."""
 
     rollout: str
-    attempt: int
+    attempt: Integer
     indices: Ranges
     node: str
     reason: EndReason
@@ -92,10 +93,10 @@ class SandboxSaved(Message, frozen=True):
     """
 
     rollout: str
-    attempt: int
-    index: int
+    attempt: Integer
+    index: Integer
     snapshot: Snapshot
-    commands: int = 0
+    commands: Integer = 0
     steps: Ranges = ()
 
 
@@ -106,8 +107,8 @@ class SandboxSlept(Message, frozen=True):
     """
 
     rollout: str
-    attempt: int
-    index: int
+    attempt: Integer
+    index: Integer
     node: str
     snapshot: Snapshot
     preempted: bool = False
@@ -123,10 +124,10 @@ class RolloutQueued(Message, frozen=True):
     """
 
     rollout: str
-    ahead: int
-    waiting: int
+    ahead: Integer
+    waiting: Integer
     reason: str
-    start_ms: int = 0
+    start_ms: Integer = 0
 
 
 class RolloutDispatched(Message, frozen=True):
@@ -145,7 +146,7 @@ class RolloutRejected(Message, frozen=True):
     rollout: str
     code: str
     detail: str
-    retry_after_ms: int = 0
+    retry_after_ms: Integer = 0
 
 
 class SandboxesHedged(Message, frozen=True):
@@ -155,8 +156,8 @@ class SandboxesHedged(Message, frozen=True):
     """
 
     rollout: str
-    attempt: int
-    hedge: int
+    attempt: Integer
+    hedge: Integer
     indices: Ranges
 
 
@@ -173,7 +174,7 @@ class RolloutConcluded(Message, frozen=True):
     """Every sandbox of a rollout has ended. `counts` holds how many for which reason."""
 
     rollout: str
-    counts: tuple[tuple[EndReason, int], ...]
+    counts: tuple[tuple[EndReason, Integer], ...]
     reason: str  # finished, released, cancelled or timed_out
 
 
@@ -192,8 +193,8 @@ class TemplateResolved(Message, frozen=True):
 class CellCapacity(Message, frozen=True):
     """How many sandboxes the cell's living nodes hold at most, and which isolations they offer; `pools` says more."""
 
-    slots: int
-    nodes: int
+    slots: Integer
+    nodes: Integer
     isolations: tuple[str, ...]
     pools: tuple[Pool, ...] = ()
 
@@ -225,7 +226,7 @@ class TenantLimited(Message, frozen=True):
 
     tenant: str
     limits: Limits
-    version: int
+    version: Integer
 
 
 class QuotaWanted(Message, frozen=True):
@@ -236,22 +237,22 @@ class QuotaWanted(Message, frozen=True):
     already; who has claimed first is served first.
     """
 
-    cell: int
-    number: int
+    cell: Integer
+    number: Integer
     tenant: str
-    version: int
-    amounts: tuple[int, int, int, int]
-    claim_ms: int
+    version: Integer
+    amounts: tuple[Integer, Integer, Integer, Integer]
+    claim_ms: Integer
 
 
 class QuotaLent(Message, frozen=True):
     """Another cell's scheduler gives a piece of its part of a tenant's limits away, for good. `number` counts them."""
 
-    cell: int
-    number: int
+    cell: Integer
+    number: Integer
     tenant: str
-    version: int
-    amounts: tuple[int, int, int, int]
+    version: Integer
+    amounts: tuple[Integer, Integer, Integer, Integer]
 
 
 class RoomWanted(Message, frozen=True):
@@ -261,8 +262,8 @@ class RoomWanted(Message, frozen=True):
     `min_ready` of them together.
     """
 
-    cell: int
-    number: int
+    cell: Integer
+    number: Integer
     tenant: str
     run: str
     spec: RolloutSpec
@@ -271,8 +272,8 @@ class RoomWanted(Message, frozen=True):
 class RoomLent(Message, frozen=True):
     """A cell has room for these of the sandboxes that were asked for: each index is a ticket for one, once."""
 
-    cell: int
-    number: int
+    cell: Integer
+    number: Integer
     tickets: Ranges
 
 
@@ -282,8 +283,8 @@ class RoomReturned(Message, frozen=True):
     `declined`: there was no room for them after all.
     """
 
-    cell: int
-    number: int
+    cell: Integer
+    number: Integer
     tickets: Ranges = ()
     declined: bool = False
 
@@ -300,4 +301,4 @@ class SettingsChanged(Message, frozen=True):
 class Tick(Message, frozen=True):
     """Time passes: published when a core has asked to be woken and nothing else came."""
 
-    due_ms: int
+    due_ms: Integer

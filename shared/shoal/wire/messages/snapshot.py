@@ -1,5 +1,6 @@
 """The snapshot log: what can be started, how it is made, and how long it is kept."""
 
+from shoal.wire.bounds import Integer
 from shoal.wire.messages.base import Message
 from shoal.wire.values import Blob, Recipe, Snapshot, SnapshotEntry
 
@@ -7,7 +8,7 @@ from shoal.wire.values import Blob, Recipe, Snapshot, SnapshotEntry
 class ResolveTemplate(Message, frozen=True):
     """A scheduler asks what a template's name stands for."""
 
-    cell: int
+    cell: Integer
     tenant: str
     template: str
 
@@ -31,7 +32,7 @@ class SnapshotAdded(Message, frozen=True):
     snapshot: Snapshot
     name: str = ""
     origin: str = ""
-    until_ms: int = 0
+    until_ms: Integer = 0
     automatic: bool = False
 
 
@@ -40,7 +41,7 @@ class BlobKept(Message, frozen=True):
 
     tenant: str
     blob: Blob
-    until_ms: int
+    until_ms: Integer
 
 
 class SnapshotHeld(Message, frozen=True):
@@ -52,7 +53,7 @@ class SnapshotHeld(Message, frozen=True):
     tenant: str
     digest: str
     rollout: str
-    until_ms: int
+    until_ms: Integer
 
 
 class SnapshotLetGo(Message, frozen=True):

@@ -4,6 +4,7 @@
 sandbox's story the present one has behind it.
 """
 
+from shoal.wire.bounds import Integer
 from shoal.wire.messages.base import Message
 from shoal.wire.values import Blob, Command, CommandResult, EndReason, FileEntry, FileOp, Ranges, Snapshot, Step
 
@@ -15,7 +16,7 @@ class SandboxesBegan(Message, frozen=True):
     """
 
     rollout: str
-    attempt: int
+    attempt: Integer
     indices: Ranges
     node: str
     executor: str
@@ -28,8 +29,8 @@ class StepBegun(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     step: Step
     what: str
     command: Command | None = None
@@ -44,11 +45,11 @@ class CommandOutput(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    part: int
-    channel: int
+    index: Integer
+    part: Integer
+    channel: Integer
     data: bytes
-    attempt: int = 0
+    attempt: Integer = 0
 
 
 class CommandFinished(Message, frozen=True):
@@ -59,8 +60,8 @@ class CommandFinished(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     command: Command
     result: CommandResult
     step: Step = Step()
@@ -72,14 +73,14 @@ class FileWritten(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     path: str
-    size: int  # of the whole file, in bytes
+    size: Integer  # of the whole file, in bytes
     step: Step = Step()
     data: bytes = b""
-    offset: int = 0
-    mode: int = 0o644
+    offset: Integer = 0
+    mode: Integer = 0o644
     content: Blob | None = None
 
 
@@ -88,14 +89,14 @@ class FileRead(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     path: str
     data: bytes
-    size: int
+    size: Integer
     eof: bool
     step: Step = Step()
-    offset: int = 0
+    offset: Integer = 0
 
 
 class FileManaged(Message, frozen=True):
@@ -122,11 +123,11 @@ class SnapshotTaken(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     snapshot: Snapshot
     name: str = ""
-    took_us: int = 0
+    took_us: Integer = 0
     step: Step = Step()
     memory: str = ""  # as it was asked for
 
@@ -136,8 +137,8 @@ class RolledBack(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     digest: str
     step: Step = Step()
 
@@ -147,8 +148,8 @@ class Hibernated(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     digest: str
     step: Step = Step()
 
@@ -166,8 +167,8 @@ class CommandRefused(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     code: str
     detail: str
     reason: EndReason | None = None
@@ -182,5 +183,5 @@ class BlobRead(Message, frozen=True):
 
     id: str
     data: bytes
-    size: int
+    size: Integer
     error: str = ""

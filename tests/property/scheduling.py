@@ -139,7 +139,10 @@ class Scheduling(RuleBasedStateMachine):
                 known = self.rollouts[name]
                 assert known.concluded is None, f"{name} is concluded twice"
                 known.concluded = message
+                held = [index for index in ranges.indices(message.not_started) if self.held(name, index)]
+                assert not held, f"{held} of {name} were given out after all"
                 if reason == "timed_out":
+                    known.ledger.close(message.not_started, m.EndReason.NOT_STARTED)
                     known.ledger.close(ranges.whole(known.ledger.n), m.EndReason.TIMED_OUT)
                 assert counts == known.ledger.counts(), "the scheduler and the trainer count otherwise"
 

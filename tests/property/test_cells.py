@@ -129,8 +129,8 @@ class HoardsItsPart(SchedulerCore):
 class BeginsAnew(SchedulerCore):
     """Of a limit that is changed each cell has its equal part again, whatever it uses."""
 
-    def _limit(self, tenant: str, limits: m.Limits, part: Any, version: int) -> None:
-        super()._limit(tenant, limits, part, version)
+    def _limit(self, tenant: str, limits: m.Limits, version: int | None) -> None:
+        super()._limit(tenant, limits, version)
         if tenant in self.books.tenants:
             self.books.tenants[tenant].part = list(self.books.tenants[tenant].base)
 
@@ -138,9 +138,9 @@ class BeginsAnew(SchedulerCore):
 class OwesNothing(SchedulerCore):
     """Where a limit was lowered, a cell that uses more than its part does not ask for it."""
 
-    def _limit(self, tenant: str, limits: m.Limits, part: Any, version: int) -> None:
+    def _limit(self, tenant: str, limits: m.Limits, version: int | None) -> None:
         asking = dict(self.exchange._asking)
-        super()._limit(tenant, limits, part, version)
+        super()._limit(tenant, limits, version)
         self.exchange._asking = asking
 
 

@@ -34,8 +34,8 @@ class Overcommits(SchedulerCore):
 class NoQuota(SchedulerCore):
     """A tenant's quota is not looked at."""
 
-    def _limit(self, tenant: str, limits: m.Limits, part: tuple[int, int, int, int], version: int) -> None:
-        super()._limit(tenant, msgspec.structs.replace(limits, sandboxes=0), part, version)
+    def _limit(self, tenant: str, limits: m.Limits, version: int | None) -> None:
+        super()._limit(tenant, msgspec.structs.replace(limits, sandboxes=0), version)
 
 
 class FirstComeFirstServed(SchedulerCore):
@@ -48,8 +48,8 @@ class FirstComeFirstServed(SchedulerCore):
 class Unweighted(SchedulerCore):
     """Weights are forgotten."""
 
-    def _limit(self, tenant: str, limits: m.Limits, part: tuple[int, int, int, int], version: int) -> None:
-        super()._limit(tenant, msgspec.structs.replace(limits, weight=1.0), part, version)
+    def _limit(self, tenant: str, limits: m.Limits, version: int | None) -> None:
+        super()._limit(tenant, msgspec.structs.replace(limits, weight=1.0), version)
 
 
 class SlackForTheHeavy(SchedulerCore):
@@ -151,9 +151,11 @@ class LostIsAResult(SchedulerCore):
 class WaitsForTheDead(SchedulerCore):
     """Those that are to follow the first of their rollout wait though these were released before they were there."""
 
-    def _conclude(self, rollout: Any, reason: str, now: int, effects: list[Effect]) -> None:
+    def _conclude(
+        self, rollout: Any, reason: str, now: int, effects: list[Effect], waited: m.Ranges = ()
+    ) -> None:  # fmt: skip
         if not rollout.lost_its_first:
-            super()._conclude(rollout, reason, now, effects)
+            super()._conclude(rollout, reason, now, effects, waited)
 
 
 class WaitsForItself(WaitsForTheDead):

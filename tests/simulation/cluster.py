@@ -263,6 +263,7 @@ class Trainer:
                 self.rejected = True
             case m.RolloutConcluded(reason=reason):
                 if reason == "timed_out":
+                    ledger.close(message.not_started, m.EndReason.NOT_STARTED)
                     ledger.close(ranges.whole(ledger.n), m.EndReason.TIMED_OUT)
                 self.concluded.append(message)
 

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from shoal.client.fold import RolloutFold
 from shoal.machine.core import Cause, LawBrokenError
 from shoal.machine.ledger import HEDGE
 from shoal.wire import messages as m
@@ -433,6 +434,41 @@ def test_nobody_gains_by_calling_everything_urgent() -> None:
     assert not [e for e in said if isinstance(e, m.PreemptRequested)]
     said = cell.submit(2, "third", priority=1)
     assert of(said, m.PreemptRequested).rollout == "r0"
+
+
+def test_what_waits_when_its_rollouts_time_is_up_was_not_started_and_did_not_time_out() -> None:
+    cell = Cell()
+    cell.submit(6)
+    cell.submit(4, timeout_ms=5_000)
+    cell.ready("r1", ((0, 2),))
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    counts = ((m.EndReason.TIMED_OUT, 2), (m.EndReason.NOT_STARTED, 2))
+    assert concluded == m.RolloutConcluded("r1", counts, "timed_out", ((2, 2),))
+    fold = RolloutFold("r1", "t", "u", m.RolloutSpec("host", 4, timeout_ms=5_000))
+    fold.handle(m.RolloutSubmitted("r1", "t", "u", fold.spec), 1_000)
+    fold.handle(m.SandboxesReady("r1", 0, ((0, 2),), "n", "e", "zygote"), 1_010)
+    fold.handle(concluded, 6_000)
+    assert fold.ledger.counts() == counts
+    assert [each.infrastructure for each in sorted(fold.outcomes, key=lambda each: each.index)] == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_what_no_node_could_hold_is_no_failure_of_its_own() -> None:
+    cell = Cell()
+    cell.submit(1, memory=900 * 2**40, timeout_ms=5_000)
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    assert concluded == m.RolloutConcluded("r0", ((m.EndReason.NOT_STARTED, 1),), "timed_out", ((0, 1),))
+
+
+def test_what_is_given_up_when_the_time_is_up_before_that_is_read_back_was_not_started() -> None:
+    cell = Cell()
+    cell.submit(8)
+    cell.submit(2, start_within_ms=4_999, timeout_ms=5_000)
+    closed = of(cell(m.Tick(cell.now), 4_999), m.SandboxesClosed)
+    concluded = of(cell(m.Tick(cell.now), 1), m.RolloutConcluded)
+    assert concluded == m.RolloutConcluded("r1", ((m.EndReason.NOT_STARTED, 2),), "timed_out", ((0, 2),))
+    assert cell(closed) == []
 
 
 def test_what_has_no_room_by_its_deadline_is_not_started() -> None:

@@ -219,6 +219,7 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "RolloutDispatched": RolloutDispatched("r1", _SNAPSHOT),
     "RolloutRejected": RolloutRejected("r1", "unknown_template", "no template is called nope"),
     "RolloutConcluded": RolloutConcluded("r1", ((EndReason.SUCCEEDED, 250), (EndReason.NODE_LOST, 6)), "finished"),
+    "RolloutConcluded/not_started": RolloutConcluded("r1", ((EndReason.NOT_STARTED, 130),), "timed_out", _RANGES),
     "TemplateResolved": TemplateResolved("acme", "host", _SNAPSHOT),
     "TemplateResolved/error": TemplateResolved("acme", "nope", None, "no template is called nope"),
     "CellCapacity": CellCapacity(slots=4096, nodes=3, isolations=("simulated", "zygote")),

@@ -1,7 +1,6 @@
 """What a cell's living nodes have together, for its scheduler."""
 
 from collections.abc import Iterable
-from typing import Final
 
 from shoal.wire import messages as m
 from shoal.wire.bounds import MOST

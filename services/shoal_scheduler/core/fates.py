@@ -209,7 +209,11 @@ class Fates:
         present = [(HEDGE, indices)]  # here, in whichever attempt
         if rollout.abroad:
             present = rollout.ledger.by_attempt(ranges.indices(rollout.ledger.open(indices)))
-        news = rollout.ledger.close(indices, reason)
+        waited: m.Ranges = ()
+        if reason is m.EndReason.TIMED_OUT and rollout.guest is None:
+            # The platform had no room for them: no verdict on what was to run there.
+            waited = rollout.ledger.close(ranges.union(rollout.queue, rollout.closing), m.EndReason.NOT_STARTED)
+        news = ranges.union(waited, rollout.ledger.close(indices, reason))
         if not news:
             return
         away = ranges.union(self.books.withdraw(rollout, news, now), ranges.union(asleep, rollout.closing))
@@ -225,15 +229,17 @@ class Fates:
             self.books.back(rollout, attempt, ranges.intersect(part, sent), now)
         self.books.back(rollout, HEDGE, hedged, now)
         closed = reason in (m.EndReason.RELEASED, m.EndReason.CANCELLED, m.EndReason.TIMED_OUT)
-        self._conclude(rollout, reason.value if closed else "finished", now, effects)
+        self._conclude(rollout, reason.value if closed else "finished", now, effects, waited)
 
-    def _conclude(self, rollout: Rollout, reason: str, now: int, effects: list[Effect]) -> None:
+    def _conclude(
+        self, rollout: Rollout, reason: str, now: int, effects: list[Effect], waited: m.Ranges = ()
+    ) -> None:  # fmt: skip
         """After some have ended: say so if all have, and let others begin if those that were to be first are gone."""
         if rollout.ledger.concluded and rollout.guest is not None:
             self._drop(rollout.request.rollout, now, effects)
         elif rollout.ledger.concluded:
             name = rollout.request.rollout
-            told = m.RolloutConcluded(name, rollout.ledger.counts(), reason)
+            told = m.RolloutConcluded(name, rollout.ledger.counts(), reason, waited)
             effects.append(rollout.outcome(self._cell, told))
             self._drop(name, now, effects)
         elif rollout.guest is None and rollout.lost_its_first:

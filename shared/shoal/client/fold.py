@@ -172,9 +172,12 @@ class RolloutFold:
             case RolloutRejected():
                 if not self.dispatched and self.concluded is None:
                     self.rejected = message
-            case RolloutConcluded(reason=why):
+            case RolloutConcluded(reason=why, not_started=waited):
                 self.concluded = self.concluded or message
                 self.concluded_ms = self.concluded_ms or time_ms
+                if ranges.valid(waited, self.spec.n):
+                    never, detail = EndReason.NOT_STARTED, "there was no room for it before its rollout's time was up"
+                    self._close(self.ledger.close(waited, never), never, detail, news)
                 reason = _CONCLUSIONS.get(why, EndReason.NODE_LOST)
                 detail = "" if why in _CONCLUSIONS else "the cluster concluded the rollout, but no report of it came"
                 self._close(self.ledger.close(ranges.whole(self.spec.n), reason), reason, detail, news)

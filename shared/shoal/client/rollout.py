@@ -102,7 +102,7 @@ class Rollout(Live):
             await self._change()
         if self._missing:
             state = self._fold.status().state
-            if any(reason is EndReason.TIMED_OUT for reason, _ in ledger.counts()):
+            if state == "timed_out" or any(reason is EndReason.TIMED_OUT for reason, _ in ledger.counts()):
                 raise PlatformTimeout(
                     f"the time of rollout {self.id} was up while {self._missing} of its {self.n} sandboxes were not"
                     " ready; ask for a longer timeout=, or for fewer"
@@ -285,13 +285,17 @@ class Rollout(Live):
             for outcome in news.ended:
                 self._ended(outcome)
         else:  # of jobs that nobody had a sandbox of
-            self._missing += sum([outcome.reason in _NEVER for outcome in news.ended])
+            self._missing += sum([outcome.reason in _NEVER or self._overdue(outcome) for outcome in news.ended])
+
+    def _overdue(self, outcome: SandboxOutcome) -> bool:
+        """Whether a sandbox was not started in all of its rollout's time, rather than until its submit deadline."""
+        return outcome.reason is EndReason.NOT_STARTED and self._fold.concluded is not None
 
     def _ended(self, outcome: SandboxOutcome) -> None:
         sandbox = self._live.pop(outcome.index, None)
         if sandbox is not None:
             sandbox.ended_by(outcome.reason, outcome.detail)
-        elif outcome.reason in _NEVER:
+        elif outcome.reason in _NEVER or self._overdue(outcome):
             self._missing += 1
         elif outcome.reason is not EndReason.RELEASED and not self._fold.spec.commands:
             where = Ready(outcome.index, outcome.attempt, outcome.node, "", outcome.isolation, 0)

@@ -25,7 +25,7 @@ class EndReason(StrEnum):
     START_FAILED = "start_failed"  # its node could not start it
     DISK_FULL = "disk_full"  # its command failed, and its disk was full
     PREEMPTED = "preempted"  # it made room for what goes before it, and is started again
-    NOT_STARTED = "not_started"  # there was no room for it before its submit deadline
+    NOT_STARTED = "not_started"  # there was no room for it before its submit deadline, or its rollout's end
     BAD_INPUT = "bad_input"  # a file, or the code of a warm interpreter, that its trainer gave it cannot be used
 
     @property

@@ -171,11 +171,15 @@ class SandboxesClosed(Message, frozen=True):
 
 
 class RolloutConcluded(Message, frozen=True):
-    """Every sandbox of a rollout has ended. `counts` holds how many for which reason."""
+    """Every sandbox of a rollout has ended. `counts` holds how many for which reason.
+
+    `not_started`: those that waited for room when the rollout's time was up, and end as that; the others timed out.
+    """
 
     rollout: str
     counts: tuple[tuple[EndReason, Integer], ...]
     reason: str  # finished, released, cancelled or timed_out
+    not_started: Ranges = ()
 
 
 # --- what the scheduler must know

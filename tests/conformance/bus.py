@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -120,6 +121,17 @@ class BusConformance:
         await bus.ensure([larger])
         await bus.ensure([small.stream])  # as a service does that knows nothing of the room that was made
         assert not (await bus.publish(small.subject(), bytes(8 * 1024), "id-2")).duplicate
+
+    async def test_a_full_stream_that_makes_room_loses_its_oldest(self, bus: Bus) -> None:
+        small = Log(max_bytes=64 * 1024)
+        await bus.ensure([small.stream])  # as one of before is, that refuses
+        with pytest.raises(StreamFullError):
+            await asyncio.gather(*(bus.publish(small.subject(), bytes(8 * 1024), f"id-{i}") for i in range(20)))
+        last = await bus.last_sequence(small.name)
+        await bus.ensure([replace(small.stream, makes_room=True)])
+        stored = [await bus.publish(small.subject(), bytes(8 * 1024), f"more-{i}") for i in range(20)]
+        assert [each.sequence for each in stored] == list(range(last + 1, last + 21))
+        assert last < await bus.first_sequence(small.name) <= last + 20
 
     async def test_a_message_the_broker_cannot_take_is_refused_and_harms_no_other(self, bus: Bus, log: Log) -> None:
         assert bus.max_payload == 1024**2

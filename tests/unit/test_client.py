@@ -9,6 +9,7 @@ from shoal.wire.messages import (
     EndReason,
     OnLost,
     RolloutCancelled,
+    RolloutConcluded,
     RolloutQueued,
     RolloutRejected,
     RolloutReleased,
@@ -248,6 +249,17 @@ async def test_time_up_and_cancelled_before_all_were_ready() -> None:
         rollout = await cluster.rollout("host", n=2)
         with pytest.raises(shoal.Timeout, match="1 of its 2"):
             _ = [sandbox async for sandbox in rollout.ready()]
+
+        def never(fabric: Fabric, request: RolloutSubmitted) -> None:
+            fabric.say(request.rollout, RolloutConcluded(request.rollout, (), "timed_out", ((0, 2),)))
+
+        fabric.script = never
+        rollout = await cluster.rollout("host", n=2)
+        with pytest.raises(shoal.Timeout, match="2 of its 2"):
+            _ = [sandbox async for sandbox in rollout.ready()]
+        assert [(each.reason, each.infrastructure) async for each in rollout.outcomes()] == [
+            (shoal.EndReason.NOT_STARTED, True)
+        ] * 2
         fabric.script = lambda fabric, request: fabric.say(
             request.rollout, RolloutQueued(request.rollout, 4, 2, "the cluster is full")
         )

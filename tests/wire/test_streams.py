@@ -99,3 +99,8 @@ def test_ages_are_days_and_repeats_are_dropped_for_a_while(stream: streams.Strea
 def test_the_broker_removes_nothing_that_is_folded() -> None:
     folded = [streams.rollout(0), streams.placement(0), streams.snapshot()]
     assert [stream.max_age_s for stream in folded] == [0, 0, 0]
+
+
+def test_only_dead_letters_make_room_for_others() -> None:
+    assert [each.name for each in streams.cluster(2) if each.makes_room] == ["SHOAL_DEAD"]
+    assert not streams.executor("e").makes_room

@@ -313,7 +313,7 @@ def _stream_config(stream: Stream, replicas: int) -> dict[str, Any]:
         "name": stream.name,
         "subjects": list(stream.subjects),
         "retention": "limits",
-        "discard": "new",
+        "discard": "old" if stream.makes_room else "new",
         "storage": "file",
         "max_age": int(stream.max_age_s * _NS),
         "max_bytes": stream.max_bytes,

@@ -68,6 +68,9 @@ class _Log:
         if known is not None:
             return Stored(self.spec.name, known[0], True)
         message = Delivery(subject, payload, self.last + 1, now_ms, id)
+        if self.spec.makes_room and 0 <= _size(message) <= self.spec.max_bytes:
+            while self.bytes + _size(message) > self.spec.max_bytes:
+                self.purge(self.first)
         if self.spec.max_bytes >= 0 and self.bytes + _size(message) > self.spec.max_bytes:
             raise StreamFullError(full_text(self.spec.name, "maximum bytes exceeded"), self.spec.name)
         self.messages.append(message)

@@ -39,7 +39,7 @@ what is left of a log, unless told to (`shoal.runtime.options.state_option`).
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream; a full one refuses new messages rather than lose old ones.
+    """One stream; a full one refuses new messages rather than lose old ones; if it `makes_room`, the oldest go.
 
     `max_age_s` is the broker's to enforce, whoever has read the message or not; 0 for a stream that is folded: of that
     the shell removes what is older than `KEPT_S` *and* covered by a checkpoint (`shoal.runtime.retention`).
@@ -51,6 +51,7 @@ class Stream:
     max_bytes: int
     dedupe_s: float = 120.0
     replicas: int = 1
+    makes_room: bool = False
 
 
 def drained_key(node: str) -> str:
@@ -99,8 +100,8 @@ def snapshot() -> Stream:
 
 
 def dead() -> Stream:
-    """Return where messages go that nobody could use."""
-    return Stream("SHOAL_DEAD", ("shoal.dead.>",), 30 * _DAY, 1024**3)
+    """Return where messages go that nobody could use. However many there are stops nobody: the oldest go."""
+    return Stream("SHOAL_DEAD", ("shoal.dead.>",), 30 * _DAY, 1024**3, makes_room=True)
 
 
 def cluster(cells: int) -> tuple[Stream, ...]:

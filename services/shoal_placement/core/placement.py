@@ -14,6 +14,7 @@ from shoal.machine import ranges
 from shoal.machine.core import Cause, Effect, LawBrokenError, Publish
 from shoal.machine.ledger import HEDGE
 from shoal.wire import messages as m, subjects
+from shoal.wire.quantities import BadValueError
 from shoal_placement.core.expiries import Expiries
 from shoal_placement.core.fleet import Away
 from shoal_placement.core.nodes import DumpedExecutor, Executor, demand_of
@@ -182,6 +183,10 @@ class PlacementCore(Roster):
             raise LawBrokenError(f"indices {message.indices} are not those of a rollout of {message.spec.n}")
         if len(message.spec.commands) not in (0, 1, ranges.count(message.indices)):
             raise LawBrokenError(f"{len(message.spec.commands)} commands for {ranges.count(message.indices)} sandboxes")
+        try:
+            subjects.rollout_sandbox(message.cell, message.tenant, message.run)
+        except BadValueError as error:
+            raise LawBrokenError(f"nobody could be told of what is asked for: {error}") from error
         if now >= message.deadline_ms:
             return  # the scheduler ends it; that also lets the record of repeats be dropped at the deadline
         if message.rollout in self._over:

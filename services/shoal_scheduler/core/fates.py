@@ -42,6 +42,7 @@ class Fates:
         if rollout is None:
             return None
         unsent = [(0, rollout.fresh), *((each.attempt, each.indices) for each in rollout.again)]
+        unsent += rollout.ledger.by_attempt(ranges.indices(rollout.closing))
         if any(number == attempt and waiting and ranges.intersect(indices, waiting) for number, waiting in unsent):
             raise LawBrokenError(f"a report of sandboxes of rollout {name} that nobody was asked to start")
         return rollout if now < rollout.deadline_ms else None
@@ -138,7 +139,8 @@ class Fates:
         if node:
             self._begin(rollout, now)
         self._conclude(rollout, "finished", now, effects)
-        poison = reason is m.EndReason.START_FAILED and node and (gone or again)
+        failed = reason is m.EndReason.START_FAILED and node and (gone or again)
+        poison = failed and rollout.snapshot is not None
         if poison and self.suspects.failed(rollout, node, message.detail, self.books.rooms.capacity.nodes):
             for each in list(self.books.rollouts.values()):
                 if same_template(rollout, each) and (verdict := Suspects.verdict(each, message.detail)):
@@ -188,6 +190,8 @@ class Fates:
     def _hedge(self, message: m.SandboxesHedged, now: int, effects: list[Effect]) -> bool:
         """Return whether more may be given out now."""
         rollout = self.books.rollouts.get(message.rollout)
+        if not ranges.valid(message.indices, rollout.ledger.n if rollout else 2**31):
+            raise LawBrokenError(f"indices {message.indices} are not those of rollout {message.rollout}")
         if rollout is None or now >= rollout.deadline_ms:
             return False
         news = rollout.ledger.hedge(message.attempt, message.indices)

@@ -105,3 +105,14 @@ def test_a_request_that_nobody_could_be_told_of_breaks_a_law(wrong: dict[str, An
     _, broken = respond(core, encode(msgspec.structs.replace(asked, **wrong)), Cause("S", 1, 1))
     assert f"{next(iter(wrong))}: " in broken
     assert core.dump() == before
+
+
+def test_what_is_lent_is_never_more_than_can_be_kept() -> None:
+    core = SchedulerCore(0, cells=2)
+    broken = []
+    for number in range(1, 12):
+        lent = m.QuotaLent(1, number, "t", 1, (MOST, 0, 0, 0))
+        broken.append(respond(core, encode(lent), Cause("S", number, number))[1])
+        SchedulerCore(0, cells=2).load(core.dump())
+    assert not broken[0]
+    assert all("cannot be lent to tenant t" in each for each in broken[1:])

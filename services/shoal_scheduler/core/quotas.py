@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from shoal.machine import ranges
+from shoal.machine.core import LawBrokenError
 from shoal.wire import messages as m
+from shoal.wire.bounds import MOST
 from shoal_scheduler.core.books import Books
 from shoal_scheduler.core.tenants import CPU, MEMORY, SANDBOXES, STARTS, Tenant, amounts_of
 from shoal_scheduler.core.waiting import Line
@@ -176,10 +178,14 @@ class Exchange:
             self._asking[name] = None
 
     def lent(self, message: m.QuotaLent, now: int) -> None:
-        """Take over a piece of another cell's part."""
+        """Take over a piece of another cell's part. Raises LawBrokenError, having changed nothing."""
         known = self._heard_lent.get(message.cell, ())
         if ranges.holds(known, message.number):
             return
+        there = self._books.tenants.get(message.tenant)
+        together = zip(there.part if there else NOTHING, message.amounts, strict=True)
+        if min(message.amounts) < 0 or max(part + amount for part, amount in together) > MOST:
+            raise LawBrokenError(f"amounts: {message.amounts} cannot be lent to tenant {message.tenant}")
         self._heard_lent[message.cell] = ranges.union(known, ((message.number, 1),))
         tenant = self._books.tenant(message.tenant)
         tenant.asked = (_OUT_OF_DATE, tenant.asked[1])  # each of the others thinks of what it has given itself

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,34 @@ class TestAStreamThatIsNoLongerTheSame:
         with pytest.raises(StreamAnewError, match="ends with message 1, and was read up to message 7"):
             await asyncio.wait_for(reader.batch(), 30)
         await bus.close()
+
+    async def test_it_lost_its_end_and_is_as_long_again(self, tmp_path: Path) -> None:
+        """A restored backup, on which others go on at once: the reader's position is in the log, and means another."""
+        log, state = Log(), tmp_path / "state"
+        broker = EmbeddedBroker(state, port=0)
+        await broker.start()
+        bus = await JetStreamBus.connect(broker.url)
+        await bus.ensure([log.stream])
+        reader = await bus.reader(log.name)
+        await bus.publish(log.subject(), b"", "0")
+        await broker.stop()
+        shutil.copytree(state / "jetstream", tmp_path / "backup")
+        await broker.start()
+        for i in range(3):
+            await bus.publish(log.subject(), b"", f"{i}")
+        assert len(await take(reader, 3)) == 3
+        await broker.stop()
+        shutil.rmtree(state / "jetstream")
+        (tmp_path / "backup").rename(state / "jetstream")
+        await broker.start()
+        other = await JetStreamBus.connect(broker.url)
+        for i in range(9):
+            await other.publish(log.subject(), b"", f"other-{i}")
+        with pytest.raises(StreamAnewError, match=r"message 3 of .* is not the one|ends with message \d, and was read"):
+            await asyncio.wait_for(reader.batch(), 30)
+        await other.close()
+        await bus.close()
+        await broker.stop()
 
 
 async def looked_at(reader: PullReader) -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 
 import msgspec
 import pytest
 
 from shoal.bus.memory import MemoryBroker, MemoryBus
-from shoal.bus.protocol import Entry, Stored
+from shoal.bus.protocol import Delivery, Entry, Reader, Stored, StreamAnewError
 from shoal.machine.checkpoint import Checkpoint
 from shoal.runtime.checkpoints import Checkpoints
 from shoal.runtime.lease import NOBODY, Lease, LeaseLostError, Owner, Record, position_of
@@ -330,5 +331,65 @@ async def test_a_log_made_anew_is_folded_from_its_beginning(memory_broker: Memor
         submit(bus, 10, 10)
         await until(lambda: shell.position == 20)
         await until(lambda: shell.acknowledged == 20)
-    assert out(memory_broker) == expected(20)[20:]  # what was there may have been done with
+    assert out(memory_broker) == expected(20)  # what was there may have been done with, or its effects lost as well
     assert await position_of(bus, "toy.0") == 20
+
+
+async def test_a_log_that_is_shorter_has_what_follows_from_its_end_stored_again(
+    memory_broker: MemoryBroker, bus: MemoryBus
+) -> None:
+    submit(bus, 0, 10)
+    async with running(shell_of(bus, Toy())) as shell:
+        await until(lambda: shell.acknowledged == 10)  # and, when it ends, a checkpoint
+    submit(bus, 10, 5)
+    await acknowledge(bus, 20)
+    async with running(shell_of(bus, Toy())) as shell:
+        await until(lambda: shell.acknowledged == 15)
+    assert out(memory_broker) == expected(15)
+
+
+class Shortened:
+    """A reader that is told after a while that its log has lost its end."""
+
+    def __init__(self, reader: Reader, seen: asyncio.Event) -> None:
+        self.reader, self.seen = reader, seen
+
+    async def batch(self, limit: int = 1024) -> Sequence[Delivery]:
+        waiting = asyncio.ensure_future(self.reader.batch(limit))
+        told = asyncio.ensure_future(self.seen.wait())
+        try:
+            await asyncio.wait({waiting, told}, return_when=asyncio.FIRST_COMPLETED)
+            if self.seen.is_set():
+                raise StreamAnewError("it has lost its end", 4)
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            told.cancel()
+
+    async def close(self) -> None:
+        await self.reader.close()
+
+
+async def test_a_leader_whose_log_lost_its_end_has_its_successor_store_all_again(
+    memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, bus: MemoryBus
+) -> None:
+    seen = asyncio.Event()
+    mine = memory_broker.connect()
+    real = mine.reader
+
+    async def reader(*given: object, **named: object) -> Reader:
+        return Shortened(await real(*given, **named), seen)  # type: ignore[arg-type]  # as they came
+
+    monkeypatch.setattr(mine, "reader", reader)
+    submit(bus, 0, 10)
+    shell = shell_of(mine, Toy())
+    serving = asyncio.create_task(shell.run())
+    await until(lambda: shell.acknowledged == 10)
+    memory_broker.log(OUT).messages.clear()  # lost as well; and the log is as long again when it is looked at
+    memory_broker.log(OUT).ids.clear()
+    seen.set()
+    with pytest.raises(StreamAnewError):
+        await asyncio.wait_for(serving, 10)
+    async with running(shell_of(bus, Toy())) as shell:
+        await until(lambda: shell.acknowledged == 10)
+    assert out(memory_broker) == expected(10)

@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from shoal.bus.protocol import Bus, Delivery, Reader
+from shoal.bus.protocol import Bus, Delivery, Reader, StreamAnewError
 from shoal.machine.core import Cause
 from shoal.runtime.dead import dead_letter
 from shoal.wire import streams
@@ -52,7 +52,7 @@ class Inbox:
         if after is None or after > last:
             if after is not None:
                 inbox = self._stream.name
-                log.error("the inbox is shorter than what was taken of it: is it another one?", inbox=inbox, last=last)
+                log.error("the inbox is shorter than what was taken of it: going on at its end", inbox=inbox, last=last)
             self._known.begin_at(last)
             return last
         return after
@@ -61,7 +61,12 @@ class Inbox:
         """Take what comes, for ever."""
         assert self._reader is not None
         while True:
-            for number, delivery in enumerate(await self._reader.batch(), 1):
+            try:
+                batch = await self._reader.batch()
+            except StreamAnewError as error:
+                self._known.begin_at(error.last)  # the next process goes on there, and misses nothing that came since
+                raise
+            for number, delivery in enumerate(batch, 1):
                 self._compare_clocks(delivery)
                 try:
                     message = decode(delivery.payload)

@@ -44,7 +44,14 @@ class NoStreamError(BusError):
 
 
 class StreamAnewError(BusError):
-    """The stream that a reader follows is not the one it has read: it was made again, or has lost its end."""
+    """The stream that a reader follows is not the one it has read: it was made again, or has lost its end.
+
+    `last`: with which message it ended when that was seen; what came after it has not been read.
+    """
+
+    def __init__(self, text: str, last: int = 0) -> None:
+        super().__init__(text)
+        self.last = last
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):

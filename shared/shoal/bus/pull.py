@@ -76,6 +76,7 @@ class PullReader:
         self._origin = Origin(api, stream)
         self._checked = 0  # the generation of the consumer after which the stream was last looked at
         self._last = after
+        self._last_ns = 0  # when that was stored; 0 where it was not read here
         self._since_ms = since_ms
         self._filters = list(filters)
         self._buffer: deque[Delivery] = deque()
@@ -195,7 +196,7 @@ class PullReader:
         self._consumer_sequence = consumer_sequence
         self._count_off()
         if sequence > self._last:
-            self._last = sequence
+            self._last, self._last_ns = sequence, time_ns
             self._average += (len(payload) + 256 - self._average) / 16
             id = message_id(headers)
             self._buffer.append(Delivery(subject.decode(), payload, sequence, time_ns // 1_000_000, id))
@@ -257,7 +258,7 @@ class PullReader:
                     await self._make_consumer()
                     pause = 0.05
                 if self._checked != self._made:
-                    await self._origin.check(self._last)
+                    await self._origin.check(self._last, self._last_ns)
                     self._checked = self._made
                 self._top_up()
             except (NoStreamError, StreamAnewError) as error:

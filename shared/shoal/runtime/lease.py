@@ -133,6 +133,11 @@ class Lease:
         record = self.record
         await self._replace(Record(NOBODY, record.epoch, max(position, record.position)))
 
+    async def set_back(self) -> None:
+        """Let another take it at once and store every effect: the log has lost its end, so they may have been, too."""
+        if self.held:
+            await self._replace(Record(NOBODY, self.record.epoch, 0))
+
     async def _replace(self, record: Record) -> bool:
         value = msgspec.json.encode(record)
         while True:

@@ -8,20 +8,24 @@ from shoal.bus.protocol import Bus
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Core
 from shoal.runtime.checkpoints import Checkpoints, StateGoneError
+from shoal.runtime.lease import Lease
 
 log = structlog.get_logger()
 
 
 class Begin(NamedTuple):
-    """The core has folded the log up to this message, which the broker stored at that moment. `last` there was then."""
+    """The core has folded the log up to this message, which the broker stored at that moment.
+
+    Effects of messages up to `silent_to` are stored.
+    """
 
     position: int
     time_ms: int
-    last: int
+    silent_to: int
 
 
 async def recover(
-    bus: Bus, core: Core, checkpoints: Checkpoints, *, name: str, stream: str, what_is_left: bool
+    bus: Bus, core: Core, checkpoints: Checkpoints, lease: Lease, *, name: str, stream: str, what_is_left: bool
 ) -> Begin:
     """Load the newest checkpoint that can be used; without one, the log is to be folded from where it begins.
 
@@ -34,7 +38,7 @@ async def recover(
         last, first = await bus.last_sequence(stream), await bus.first_sequence(stream)
         for found in stored:
             if _fits(found, name, first, last) and _loaded(core, found, name):
-                return Begin(found.sequence, found.time_ms, last)
+                return Begin(found.sequence, found.time_ms, _stored(lease, stream, found.sequence, last))
         if (await checkpoints.manifest())[1] == revision:
             break
         log.info("other checkpoints were saved meanwhile: loading those", partition=name)
@@ -42,7 +46,24 @@ async def recover(
         raise StateGoneError(name, stream, first)
     if first > 1:
         log.warning("beginning with what is left: older state is lost", stream=stream, first=first)
-    return Begin(first - 1, 0, last)
+    return Begin(first - 1, 0, _stored(lease, stream, first - 1, last))
+
+
+def _stored(lease: Lease, stream: str, position: int, last: int) -> int:
+    """Return up to where effects are stored.
+
+    A log that is shorter than what was done with has lost its end, and so may the logs that its effects went to. Which
+    of its messages were stored then is not known: those after the checkpoint have their effects stored once more.
+    """
+    if lease.record.position <= last:
+        return lease.record.position
+    log.error(
+        "the log is shorter than what was done with: its broker has lost the end of it, or it is another one;"
+        " storing again what follows from its messages",
+        stream=stream, last=last, done=lease.record.position, after=position,
+    )  # fmt: skip
+    lease.limit = position
+    return position
 
 
 def _fits(found: Checkpoint, name: str, first: int, last: int) -> bool:

@@ -6,6 +6,7 @@ be stored, with the ids the leader would have used. A crash at any point repeats
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Final
 import structlog
 
 from shoal.bus.ending import end
-from shoal.bus.protocol import Bus, BusError, Delivery, Reader
+from shoal.bus.protocol import Bus, BusError, Delivery, Reader, StreamAnewError
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, Core, Publish, Task, effect_id, respond
 from shoal.runtime.checkpoints import Checkpoints, dump
@@ -157,6 +158,11 @@ class Shell:
                 tasks.append(asyncio.create_task(self._ticker.run(self._leading), name=f"{self._name} ticks"))
             await self._until(stop, tasks)
             await self._finish(tasks)
+        except StreamAnewError:
+            await end(*tasks)
+            with contextlib.suppress(BusError):  # then the log's length tells the next life, while it is short
+                await self._lease.set_back()
+            raise
         finally:
             await end(*tasks, *((self._telling,) if self._telling is not None else ()))
             await self._performer.stop()
@@ -198,15 +204,10 @@ class Shell:
     async def _recover(self) -> None:
         await self._lease.look()
         begin = await recover(
-            self._bus, self._core, self._checkpoints, name=self._name, stream=self._stream,
+            self._bus, self._core, self._checkpoints, self._lease, name=self._name, stream=self._stream,
             what_is_left=self._what_is_left,
         )  # fmt: skip
-        self._silent_to = self._lease.record.position
-        if self._silent_to > begin.last:
-            log.error(
-                "the log is shorter than what was done with: is it another one?", stream=self._stream, last=begin.last
-            )
-            self._silent_to = self._lease.limit = begin.last
+        self._silent_to = begin.silent_to
         self.position = self._checkpointed = begin.position
         self._time_ms = begin.time_ms
 

@@ -30,6 +30,7 @@ from shoal.blobs.protocol import (
     Progress,
     measure,
 )
+from shoal.bus.address import shown
 from shoal.wire.messages import Blob
 
 _CONNECT_S: Final = 5.0
@@ -152,7 +153,7 @@ class NatsStore:
 
     @property
     def _name(self) -> str:
-        return f"bucket {self._bucket} of {self._url}"
+        return f"bucket {self._bucket} of {shown(self._url)}"
 
     async def _open(self) -> ObjectStore:
         async with self._opening:

@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError, NoRespondersError
 
+from shoal.bus.address import shown
 from shoal.bus.client import DirectClient
 from shoal.bus.ending import end
 from shoal.bus.protocol import UnreachableError
@@ -94,7 +95,9 @@ class Connection:
             if port == -1:
                 servers = []
         if not servers:
-            raise UnreachableError(f"{self._url!r} is no broker's address; write one such as nats://127.0.0.1:4222")
+            raise UnreachableError(
+                f"{shown(self._url)!r} is no broker's address; write one such as nats://127.0.0.1:4222"
+            )
         client = DirectClient()
         failures: list[str] = []
         failed = asyncio.Event()
@@ -179,7 +182,8 @@ class Connection:
 
     def _unreachable(self, why: str) -> str:
         return (
-            f"no broker answers at {self._url} ({why}); start one with `shoal up`, or set SHOAL_URL to where yours is"
+            f"no broker answers at {shown(self._url)} ({why}); start one with `shoal up`, or set SHOAL_URL to where"
+            " yours is"
         )
 
     def follow(self, follower: Follower) -> None:
@@ -290,7 +294,7 @@ class Connection:
             except (NatsError, TimeoutError, OSError, RuntimeError) as error:
                 why = str(error) or type(error).__name__
             await asyncio.sleep(min(0.05, max(until - time.monotonic(), 0)))
-        raise UnreachableError(f"the broker at {self._url} does not answer {subject.split('.', 2)[-1]} ({why})")
+        raise UnreachableError(f"the broker at {shown(self._url)} does not answer {subject.split('.', 2)[-1]} ({why})")
 
     def send(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         """Publish. Raises NatsError for what cannot be published, and ConnectionResetError."""

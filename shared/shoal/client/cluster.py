@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final, Unpack
 
+from shoal.bus.address import shown
 from shoal.bus.protocol import Bus, BusError
 from shoal.client import dead, listing, mapping, nodes as nodes_, tenants
 from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
@@ -83,7 +84,7 @@ def connect(
         if entry is None:
             await chosen.close()
             raise Unreachable(address, "a broker does, but no cluster was ever set up there")
-        return Cluster(Link(chosen, address, who, int(entry.value), answer_grace))
+        return Cluster(Link(chosen, shown(address), who, int(entry.value), answer_grace))
 
     return Opening(open, Cluster.close)
 
@@ -102,7 +103,7 @@ class Cluster(Resumable):
 
     @property
     def url(self) -> str:
-        """The broker's address."""
+        """The broker's address, without user and password."""
         return self._link.address
 
     def rollout(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from shoal.bus.address import shown
 from shoal.wire.messages import EndReason
 
 if TYPE_CHECKING:
@@ -347,6 +348,7 @@ class Unreachable(InfrastructureError, ConnectionError):
     """No cluster answers at `address`."""
 
     def __init__(self, address: str, detail: str) -> None:
+        address = shown(address)
         advice = "" if "`shoal up`" in detail else "; start one with `shoal up`, or set SHOAL_URL"
         super().__init__(f"no Shoal answers at {address}: {detail}{advice}")
         self.address = address

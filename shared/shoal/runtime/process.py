@@ -12,6 +12,7 @@ from typing import Final
 
 import uvloop
 
+from shoal.bus.address import shown
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import Bus, BusError, UnreachableError
 from shoal.runtime import lean  # before the others, which import structlog
@@ -115,7 +116,7 @@ async def connect_patiently(settings: Settings, name: str, stop: asyncio.Event) 
         except UnreachableError as error:
             if time.monotonic() >= until:
                 raise
-            log.warning("waiting for the broker", url=url, error=str(error))
+            log.warning("waiting for the broker", url=shown(url), error=str(error))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), _PAUSE_S)
     return None

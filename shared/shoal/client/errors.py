@@ -337,7 +337,13 @@ class Timeout(ShoalError, TimeoutError):
 
     Itself it is a limit of the trainer's, as of `Rollout.wait(timeout)`: what is waited for goes on. Where the platform
     did not do its part in time it is a PlatformTimeout.
+
+    `id`: what a command, or what was done with a file, had as `id=`; empty for anything else.
     """
+
+    def __init__(self, text: str, id: str = "") -> None:
+        super().__init__(text)
+        self.id = id
 
 
 class PlatformTimeout(Timeout, InfrastructureError):

@@ -160,8 +160,8 @@ class Link:
         except BusError as error:
             raise self.explained(error) from error
 
-    def explained(self, error: BusError) -> ShoalError:
-        """Return a trouble of the bus as a trainer's error."""
+    def explained(self, error: BusError, id: str = "") -> ShoalError:
+        """Return a trouble of the bus as a trainer's error. `id`: of what was asked of a sandbox."""
         if self._belonging.closed:
             return NotConnected(self.address, CLOSED)
         match error:
@@ -170,9 +170,9 @@ class Link:
             case TooLargeError():
                 return BadRequest("request", str(error))
             case PublishTimeoutError():
-                return PlatformTimeout(
-                    f"{error}; look at the broker at {self.address}, then try again: copies are dropped"
-                )
+                again = f" with `id={id!r}`: else it may run twice" if id else ": copies are dropped"
+                look = f"look at the broker at {self.address}, whose disk may be full, then try again"
+                return PlatformTimeout(f"{error}; {look}{again}", id)
             case StreamAnewError():
                 return LogGone(self.address, str(error))
             case NoStreamError():
@@ -331,23 +331,25 @@ class Link:
         where nobody waits for a command any more, its executor is told to end it.
         """
         key = (message.id, message.attempt)
+        given = message.id.partition(":")[2]  # before it is the sandbox's name
         pending = self._pending.get(key)
         if pending is None:
             # A broker drops a copy of a message, but the executor must hear a repeated command to repeat its answer.
             stored = self.bus.publish(subject, encode(message), f"{message.id}:{secrets.token_hex(6)}")
             pending = self._pending[key] = Pending(on_output)  # only now: nobody would take back what cannot be sent
             among.add(pending)
-            stored.add_done_callback(lambda done: self._published(done, pending))
+            stored.add_done_callback(lambda done: self._published(done, pending, given))
         pending.waiters += 1
         try:
             await asyncio.wait({pending.answer}, timeout=within_s)
             if not pending.answer.done():
                 how = "give it an id= to ask for its answer again" if ours else (
-                    "try again with the same id= to get the recorded answer"
+                    f"try again with `id={given!r}` to get the recorded answer"
                 )  # fmt: skip
                 raise PlatformTimeout(
                     f"no answer to {what} within {within_s:g} s; its executor may be busy or gone: {how}, or release"
-                    " the sandbox"
+                    " the sandbox",
+                    "" if ours else given,
                 )
             return pending.answer.result()
         finally:
@@ -363,13 +365,13 @@ class Link:
                 if not pending.answer.cancel() and not pending.answer.cancelled():
                     pending.answer.exception()  # it has been heard, or whoever waited was cancelled
 
-    def _published(self, stored: "asyncio.Future[Stored]", pending: Pending) -> None:
+    def _published(self, stored: "asyncio.Future[Stored]", pending: Pending, id: str) -> None:
         if stored.cancelled():
             pending.fail(NotConnected(self.address, CLOSED))
             return
         error = stored.exception()
         if error is not None:
-            pending.fail(self.explained(error) if isinstance(error, BusError) else error)
+            pending.fail(self.explained(error, id) if isinstance(error, BusError) else error)
 
     async def close(self) -> None:
         """Stop following, fail whatever still waits, disconnect. Idempotent."""

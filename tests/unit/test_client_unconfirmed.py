@@ -1,0 +1,45 @@
+"""What a broker did not confirm may have been stored: asked again under another id it would run twice."""
+
+import asyncio
+
+import pytest
+
+import shoal
+from shoal.bus.memory import MemoryBus
+from shoal.bus.protocol import PublishTimeoutError, Stored
+from unit.client_fabric import Fabric, all_ready
+
+
+class Unconfirmed(MemoryBus):
+    """A connection whose broker stores what it is told, and says so no more when `silent`."""
+
+    silent = False
+
+    def publish(self, subject: str, payload: bytes, id: str) -> "asyncio.Future[Stored]":
+        stored = super().publish(subject, payload, id)
+        if not self.silent:
+            return stored
+        unheard: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+        unheard.set_exception(PublishTimeoutError("the broker did not confirm a message"))
+        return unheard
+
+
+async def test_the_error_has_the_id_to_try_again_with() -> None:
+    async with Fabric(all_ready) as fabric:
+        bus = Unconfirmed(fabric.broker)
+        async with shoal.connect(bus=bus) as cluster:
+            rollout = await cluster.rollout("host")
+            sandbox = await anext(rollout.ready())
+            bus.silent = True
+            with pytest.raises(shoal.Timeout, match=r"disk may be full.*with `id='.+'`: else it may run twice") as told:
+                await asyncio.wait_for(sandbox.run("x"), 5)
+            assert told.value.id
+            assert f"id={told.value.id!r}" in str(told.value)
+            with pytest.raises(shoal.Timeout) as own:
+                await asyncio.wait_for(sandbox.run("x", id="mine"), 5)
+            assert own.value.id == "mine"
+            with pytest.raises(shoal.Timeout, match="copies are dropped") as fixed:
+                await asyncio.wait_for(rollout.cancel(), 5)
+            assert fixed.value.id == ""
+            bus.silent = False
+            assert (await sandbox.run("x", id=told.value.id, timeout=5)).ok

@@ -215,8 +215,11 @@ class ZygoteDriver(AgentDriver[Sandbox]):
                 ordered = True
                 theirs.close()  # so that its end is heard of
                 await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)  # while it is forked
-                async with asyncio.timeout(UP_S):
-                    up = await link.up
+                try:
+                    async with asyncio.timeout(UP_S):
+                        up = await link.up
+                except TimeoutError:
+                    raise TimeoutError(zygote.silent(UP_S)) from None
                 if not isinstance(up, frames.Up) or up.error:
                     raise DriverError(
                         f"the sandbox could not be made: {up.error if isinstance(up, frames.Up) else 'it ended'}"

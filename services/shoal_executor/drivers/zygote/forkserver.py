@@ -155,6 +155,10 @@ class ForkServer:
             raise DriverError(f"env: its variables take more than {most} KiB with the template's; make them fewer")
         socket.send_fds(self._control, [told], descriptors)
 
+    def silent(self, seconds: float) -> str:
+        """Return what to say where it did nothing of what it was told."""
+        return f"the fork server, process {self.pid}, did not answer within {seconds:g} s; is it stopped?"
+
     async def where(self, name: str) -> int:
         """Return a sandbox's first process as the host sees it. Raises DriverError when it has ended."""
         asked = self._where.get(name)
@@ -166,7 +170,7 @@ class ForkServer:
             async with asyncio.timeout(_UP_S):
                 pid = await asyncio.shield(asked) if asked is not None else 0
         except TimeoutError:
-            raise DriverError("the fork server does not answer") from None
+            raise DriverError(self.silent(_UP_S)) from None
         finally:
             self._where.pop(name, None)
         if not pid:

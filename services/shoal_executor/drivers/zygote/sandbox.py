@@ -18,11 +18,14 @@ class Sandbox(Inhabited):
 
     async def killed(self) -> None:
         """Kill until its end is told: an order is lost where the fork server's socket is full."""
-        async with asyncio.timeout(UP_S):
-            while not self.ended.is_set():
-                self.zygote.kill(self.name)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.ended.wait(), 0.5)
+        try:
+            async with asyncio.timeout(UP_S):
+                while not self.ended.is_set():
+                    self.zygote.kill(self.name)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.ended.wait(), 0.5)
+        except TimeoutError:
+            raise TimeoutError(self.zygote.silent(UP_S)) from None
 
 
 def why(groups: Groups, group: Group, told: str) -> tuple[EndReason, str]:

@@ -38,8 +38,17 @@ async def test_the_error_has_the_id_to_try_again_with() -> None:
             with pytest.raises(shoal.Timeout) as own:
                 await asyncio.wait_for(sandbox.run("x", id="mine"), 5)
             assert own.value.id == "mine"
+            bus.silent = False
+            assert (await sandbox.run("x", id=told.value.id, timeout=5)).ok
+            bus.silent = True
             with pytest.raises(shoal.Timeout, match="copies are dropped") as fixed:
                 await asyncio.wait_for(rollout.cancel(), 5)
             assert fixed.value.id == ""
-            bus.silent = False
-            assert (await sandbox.run("x", id=told.value.id, timeout=5)).ok
+
+
+@pytest.mark.parametrize("id", ["~1", "~5d7c8a29c63dc20g", "~5d7c8a29c63dc201 ", "#1", "#", "#x"])
+async def test_no_id_of_our_own_that_no_error_has_told_of(id: str) -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        sandbox = await anext((await cluster.rollout("host")).ready())
+        with pytest.raises(shoal.BadRequest, match="are Shoal's own"):
+            await sandbox.run("x", id=id)

@@ -34,6 +34,7 @@ from shoal.wire.messages import (
 from shoal.wire.values import APPEND
 
 _MOST_ID: Final = 200
+_OURS: Final = re.compile("~[0-9a-f]{16}")
 _ID: Final = f"1 to {_MOST_ID} characters on one line; those with '#' or '~' first are Shoal's own"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")  # an id is in a message's headers, which are lines
 _SHOWN: Final = 200
@@ -79,7 +80,7 @@ class Steps:
     async def id(self, given: str | None, known: Callable[[], Awaitable[Story]]) -> str:
         """Return the id of the next step: the one that is given, or one of our own. `known` waits for the story."""
         if given is not None:
-            if not 0 < len(text(given, "id", _ID)) <= _MOST_ID or given[0] in "#~" or _CONTROL.search(given):
+            if not 0 < len(text(given, "id", _ID)) <= _MOST_ID or _CONTROL.search(given) or not self._may_give(given):
                 raise BadRequest("id", f"{shortened(repr(given))} cannot be used; write {_ID}")
             return given
         if self._policy is None:
@@ -96,6 +97,12 @@ class Steps:
             finally:
                 self._waiting -= 1
         return self._number()
+
+    def _may_give(self, id: str) -> bool:
+        """Return whether this may be handed in: of our own, only what an error has told of (`Timeout.id`)."""
+        if id[0] == "#":
+            return id[1:].isdecimal() and 0 < int(id[1:]) < self._next and self._policy is not None
+        return id[0] != "~" or _OURS.fullmatch(id) is not None
 
     def _number(self) -> str:
         self._next += 1

@@ -117,6 +117,11 @@ class EmbeddedBroker:
         return f"nats://{host}:{self._port}"
 
     @property
+    def state(self) -> Path:
+        """Its state directory, with `nats.log` in it."""
+        return self._state
+
+    @property
     def pid(self) -> int:
         """The running server's process id. Raises BrokerError when there is none."""
         if self._process is None or self._process.poll() is not None:

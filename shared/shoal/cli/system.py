@@ -267,10 +267,11 @@ class LocalSystem:
             try:
                 pid = server.pid
                 self._note()
-                await ended(pid)
+                why = await self._until_useless(name, server, pid)
                 self._server_restarts[name] = self._server_restarts.get(name, 0) + 1
                 self._note()
-                self._tell(f"{name} (pid {pid}) died; starting it again")
+                self._tell(f"{name} (pid {pid}) {why}; starting it again")
+                await server.stop()
             except BrokerError:
                 pass
             try:
@@ -278,6 +279,21 @@ class LocalSystem:
             except BrokerError as error:
                 self._tell(f"{name} cannot be started: {error}; trying again in {_BROKER_PAUSE_S:g} s")
                 await asyncio.sleep(_BROKER_PAUSE_S)
+
+    async def _until_useless(self, name: str, server: "EmbeddedBroker", pid: int) -> str:
+        """Wait until a server is dead, or as good as that; returns which."""
+        from shoal.broker.room import room_again
+
+        death = asyncio.create_task(ended(pid), name=f"death of {name}")
+        room = asyncio.create_task(room_again(name, server.state, self._tell), name=f"room of {name}")
+        try:
+            await asyncio.wait({death, room}, return_when=asyncio.FIRST_COMPLETED)
+            if death.done() or room.exception() is not None:
+                await death
+                return "died"
+            return f"stores nothing though its disk has room again: {room.result()}"
+        finally:
+            await end(death, room)
 
     def _note(self) -> None:
         """Store who runs, for `shoal status`."""

@@ -21,7 +21,7 @@ class Disk:
         self.free = 2**30
         self.log = state / "nats.log"
         self.log.write_text(f"{COMPLAINT} of an earlier server\n")
-        monkeypatch.setattr(room.shutil, "disk_usage", lambda _: Usage(self.free))
+        monkeypatch.setattr("shoal.broker.room.shutil.disk_usage", lambda _: Usage(self.free))
 
     def complain(self) -> None:
         with self.log.open("a") as log:

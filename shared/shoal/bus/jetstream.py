@@ -5,6 +5,7 @@ import base64
 import contextlib
 import secrets
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from shoal.wire.streams import CELLS_KEY, CLUSTER_BUCKET, REPLICAS_KEY, Stream
 _NS: Final = 1_000_000_000
 _FLUSH_S: Final = 10.0
 _LEADER_S: Final = 15.0  # a cluster of brokers elects a new leader within ten
+_NO_QUORUM_S: Final = 120.0
+_PAUSE_S: Final = 0.2
 _UNKNOWN_S: Final = 3.0
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 
@@ -167,15 +170,28 @@ class JetStreamBus:
     async def reader(
         self, stream: str, *, after: int | None = 0, since_ms: int | None = None, filters: Sequence[str] = ()
     ) -> PullReader:
-        """Follow a stream; see the protocol. Raises NoStreamError."""
-        if since_ms is not None:
-            after = 0
-        elif after is None:
-            after = await self.last_sequence(stream)
-        reader = PullReader(self._connection, self._api, stream, after, since_ms, filters)
-        await reader.open()
+        """Follow a stream; see the protocol. Raises NoStreamError, UnreachableError.
+
+        Where most servers of a cluster are away it waits for them for two minutes, as readers do that follow already.
+        """
+        until = time.monotonic() + (_NO_QUORUM_S if self._connection.clustered else 0.0)
+        while True:
+            try:
+                reader = await self._reader(stream, 0 if since_ms is not None else after, since_ms, filters)
+                break
+            except UnreachableError as error:
+                if time.monotonic() >= until:
+                    raise
+                self._connection.tell(f"reader of {stream}: {error}")
+                await asyncio.sleep(_PAUSE_S)
         self._readers = [known for known in self._readers if not known.closed]
         self._readers.append(reader)
+        return reader
+
+    async def _reader(self, stream: str, after: int | None, since_ms: int | None, filters: Sequence[str]) -> PullReader:
+        begin = await self.last_sequence(stream) if after is None else after
+        reader = PullReader(self._connection, self._api, stream, begin, since_ms, filters)
+        await reader.open()
         return reader
 
     async def last_sequence(self, stream: str, subject: str = "") -> int:

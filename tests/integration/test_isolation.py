@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +15,9 @@ import pytest_asyncio
 from conformance.drivers import one, sh
 from host import processes, with_argument
 from shoal.wire.messages import Command, EndReason, Resources, Snapshot
-from shoal_executor.drivers.protocol import SandboxFileError, Started, StartSpec
+from shoal_executor.drivers.protocol import DriverError, SandboxFileError, Started, StartSpec
+from shoal_executor.drivers.walls import try_walls
+from shoal_executor.drivers.zygote import driver as zygote_driver, filter, templates
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
 
 pytestmark = [
@@ -159,6 +162,55 @@ async def test_a_way_out_is_closed(driver: ZygoteDriver, line: str) -> None:
     assert (await sh(driver, name, line)).exit_code != 0
     assert (await sh(driver, name, "true")).exit_code == 0
     await driver.destroy([name])
+
+
+FAMILIES = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.argtypes = (ctypes.c_long,) * 5
+pair = ctypes.addressof(ctypes.create_string_buffer(8))
+for family in (*range(46), 64, 1 << 20, (1 << 32) + 40):
+    for call in (NR_SOCKET, NR_PAIR):
+        for kind in (1, 2, 3, 5):  # STREAM, DGRAM, RAW, SEQPACKET
+            if libc.syscall(call, family, kind, 0, pair) >= 0:
+                print(family)
+""".replace("NR_SOCKET", "41" if os.uname().machine == "x86_64" else "198").replace(
+    "NR_PAIR", "53" if os.uname().machine == "x86_64" else "199"
+)
+
+
+async def test_only_the_families_of_sockets_that_programs_need_are_made(driver: ZygoteDriver) -> None:
+    name = await one(driver)
+    result = await driver.run(name, Command(("python3", "-c", FAMILIES)))
+    assert (result.exit_code, result.stderr) == (0, b"")
+    assert set(result.stdout.split()) <= {b"1", b"2", b"10", b"16"}
+    assert {b"1", b"2"} <= set(result.stdout.split())
+    await driver.destroy([name])
+
+
+async def test_a_sandbox_that_can_make_a_vsock_is_a_wall_that_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError:
+        pytest.skip("this kernel has no vsock to forbid")
+
+    async def later(_: object) -> None:
+        """Its own try would end the driver."""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(filter, "_FAMILIES", frozenset(range(64)))
+        patched.setattr(filter, "_LOW", 64)
+        patched.setattr(templates, "compile_filter", filter.compile_filter.__wrapped__)
+        patched.setattr(zygote_driver, "try_walls", later)
+        driver = ZygoteDriver(tmp_path)
+        await driver.open(lambda *_: None)
+        try:
+            with pytest.raises(DriverError, match="can make a vsock"):
+                await try_walls(driver)
+        finally:
+            await driver.close()
 
 
 async def test_root_inside_is_nobody_outside(driver: ZygoteDriver) -> None:

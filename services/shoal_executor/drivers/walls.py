@@ -16,6 +16,8 @@ _FORBIDDEN_TO_OPEN: Final = (
     "/usr/.shoal-wall",
 )
 _FORBIDDEN_TO_SEE: Final = ("/etc/shadow",)
+_VSOCK: Final = "python3 -Ic 'import socket; socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)'"
+"""No namespace keeps these apart. Where the host has no python3 or the kernel no such sockets, it fails, too."""
 
 
 async def try_walls(driver: Driver, *, own_kernel: bool = False) -> None:
@@ -46,6 +48,8 @@ async def try_walls(driver: Driver, *, own_kernel: bool = False) -> None:
         for attempt in ("mount -t tmpfs none /mnt", *(() if own_kernel else ("unshare -Ur true",))):
             if (await _sh(driver, name, f"{attempt} 2>/dev/null")).exit_code == 0:
                 raise DriverError(f"a sandbox can {attempt!r}")
+        if not own_kernel and (await _sh(driver, name, f"{_VSOCK} 2>/dev/null")).exit_code == 0:
+            raise DriverError("a sandbox can make a vsock, which reaches the host and other sandboxes")
     finally:
         await driver.destroy([name])
 

@@ -21,6 +21,14 @@ _DENIED: Final = (
     "sethostname setdomainname"
 ).split()
 
+_FAMILIES: Final = frozenset((1, 2, 10, 16))
+"""UNIX, INET, INET6, NETLINK. Others lead out of a network namespace (VSOCK) or into code of the kernel's that
+
+programs in a sandbox have no use for.
+"""
+_LOW: Final = 32
+"""Families below are named one by one; in those from here on, one of the higher bits is set."""
+
 
 @functools.cache
 def compile_filter(allow: tuple[str, ...] = ()) -> bytes:
@@ -45,6 +53,14 @@ def compile_filter(allow: tuple[str, ...] = ()) -> bytes:
         rules.add_rule(
             pyseccomp.ERRNO(errno.EPERM), "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request)
         )
+    # As a kernel without them says it.
+    refused = [(0xFFFFFFFF, family) for family in range(_LOW) if family not in _FAMILIES]
+    refused += [(1 << bit, 1 << bit) for bit in range(_LOW.bit_length() - 1, 32)]
+    for mask, value in refused:
+        for call in ("socket", "socketpair"):
+            rules.add_rule(
+                pyseccomp.ERRNO(errno.EAFNOSUPPORT), call, pyseccomp.Arg(0, pyseccomp.MASKED_EQ, mask, value)
+            )
     # A limit of the agent's own, lowered, would end it.
     agent = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, 0xFFFFFFFF, frames.AGENT)
     rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "prlimit64", agent, pyseccomp.Arg(2, pyseccomp.NE, 0))

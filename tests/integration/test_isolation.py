@@ -384,3 +384,56 @@ async def test_nothing_is_left_on_the_machine(tmp_path: Path) -> None:
     await driver.close()
     assert not any(group.exists() for group in groups)
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+
+
+GREED = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+rt = ctypes.CDLL("librt.so.1", use_errno=True)
+here = ctypes.create_string_buffer(8)
+
+
+def terminal():
+    try:
+        return os.openpty()[0]
+    except OSError:
+        return -1
+
+
+take = {
+    "inotify instances": lambda n: libc.inotify_init(),
+    "terminals": lambda n: terminal(),
+    "timers": lambda n: libc.timer_create(0, None, here),
+    "message queues": lambda n: rt.mq_open(b"/q%d" % n, 0o102, 0o600, None),
+}[sys.argv[1]]
+taken = 0
+while taken < int(sys.argv[2]) and take(taken) >= 0:
+    taken += 1
+print(taken, flush=True)
+if sys.argv[3:]:
+    import time
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "above"), [("inotify instances", 2000), ("terminals", 4000), ("timers", 200_000), ("message queues", 200)]
+)
+async def test_who_takes_all_that_a_user_may_have_takes_it_from_nobody_else(
+    driver: ZygoteDriver, what: str, above: int
+) -> None:
+    greedy, neighbour = await one(driver), await one(driver)
+    other = await one(driver, Snapshot("other", "host", warm="import json"))
+    for name in (greedy, neighbour, other):
+        await driver.write_file(name, "/root/greed.py", GREED.encode())
+    hold = (
+        f"python3 /root/greed.py '{what}' {above} hold > /root/taken & while ! [ -s /root/taken ]; do sleep 0.1; done"
+    )
+    taken = await sh(driver, greedy, f"{hold}; cat /root/taken")
+    assert int(taken.stdout) > 0
+    for name in (neighbour, other):
+        result = await driver.run(name, Command(("python3", "/root/greed.py", what, "1"), timeout_ms=30_000))
+        assert (result.stdout, result.exit_code) == (b"1\n", 0), name
+    done = subprocess.run([sys.executable, "-c", GREED, what, "1"], capture_output=True, check=False, timeout=30)
+    assert done.stdout == b"1\n"
+    await driver.destroy([greedy, neighbour, other])

@@ -30,6 +30,8 @@ PR_SET_DUMPABLE: Final = 4
 PR_SET_SECCOMP: Final = 22
 PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
+_PR_SET_SECUREBITS: Final = 28
+_NO_SETUID_FIXUP: Final = 1 << 2
 PR_SET_NO_NEW_PRIVS: Final = 38
 
 _MACHINE: Final = os.uname().machine
@@ -160,12 +162,19 @@ def capabilities(keep: frozenset[int]) -> tuple[bytes, bytes]:
 
 
 def user_namespace(base: int, count: int) -> int:
-    """Return a descriptor of a new user namespace whose ids 0.. are `base`.. outside. Needs root."""
+    """Return a descriptor of a new user namespace whose ids 0.. are `base`.. outside. Needs root.
+
+    It is `base` that makes it: what the kernel counts by user, such as inotify instances, it counts there and for
+    whoever made the namespace, too, and the host's root is to have its own to itself.
+    """
     ready_r, ready_w = os.pipe()
     done_r, done_w = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            prctl(_PR_SET_SECUREBITS, _NO_SETUID_FIXUP)  # it keeps its capabilities: some hosts want them for this
+            os.setresgid(base, base, base)
+            os.setresuid(base, base, base)
             unshare(NEWUSER)
             os.write(ready_w, b"x")
             os.close(done_w)

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from shoal_executor.drivers import kernel
@@ -24,6 +25,13 @@ _TAKEN: Final = 32
 _DESCRIPTORS: Final = 1 << 20  # more than any process may have open
 _USUAL: Final = 65_536
 """Descriptors a program may have open that does not ask for more: some look at each number below their limit."""
+_TERMINALS: Final = 64
+"""Of the kernel's pseudoterminals, 3072 for all sandboxes of a machine by default, those one sandbox may have."""
+_WATCHERS: Final = "sys/fs/inotify/max_user_instances", "sys/user/max_inotify_instances"
+"""Below /proc, how many inotify instances a user may have on the host, and in a user namespace."""
+_SHARE: Final = 8
+"""The sandboxes of a template share what the host allows one user; a user of one sandbox has at most this part."""
+_PART: Final = 4
 _MASKED: Final = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats", "kallsyms", "kmsg")
 _READ_ONLY: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr")
 KEPT: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31))
@@ -66,18 +74,46 @@ def usual_descriptors() -> tuple[int, int]:
     return min(soft, _USUAL), hard
 
 
+Counted = tuple[int, tuple[int, int]]
+"""A limit of a user's, soft and hard."""
+
+
+def count_apart() -> list[Counted]:
+    """Lift what the kernel counts by user and, with it, for whoever made the user's namespace; for root.
+
+    The user of a template's namespace has no limit then, so that no sandbox of it takes from another. Returns the
+    limits that each sandbox is to have again: what they take is memory, which is counted as its own. Where root may
+    not lift them (in a container without CAP_SYS_RESOURCE), a sandbox is to have a part of what the template's share.
+    """
+    counted: list[Counted] = []
+    for kind in (resource.RLIMIT_SIGPENDING, resource.RLIMIT_MSGQUEUE):
+        usual = resource.getrlimit(kind)
+        try:
+            resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        except ValueError:
+            soft = usual[0] // _PART
+            counted.append((kind, (soft, soft)))
+        else:
+            counted.append((kind, usual))
+    return counted
+
+
 class Entrance:
     """The way from one template into its sandboxes.
 
     The process that makes it takes its first descriptors for it, lifts its own limit of descriptors (there is a
-    lifeline for each sandbox), and leaves no core files.
+    lifeline for each sandbox), and leaves no core files. `counted`: see `count_apart`.
     """
 
-    def __init__(self, lowers: list[str], program: bytes, warm: socket.socket | None) -> None:
+    def __init__(
+        self, lowers: list[str], program: bytes, warm: socket.socket | None, counted: Sequence[Counted] = ()
+    ) -> None:
         self._lowers = lowers
         self._around = _around_memory()
         self._confine = [*confine(KEPT, program), steps.prctl(kernel.PR_SET_DUMPABLE)]
         self._arguments = _arguments()
+        self._watchers = _few_watchers()
+        self._counted = counted
         self._limit = usual_descriptors()
         hard = self._limit[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -95,6 +131,7 @@ class Entrance:
             steps.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL),
             *(steps.write(fd, b"0", "enter a control group") for fd in cgroups),
             steps.unshare(kernel.NEWCGROUP),
+            *self._watchers,
             *stacked(order.disk, self._lowers, layers),
         ]
         before, after = self._around
@@ -117,6 +154,8 @@ class Entrance:
         take(way.copying)
         os.closerange(way.open, _DESCRIPTORS)
         resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
+        for kind, limits in self._counted:
+            resource.setrlimit(kind, limits)
         take(self._confine)
         link, lifeline = socket.socket(fileno=LINK), socket.socket(fileno=_LIFELINE)
         link.setblocking(False)
@@ -163,7 +202,7 @@ def _around_memory() -> tuple[list[Step], list[Step]]:
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     usr = [steps.be_directory("usr", 0o755), steps.bind("/usr", "usr")] if os.path.isdir("/usr") else []
     before = [*usr, steps.bind("/dev", "dev", recursive=True)]
-    terminals = "newinstance,ptmxmode=0666,mode=620"
+    terminals = f"newinstance,ptmxmode=0666,mode=620,max={_TERMINALS}"
     after = [
         steps.mount("devpts", "dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, terminals),
         steps.mount("proc", "proc", "proc", flags),
@@ -183,6 +222,16 @@ def confine(capabilities: frozenset[int], program: bytes) -> list[Step]:
         steps.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1),
         steps.load_filter(program),
     ]
+
+
+def _few_watchers() -> list[Step]:
+    host, own = (f"/proc/{name}" for name in _WATCHERS)
+    try:
+        with open(host) as file:
+            allowed = int(file.read())
+    except OSError:
+        return []
+    return [steps.told(own, b"%d" % max(allowed // _SHARE, 1))]
 
 
 def _tmpfs(size: int, mode: int) -> str:

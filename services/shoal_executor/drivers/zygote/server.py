@@ -24,7 +24,7 @@ from typing import Final, NamedTuple, NoReturn
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.agent import heed_signals
-from shoal_executor.drivers.zygote.becoming import LINK, Entrance, Way
+from shoal_executor.drivers.zygote.becoming import LINK, Entrance, Way, count_apart
 from shoal_executor.drivers.zygote.entering import RANGE, descend, enter_template
 from shoal_executor.drivers.zygote.rehearsal import rehearse
 from shoal_executor.drivers.zygote.warm import WarmingError, launch
@@ -254,6 +254,7 @@ def main() -> None:
     os.umask(0o022)
     control, listener = socket.socket(fileno=template.control), socket.socket(fileno=template.listener)
     try:
+        counted = count_apart() if template.base >= 0 else []
         lowers = enter_template(template.image, template.usr, template.scratch, template.base, list(template.disks))
         descend()
         warm: socket.socket | None = None
@@ -263,7 +264,7 @@ def main() -> None:
             os.close(fd)
         heed_signals()
         rehearse()
-        entrance = Entrance(lowers, template.filter, warm)
+        entrance = Entrance(lowers, template.filter, warm, counted)
         server = Server(control, listener, template.base < 0, template.patience_s, entrance)
     except WarmingError as error:
         control.send(frames.encode(frames.Event("unwarmed", detail=str(error))))

@@ -62,6 +62,11 @@ def write(fd: int, data: bytes, what: str) -> Step:
     return Step(what, _libc.write, (fd, data, len(data)))
 
 
+def told(path: str, data: bytes) -> Step:
+    """Write something short to a file, where it is there and may be written."""
+    return Step(f"write to {path}", _told, (path.encode(), data))
+
+
 def unshare(flags: int) -> Step:
     """Leave namespaces for new ones."""
     return Step(f"unshare {flags:#x}", _libc.unshare, (flags,))
@@ -161,6 +166,14 @@ def _be_directory(name: bytes, mode: int) -> int:
     if not stat.S_ISDIR(found):
         it = "a symbolic link" if stat.S_ISLNK(found) else "no directory"  # a mount would follow a link
         raise OSError(0, f"the template's /{name.decode()} is {it}; it must be a directory, or not there")
+    return 0
+
+
+def _told(path: bytes, data: bytes) -> int:
+    fd = _libc.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    if fd >= 0:
+        _libc.write(fd, data, len(data))
+        _libc.close(fd)
     return 0
 
 

@@ -45,6 +45,13 @@ class _Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+def _directories(_: click.Context, __: click.Parameter, value: str) -> tuple[Path, ...]:
+    paths = tuple(Path(each) for each in value.split(":") if each)
+    if not all(path.is_absolute() for path in paths):
+        raise click.BadParameter("write whole paths, separated by colons, such as /srv/images:/data/roots")
+    return paths
+
+
 def _machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -133,6 +140,16 @@ def _lift_descriptors() -> None:
     "--pool-memory", envvar="SHOAL_POOL_MEMORY", type=_Size(), help="Their limits together; default: 1/16 of --memory."
 )
 @click.option(
+    "--template-roots",
+    envvar="SHOAL_TEMPLATE_ROOTS",
+    show_envvar=True,
+    default="/srv/shoal/templates",
+    metavar="DIR[:DIR...]",
+    callback=_directories,
+    help="Below which directories dir: and tar: of this machine may be, which whoever reaches the broker can name;"
+    " /: anywhere; empty: nowhere.",
+)
+@click.option(
     "--tune-host/--no-tune-host",
     envvar="SHOAL_TUNE_HOST",
     default=True,
@@ -168,6 +185,7 @@ def main(
     parallel: int | None,
     pool: int,
     pool_memory: int | None,
+    template_roots: tuple[Path, ...],
     tune_host: bool,
     nodes: int,
     seed: int,
@@ -217,9 +235,11 @@ def main(
         disks = CachedDisks(cache) if cache else None
         real: Driver
         if driver == Isolation.GVISOR.value:
-            real = GvisorDriver(place, disks, parallel=parallel, platform=gvisor_platform or "")
+            real = GvisorDriver(
+                place, disks, parallel=parallel, platform=gvisor_platform or "", template_roots=template_roots
+            )
         else:
-            real = ZygoteDriver(place, disks, parallel=parallel, tune_host=tune_host)
+            real = ZygoteDriver(place, disks, parallel=parallel, tune_host=tune_host, template_roots=template_roots)
         ahead = Budget(pool, (memory or _machine_memory()) // 16 if pool_memory is None else pool_memory)
         return Pool(real, place / "pool", ahead)  # with 0, too: an earlier process may have given some away
 

@@ -437,3 +437,15 @@ async def test_who_takes_all_that_a_user_may_have_takes_it_from_nobody_else(
     done = subprocess.run([sys.executable, "-c", GREED, what, "1"], capture_output=True, check=False, timeout=30)
     assert done.stdout == b"1\n"
     await driver.destroy([greedy, neighbour, other])
+
+
+async def test_a_directory_of_the_host_is_a_template_only_where_the_executor_says(tmp_path: Path) -> None:
+    (tmp_path / "templates" / "one").mkdir(parents=True)
+    driver = ZygoteDriver(tmp_path / "state", template_roots=(tmp_path / "templates",))
+    await driver.open(lambda *_: None)
+    try:
+        with pytest.raises(DriverError, match="template dir:/etc: this node takes dir: and tar: only from below"):
+            await driver.prepare(Snapshot("etc", "dir", "/etc"))
+        await driver.prepare(Snapshot("one", "dir", str(tmp_path / "templates" / "one")))
+    finally:
+        await driver.close()

@@ -8,6 +8,7 @@ import pytest
 
 from shoal.wire.messages import Blob, Snapshot
 from shoal_executor.drivers import roots
+from shoal_executor.drivers.protocol import DriverError
 from shoal_executor.drivers.roots import key_of, root_of
 
 HOST = Snapshot("host", "host")
@@ -72,3 +73,25 @@ def test_a_template_goes_by_what_is_made_of_it() -> None:
     keys = [key_of(each) for each in (made, *others)]
     assert len(set(keys)) == len(keys)
     assert all(key.isalnum() for key in keys)
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "templates/../elsewhere", "templates/out", "templates-too", ""])
+def test_a_directory_or_an_archive_is_taken_only_from_where_the_executor_says(tmp_path: Path, name: str) -> None:
+    for each in ("templates", "templates-too", "elsewhere"):
+        (tmp_path / each).mkdir()
+    (tmp_path / "templates" / "out").symlink_to(tmp_path / "elsewhere")
+    allowed = (tmp_path / "templates",)
+    for kind in ("dir", "tar"):
+        with pytest.raises(DriverError, match=r"only from below .*/templates; see --template-roots"):
+            root_of(Snapshot("x", kind, str(tmp_path / name)), tmp_path / "state", allowed)
+    with pytest.raises(DriverError, match="from no directory; see --template-roots"):
+        root_of(Snapshot("x", "dir", str(tmp_path)), tmp_path / "state", ())
+
+
+def test_what_is_below_a_directory_that_the_executor_says_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "templates" / "one").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "templates")
+    for allowed in ((tmp_path / "linked",), (tmp_path / "none", tmp_path / "templates" / "one"), roots.ANYWHERE):
+        for path in ("templates/one", "linked/one"):
+            found, usr = root_of(Snapshot("x", "dir", str(tmp_path / path)), tmp_path / "state", allowed)
+            assert (found, usr) == (tmp_path / "templates" / "one", "")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ _FROM_HOST: Final = (
     "shells", "inputrc", "gai.conf", "host.conf",
 )  # fmt: skip
 """What programs of the host's /usr expect under /etc. None of it is secret; nothing else of it is shown."""
+ANYWHERE: Final = (Path("/"),)
 _UNPACK_S: Final = 600.0
 _STAGING: Final = ".staging-"
 _EARLIER: Final = re.compile(r"[0-9a-f]{64}")
@@ -136,10 +138,23 @@ def key_of(snapshot: Snapshot) -> str:
 _PLAIN: Final = key_of(Snapshot("host", "host"))
 
 
-def root_of(snapshot: Snapshot, state: Path, *, anew: bool = False) -> tuple[Path, str]:
+def _within(snapshot: Snapshot, allowed: Sequence[Path]) -> Path:
+    """Return where a template's source really is. Raises DriverError where that is below none of these directories."""
+    real = Path(os.path.realpath(snapshot.path))
+    if any(real.is_relative_to(os.path.realpath(each)) for each in allowed):
+        return real
+    what = f"template {snapshot.kind}:{snapshot.path}"
+    places = f"only from below {', '.join(map(str, allowed))}" if allowed else "from no directory"
+    raise DriverError(f"{what}: this node takes dir: and tar: {places}; see --template-roots of its executor")
+
+
+def root_of(
+    snapshot: Snapshot, state: Path, allowed: Sequence[Path] = ANYWHERE, *, anew: bool = False
+) -> tuple[Path, str]:
     """Return the read-only root of a snapshot's template, made if it is not there yet, and the host's /usr if that
 
-    belongs into it. `anew`: what is there of it is not whole.
+    belongs into it. `allowed`: below which directories a directory or an archive must be. `anew`: what is
+    there of it is not whole. Raises DriverError.
     """
     images = state / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -153,15 +168,15 @@ def root_of(snapshot: Snapshot, state: Path, *, anew: bool = False) -> tuple[Pat
             host_root(target)
             return target, "/usr"
         case "dir":
-            path = Path(snapshot.path)
+            path = _within(snapshot, allowed)
             if not path.is_dir():
-                raise DriverError(f"template dir:{path}: no such directory on this node")
+                raise DriverError(f"template dir:{snapshot.path}: no such directory on this node")
             return path, ""
         case "tar":
-            target = images / f"tar-{key}"
+            archive, target = _within(snapshot, allowed), images / f"tar-{key}"
             if anew:
                 shutil.rmtree(target, ignore_errors=True)
             if not target.is_dir():
-                unpack(Path(snapshot.path), target)
+                unpack(archive, target)
             return target, ""
     raise DriverError(f"a snapshot of kind {snapshot.kind!r} is nothing this driver can start from")

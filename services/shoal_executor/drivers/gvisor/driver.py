@@ -59,12 +59,19 @@ class GvisorDriver(AgentDriver[Box]):
     isolation = Isolation.GVISOR.value
 
     def __init__(
-        self, state: Path, disks: Disks | None = None, *, parallel: int | None = None, platform: str = ""
+        self,
+        state: Path,
+        disks: Disks | None = None,
+        *,
+        parallel: int | None = None,
+        platform: str = "",
+        template_roots: Sequence[Path] = roots.ANYWHERE,
     ) -> None:
         self.keeps_memory = False
         self._state = state
         self._place = state / "gvisor"
         self._platform = platform
+        self._template_roots = template_roots
         self._lock: IO[bytes] | None = None
         name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
         super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel, a_core=_STARTS_A_CORE))
@@ -90,7 +97,7 @@ class GvisorDriver(AgentDriver[Box]):
             program = await runsc.find()
             python = await asyncio.to_thread(self._make_ready)
             program.root = self._place / "runsc"
-            self._opened = Starts(self._state, self._groups, self._mounted, program, python)
+            self._opened = Starts(self._state, self._groups, self._mounted, program, python, self._template_roots)
             await self._choose_platform(program)
             await self._try_memory()
         except (DriverError, OSError) as error:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,10 +35,13 @@ class NotRestoredError(DriverError):
 
 
 class Starts:
-    """Starts sandboxes in a directory of the node. `python`: the agent's, see `closure`."""
+    """Starts sandboxes in a directory of the node. `python`: the agent's, see `closure`; `allowed`: `roots.root_of`."""
 
-    def __init__(self, state: Path, groups: Groups, mounted: Mounted, program: Runsc, python: Path) -> None:
+    def __init__(
+        self, state: Path, groups: Groups, mounted: Mounted, program: Runsc, python: Path, allowed: Sequence[Path]
+    ) -> None:
         self._state = state
+        self._allowed = allowed
         self._place = state / "gvisor"
         self._groups = groups
         self._mounted = mounted
@@ -66,7 +69,7 @@ class Starts:
     def _make_root(self, snapshot: Snapshot, *, anew: bool = False) -> Root:
         if snapshot.kind == "disk":
             return Root(None, "")
-        base, usr = roots.root_of(snapshot, self._state, anew=anew)
+        base, usr = roots.root_of(snapshot, self._state, self._allowed, anew=anew)
         return Root(base, usr, Ground.of(base))
 
     def about(self, shm: int) -> About:

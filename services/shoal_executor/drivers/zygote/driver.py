@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -47,7 +47,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
     """See the package. `parallel` bounds the starts under way; `tune_host` allows `Groups.favour_moves`;
 
     `keep` is how many templates' fork servers stay when no sandbox of theirs is left; `patience_s` how long those of a
-    driver that was killed wait for the next one.
+    driver that was killed wait for the next one; `template_roots`: see `roots.root_of`.
     """
 
     isolation = Isolation.ZYGOTE.value
@@ -62,6 +62,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
         tune_host: bool = True,
         keep: int = 16,
         patience_s: float = PATIENCE_S,
+        template_roots: Sequence[Path] = roots.ANYWHERE,
     ) -> None:
         self._state = state
         self._lock: IO[bytes] | None = None
@@ -70,7 +71,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
         name = hashlib.blake2b(str(state.resolve()).encode(), digest_size=6).hexdigest()
         super().__init__(Groups(name, state / "cgroups"), starts_at_once(parallel, a_core=_STARTS_A_CORE))
         self._mounted = Mounted(disks)
-        own = self._mounted, self._groups
+        own = self._mounted, self._groups, template_roots
         self._templates = Templates(
             state, keep, patience_s, *own, heard=self._hear, gone=self._zygote_gone, busy=self._busy
         )  # fmt: skip

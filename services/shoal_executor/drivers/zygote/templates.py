@@ -5,7 +5,7 @@ import itertools
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +45,7 @@ class Templates:
         patience_s: float,
         mounted: Mounted,
         groups: Groups,
+        allowed: Sequence[Path],
         *,
         heard: Callable[[ForkServer, frames.Event, socket.socket | None], None],
         gone: Callable[[ForkServer], None],
@@ -56,6 +57,7 @@ class Templates:
         self._patience_s = patience_s
         self._mounted = mounted
         self._groups = groups
+        self._allowed = allowed
         self._heard = heard
         self._gone = gone
         self._busy = busy
@@ -136,7 +138,7 @@ class Templates:
         if snapshot.kind == "disk":
             root, usr = "", ""
         else:
-            path, usr = await asyncio.to_thread(roots.root_of, snapshot, self._state, anew=anew)
+            path, usr = await asyncio.to_thread(roots.root_of, snapshot, self._state, self._allowed, anew=anew)
             root = str(path)
         scratch = self._state / "scratch"
         scratch.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,8 @@ import pytest_asyncio
 from conformance.drivers import one, sh
 from host import processes, with_argument
 from shoal.wire.messages import Command, EndReason, Resources, Snapshot
-from shoal_executor.drivers.protocol import DriverError, SandboxFileError, Started, StartSpec
+from shoal_executor.drivers import layers
+from shoal_executor.drivers.protocol import DriverError, SandboxFileError, Started, StartSpec, UnsupportedError
 from shoal_executor.drivers.walls import try_walls
 from shoal_executor.drivers.zygote import driver as zygote_driver, filter, templates
 from shoal_executor.drivers.zygote.driver import ZygoteDriver
@@ -449,3 +451,31 @@ async def test_a_directory_of_the_host_is_a_template_only_where_the_executor_say
         await driver.prepare(Snapshot("one", "dir", str(tmp_path / "templates" / "one")))
     finally:
         await driver.close()
+
+
+@pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="snapshots need mkfs.erofs")
+async def test_a_disk_of_holes_is_refused_and_its_sandbox_goes_on(driver: ZygoteDriver, tmp_path: Path) -> None:
+    name = await one(driver, resources=Resources(disk=64 * MIB))
+    assert (await sh(driver, name, "cd /root && touch small && truncate -s 1T holes")).exit_code == 0
+    with pytest.raises(UnsupportedError, match=r"the largest is /root/holes of 1099511627776: remove sparse files"):
+        await driver.capture(name, tmp_path, memory=False)
+    assert list(tmp_path.iterdir()) == []
+    assert (await sh(driver, name, "cd /root && truncate -s 100M holes")).exit_code == 0
+    assert (await driver.capture(name, tmp_path, memory=False)).layer.stat().st_size
+    await driver.destroy([name])
+
+
+@pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="snapshots need mkfs.erofs")
+async def test_what_keeps_a_disk_ends_with_its_sandbox(
+    driver: ZygoteDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "_LEAST", 1 << 50)
+    name = await one(driver, resources=Resources(disk=64 * MIB))
+    assert (await sh(driver, name, "truncate -s 1T /root/holes")).exit_code == 0
+    keeping = asyncio.create_task(driver.capture(name, tmp_path, memory=False))
+    while not (tmp_path / "layer").exists():
+        await asyncio.sleep(0.01)
+    await driver.destroy([name])
+    with pytest.raises(DriverError, match="its sandbox ended meanwhile"):
+        await asyncio.wait_for(keeping, 60)
+    assert list(tmp_path.iterdir()) == []

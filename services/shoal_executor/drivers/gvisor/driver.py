@@ -6,8 +6,10 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -295,7 +297,11 @@ class GvisorDriver(AgentDriver[Box]):
 
     async def _keep(self, box: Box, layer: Path, image: Path | None, *, hold: bool) -> None:
         """Write what it wrote, while it stands still; after a checkpoint it comes back meanwhile, or is held."""
-        writing = asyncio.create_task(asyncio.to_thread(make_layer, str(box.upper), layer, within=_CAREFULLY))
+        halt = threading.Event()
+        make = partial(make_layer, str(box.upper), layer, within=_CAREFULLY, halt=halt)
+        writing = asyncio.create_task(asyncio.to_thread(make))
+        ends = asyncio.create_task(box.ended.wait())
+        ends.add_done_callback(lambda _: halt.set())  # by the sandbox's end, or below when it is written
         try:
             if image is not None and hold:
                 held = box.place / "held"
@@ -305,6 +311,7 @@ class GvisorDriver(AgentDriver[Box]):
                 await self._restore(box, image)
         finally:
             await asyncio.wait([writing])
+            ends.cancel()
         writing.result()
 
     async def _restore(self, box: Box, image: Path) -> None:

@@ -28,8 +28,13 @@ _PLACES: Final = ("/mnt", "/media", "/srv", "/opt")
 """Directories that every host has and anybody may pass through; one is mounted upon, where nobody else sees it."""
 
 
-async def capture(name: str, link: Link, server: ForkServer, directory: Path, *, idle: bool) -> Captured:
-    """Write `layer` into the directory; `idle`: only if that is all of it. Raises DriverError, having left nothing."""
+async def capture(
+    name: str, link: Link, server: ForkServer, directory: Path, ended: asyncio.Event, *, idle: bool
+) -> Captured:
+    """Write `layer` into the directory; `idle`: only if that is all of it; `ended`: set at the sandbox's end.
+
+    Raises DriverError, having left nothing.
+    """
     tools = [tool for tool in ("mkfs.erofs", "nsenter") if shutil.which(tool) is None]
     if tools:
         raise UnsupportedError(f"snapshots need {' and '.join(tools)} on the node: install erofs-utils and util-linux")
@@ -45,7 +50,8 @@ async def capture(name: str, link: Link, server: ForkServer, directory: Path, *,
         if idle and frozen.holding:
             what = f"isolation zygote keeps no memory, and this sandbox has {frozen.holding}"
             raise UnsupportedError(f"{what}: end or remove them first")
-        await _apart(lambda: _make(pid, layer, server))
+        halt = threading.Event()
+        await _apart(lambda: _make(pid, layer, server, halt), halt, ended)
     except BaseException:
         layer.unlink(missing_ok=True)
         raise
@@ -54,8 +60,11 @@ async def capture(name: str, link: Link, server: ForkServer, directory: Path, *,
     return Captured(layer, None, (time.monotonic_ns() - began) // 1000, frozen.finished)
 
 
-async def _apart(work: Callable[[], None]) -> None:
-    """Run in a thread of its own, with a mount namespace of its own, which ends with it."""
+async def _apart(work: Callable[[], None], halt: threading.Event, ended: asyncio.Event) -> None:
+    """Run in a thread of its own, with a mount namespace of its own, which ends with it.
+
+    `halt` is set when nobody waits for it any more, or its sandbox has `ended`.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -75,15 +84,22 @@ async def _apart(work: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run, name="capture")
     thread.start()
+    ends = asyncio.create_task(ended.wait())
     try:
+        await asyncio.wait((done, ends), return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            halt.set()
         await asyncio.shield(done)
     except asyncio.CancelledError:  # the sandbox stands still until mkfs.erofs is done with it
+        halt.set()
         with contextlib.suppress(DriverError):
             await done
         raise
+    finally:
+        ends.cancel()
 
 
-def _make(pid: int, layer: Path, server: ForkServer) -> None:
+def _make(pid: int, layer: Path, server: ForkServer, halt: threading.Event) -> None:
     place = next(path for path in _PLACES if os.path.isdir(path))
     opened: list[int] = []
     try:
@@ -99,7 +115,8 @@ def _make(pid: int, layer: Path, server: ForkServer) -> None:
             kernel.setns(ours, kernel.NEWNS)
         opened.append(copy)
         kernel.attach_mount(copy, place)
-        make_layer(place, layer, within=["nsenter", f"--user=/proc/{server.pid}/ns/user", "--"], owner=server.base)
+        within = ["nsenter", f"--user=/proc/{server.pid}/ns/user", "--"]
+        make_layer(place, layer, within=within, owner=server.base, halt=halt)
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise UnsupportedError(f"snapshots of live sandboxes need Linux 6.15 or later ({error})") from error

@@ -163,7 +163,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
         if memory:
             raise UnsupportedError("isolation zygote keeps no memory of a live sandbox: leave memory out")
         sandbox = self._get(name)
-        return await capture(name, sandbox.link, sandbox.zygote, directory, idle=hold)
+        return await capture(name, sandbox.link, sandbox.zygote, directory, sandbox.ended, idle=hold)
 
     async def go_on(self, name: str) -> None:
         """Nothing is to be done: one that was held has no process but its first, which does what it is asked."""

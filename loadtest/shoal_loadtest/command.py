@@ -134,14 +134,14 @@ def run(
     and writes the report of what there was.
     """
     needed()
-    from shoal.cli.interrupts import run_interruptibly
+    from shoal.cli.interrupts import LONG_CLEANUP_S, run_interruptibly
     from shoal_loadtest.conducting import Order, conduct
 
     chosen: list[str] = list(settings)
     chosen += [f"trainer.gpus={gpus}"] if gpus is not None else []
     chosen += [f"trainer.price_per_gpu_hour={gpu_price}"] if gpu_price is not None else []
     order = Order(scenario, tuple(chosen), scale, url, state, out, objectives, runs, faults, as_json)
-    return run_interruptibly(conduct(order))
+    return run_interruptibly(conduct(order), cleanup_s=LONG_CLEANUP_S)
 
 
 @loadtest.command(short_help="Put two reports side by side.")

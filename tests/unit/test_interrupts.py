@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -43,3 +45,40 @@ def test_a_closed_terminal_is_nothing_to_who_was_started_with_nohup() -> None:
         assert run_interruptibly(work()) == Exit.OK
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def _ended(work: str, cleanup_s: float, signals: int) -> "subprocess.CompletedProcess[str]":
+    """Return how a process ends that interrupts itself so often, and whose `work` then swallows each cancellation."""
+    program = f"""
+import asyncio, os, signal
+from shoal.cli.interrupts import run_interruptibly
+async def work():
+    for _ in range({signals}):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)  # signals of one number that nobody has looked at yet are one
+    return 0
+async def deaf():
+    within = asyncio.ensure_future(work())
+    while True:
+        try:
+            {work}
+        except asyncio.CancelledError:
+            pass
+run_interruptibly(deaf(), cleanup_s={cleanup_s})
+"""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    "work", ["await asyncio.sleep(3600)", "await asyncio.sleep(0.2); __import__('time').sleep(3600)"]
+)
+def test_a_command_that_does_not_end_after_an_interrupt_is_ended(work: str) -> None:
+    ended = _ended(work, cleanup_s=0.5, signals=1)
+    assert ended.returncode == Exit.INTERRUPTED
+    assert "did not end within 0.5 s" in ended.stderr
+
+
+def test_the_third_signal_ends_the_process() -> None:
+    ended = _ended("await asyncio.sleep(3600)", cleanup_s=3000, signals=3)
+    assert ended.returncode == Exit.INTERRUPTED
+    assert "third time" in ended.stderr

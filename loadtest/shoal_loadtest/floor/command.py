@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from shoal.cli.interrupts import run_interruptibly
+from shoal.cli.interrupts import LONG_CLEANUP_S, run_interruptibly
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, say, table
 from shoal_loadtest.floor.fabric import Brokers
@@ -89,7 +89,7 @@ def floor(
     from shoal_loadtest.floor.quiet import quiet
 
     quiet()
-    return run_interruptibly(_floor(asked, as_json), uvloop.new_event_loop)
+    return run_interruptibly(_floor(asked, as_json), uvloop.new_event_loop, cleanup_s=LONG_CLEANUP_S)
 
 
 async def _floor(asked: Asked, as_json: bool) -> int:

@@ -10,7 +10,7 @@ import click
 
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.histories import broker
-from shoal.cli.interrupts import run_interruptibly
+from shoal.cli.interrupts import LONG_CLEANUP_S, run_interruptibly
 from shoal.cli.moments import optional_ms
 from shoal.cli.options import json_option, url_option
 from shoal.cli.output import emit, moment, say, table
@@ -237,7 +237,7 @@ def follow(target: str, roll: tuple[str, ...], every: str, spool: Path | None, u
                 raise
         return Exit.OK
 
-    return run_interruptibly(work())
+    return run_interruptibly(work(), cleanup_s=LONG_CLEANUP_S)
 
 
 def rolls(given: tuple[str, ...], bucket: bool) -> tuple[int, float]:

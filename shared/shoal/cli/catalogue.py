@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 async def listed(url: str | None, tenant: str) -> "list[SnapshotInfo]":
     """Return a tenant's templates and snapshots."""
-    from shoal.client.cluster import connect
+    from shoal.cli.connecting import connect
 
     async with connect(url, tenant=tenant) as cluster:
         return await cluster.snapshots()
@@ -83,7 +83,7 @@ async def show_one(reference: str, url: str | None, tenant: str, as_json: bool) 
 
 async def remove(references: tuple[str, ...], url: str | None, tenant: str, as_json: bool) -> int:
     """Take the names of templates or snapshots away."""
-    from shoal.client.cluster import connect
+    from shoal.cli.connecting import connect
 
     async with connect(url, tenant=tenant) as cluster:
         found = await cluster.snapshots()

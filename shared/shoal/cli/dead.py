@@ -71,7 +71,7 @@ def ls(filter: _Filter, url: str | None, as_json: bool) -> int:
     """
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         rows: list[tuple[object, ...]] = []
         async with connect(url) as cluster, aclosing(filter.letters(cluster)) as found:
@@ -102,7 +102,7 @@ def show(number: int, url: str | None, as_json: bool) -> int:
     """Show all of letter NUMBER: where it was found, who gave it up and why, and what it says."""
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url) as cluster:
             letter = await cluster.dead_letter(number)
@@ -140,7 +140,7 @@ def retry(
         raise Failure(Exit.USAGE, "--stream, --reader, --since and -n are for --all; leave them out")
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         status = Exit.OK
         async with connect(url) as cluster:

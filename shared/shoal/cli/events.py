@@ -30,7 +30,7 @@ def events(run_name: str | None, follow: bool, since: str | None, tenant: str, u
     """
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url, tenant=tenant) as cluster:
             async for event in cluster.events(run_name, follow=follow, since=since):

@@ -6,7 +6,7 @@ import dataclasses
 import click
 
 from shoal.cli.exits import Exit, Failure
-from shoal.cli.interrupts import run_interruptibly
+from shoal.cli.interrupts import checkpoint, run_interruptibly
 from shoal.cli.options import json_option, url_option
 from shoal.cli.output import emit, moment, say, table
 
@@ -18,7 +18,7 @@ def nodes(url: str | None, as_json: bool) -> int:
     """List the nodes heard of lately, what they hold, and which limits they cannot enforce."""
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
         from shoal.wire.quantities import format_bytes
 
         async with connect(url) as cluster:
@@ -62,7 +62,7 @@ def drain(name: str, hibernate: bool, wait: bool, url: str | None, as_json: bool
     """Place nothing more on node NAME. What runs there goes on until it ends, unless it can be put to sleep."""
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url) as cluster:
             found = [each for each in await cluster.nodes() if each.node == name]
@@ -71,9 +71,11 @@ def drain(name: str, hibernate: bool, wait: bool, url: str | None, as_json: bool
             await cluster.drain(name, hibernate=hibernate)
             told = -1
             while wait:
-                (known,) = [each for each in await cluster.nodes() if each.node == name] or found
-                left = known.live + known.starting
-                if not left or known.state in ("left", "silent"):
+                checkpoint()
+                known = [each for each in await cluster.nodes() if each.node == name] or found
+                # Two rows: it went over to another executor, or cell, and the earlier one is not forgotten yet.
+                left = sum(each.live + each.starting for each in known if each.state not in ("left", "silent"))
+                if not left:
                     break
                 if left != told and not as_json:
                     say(f"{name}: {left} sandboxes still run there")
@@ -96,7 +98,7 @@ def undrain(name: str, url: str | None, as_json: bool) -> int:
     """Let node NAME take sandboxes again."""
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url) as cluster:
             await cluster.undrain(name)

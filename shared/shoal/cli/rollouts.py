@@ -27,7 +27,7 @@ def ls(run_name: str | None, since: str, tenant: str, url: str | None, as_json: 
     """
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url, tenant=tenant) as cluster:
             found = await cluster.rollouts(since, run=run_name)
@@ -79,7 +79,7 @@ def cancel(rollout: str, tenant: str, url: str | None, as_json: bool) -> int:
     """Stop ROLLOUT, whatever it is doing; its sandboxes end as cancelled."""
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url, tenant=tenant) as cluster:
             await cluster.cancel(rollout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shoal.cli.interrupts import checkpoint, run_interruptibly
+from shoal.cli.interrupts import CLEANUP_S, LONG_CLEANUP_S, checkpoint, run_interruptibly
 from shoal.cli.options import Request, json_option, rollout_options, tenant_option, url_option
 from shoal.cli.results import cancelled_on_interrupt, follow
 
@@ -33,11 +33,12 @@ def run(request: Request, tenant: str, url: str | None, local: bool, driver: str
     shoal run host --input solve.py --memory 1GiB --timeout 5m -- python3 solve.py
     shoal run --local host --json -- sh -c 'id; ls -la /' | jq .stdout
     """
-    return run_interruptibly(_run(request, tenant, url, local, driver, as_json))
+    work = _run(request, tenant, url, local, driver, as_json)
+    return run_interruptibly(work, cleanup_s=LONG_CLEANUP_S if local else CLEANUP_S)
 
 
 async def _run(request: Request, tenant: str, url: str | None, local: bool, driver: str, as_json: bool) -> int:
-    from shoal.client.cluster import connect
+    from shoal.cli.connecting import connect
 
     arguments = request.check()
     async with contextlib.AsyncExitStack() as stack:

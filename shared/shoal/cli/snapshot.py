@@ -113,7 +113,7 @@ def pin(references: tuple[str, ...], off: bool, tenant: str, url: str | None, as
     """Keep the snapshots with these names, or digests, whether something needs them or not."""
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url, tenant=tenant) as cluster:
             found = await cluster.snapshots()
@@ -138,7 +138,7 @@ def prefetch(references: tuple[str, ...], tenant: str, url: str | None, as_json:
     """Have all nodes fetch these templates or snapshots, mount them and warm their interpreters, ahead of the first."""
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url, tenant=tenant) as cluster:
             found = await cluster.snapshots()

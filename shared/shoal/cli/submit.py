@@ -22,7 +22,7 @@ def submit(request: Request, tenant: str, url: str | None, as_json: bool) -> int
     """
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         arguments = request.check()
         async with connect(url, tenant=tenant) as cluster:
@@ -48,7 +48,7 @@ def watch(rollout: str, tenant: str, url: str | None, as_json: bool) -> int:
     """
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url, tenant=tenant) as cluster:
             found = await cluster.attach(rollout)

@@ -221,7 +221,7 @@ class LocalSystem:
         """Wait until the executor has joined and the scheduler has taken in that there is room."""
         from shoal.bus.jetstream import JetStreamBus
         from shoal.bus.protocol import BusError
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
         from shoal.client.errors import ShoalError
         from shoal.runtime.lease import position_of
         from shoal.wire import streams

@@ -14,7 +14,7 @@ import click
 
 from shoal.cli import statefile
 from shoal.cli.exits import Exit, Failure
-from shoal.cli.interrupts import run_interruptibly
+from shoal.cli.interrupts import LONG_CLEANUP_S, run_interruptibly
 from shoal.cli.options import json_option, state_option
 from shoal.cli.output import emit, say, table
 
@@ -97,7 +97,7 @@ def up(
     if cpu is not None:  # each executor has its part, as of the memory
         promised += ["--cpu", str(max(cpu / (cells * len(driver.split(","))), 0.001))]
     work = _up(where, port, driver, slots, nodes, cells, int(brokers), replicas, promised, as_json)
-    return run_interruptibly(work)
+    return run_interruptibly(work, cleanup_s=LONG_CLEANUP_S)
 
 
 async def _up(
@@ -149,7 +149,7 @@ def _can_do(nodes: list[Any], url: str, state: Path) -> list[str]:
 def _detach(state: Path, options: list[str], as_json: bool) -> int:
     """Start `shoal up` in a session of its own and wait until it is ready, or has failed."""
     statefile.lock(state).close()  # says so here and now when one runs already
-    return run_interruptibly(_detached(state, options, as_json))
+    return run_interruptibly(_detached(state, options, as_json), cleanup_s=LONG_CLEANUP_S)
 
 
 async def _detached(state: Path, options: list[str], as_json: bool) -> int:
@@ -239,7 +239,7 @@ def status(state: Path | None, as_json: bool) -> int:
     found = _found(where)
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(found.url) as cluster:
             nodes = [node for node in await cluster.nodes() if node.state == "alive"]

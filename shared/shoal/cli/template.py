@@ -54,7 +54,7 @@ def build(
     """
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
         from shoal.client.requests import Resources
 
         resources = Resources(memory=memory, cpu=cpu, disk=disk, pids=1024)

@@ -39,7 +39,7 @@ def rm(names: tuple[str, ...], url: str | None, as_json: bool) -> int:
 
 def _change(names: tuple[str, ...], url: str | None, as_json: bool, *, added: bool) -> int:
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url) as cluster:
             for name in names:
@@ -75,7 +75,7 @@ def set_(
     async def work() -> int:
         import msgspec
 
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
         from shoal.client.errors import BadRequest
         from shoal.wire.messages import Limits
         from shoal.wire.quantities import parse_bytes
@@ -137,7 +137,7 @@ def ls(url: str | None, as_json: bool) -> int:
     async def work() -> int:
         import msgspec
 
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url) as cluster:
             found, limits = await cluster.tenants(), await cluster.limits()

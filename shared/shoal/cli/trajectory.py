@@ -42,7 +42,7 @@ def export(run: str, output: str, whole: bool, tenant: str, url: str | None, as_
     from shoal.cli.writing import writer
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         shown = _Shown()
         with writer(output) as file:  # first: what cannot be written is known before anything is asked
@@ -109,7 +109,7 @@ def show(sandbox: str, tenant: str, url: str | None, as_json: bool) -> int:
     """
 
     async def work() -> int:
-        from shoal.client.cluster import connect
+        from shoal.cli.connecting import connect
 
         async with connect(url, tenant=tenant) as cluster:
             found = [row async for row in cluster.story(sandbox)]

@@ -56,7 +56,12 @@ class Follower:
         self._values_at = 0.0
         self._cluster = ""
         self._begun = False  # an earlier round, or process, archived something
-        self.messages = 0
+        self._messages = 0  # in files that are let go of
+
+    @property
+    def messages(self) -> int:
+        """How many this process has written; what is read, but not written yet, is not among them."""
+        return self._messages + (self._writer.messages if self._writer is not None else 0)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Archive until told to stop; then what came is written, and, for a bucket, sent.
@@ -108,6 +113,7 @@ class Follower:
     def close(self) -> None:
         """Let go of the file that is written, as it is; the next round goes on with it."""
         if self._writer is not None:
+            self._messages += self._writer.messages
             self._writer.close()
             self._writer = None
 
@@ -198,6 +204,7 @@ class Follower:
 
     async def _roll(self, writer: Writer) -> None:
         writer.finish()
+        self._messages += writer.messages
         self._writer = None
         messages = sum(total.count for total in writer.account.totals.values())
         self._before = await self._shelf.keep(writer.path)
@@ -270,7 +277,6 @@ class Follower:
                 writer.append(stream, delivery)
                 self._last[stream] = _mark(delivery)
                 begin = delivery.sequence
-                self.messages += 1
                 if writer.written >= self._roll_bytes:
                     await self._roll(writer)
 

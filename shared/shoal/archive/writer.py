@@ -34,6 +34,7 @@ class Writer:
         self._pending: dict[str, list[Delivery]] = {}
         self._missing: list[Missing] = []
         self._size = 0
+        self._messages = 0
 
     @classmethod
     def create(cls, path: Path, header: Header) -> "Writer":
@@ -84,6 +85,11 @@ class Writer:
         """Bytes in the file."""
         return self._at
 
+    @property
+    def messages(self) -> int:
+        """Messages that were written since it was made, without those that are only added yet."""
+        return self._messages
+
     def position(self, stream: str) -> int:
         """Return up to which sequence a stream is here, what is not written yet included."""
         pending = self._pending.get(stream)
@@ -122,6 +128,7 @@ class Writer:
             return
         packed, parts = blocks.pack_messages(list(self._pending.items()))
         self._block(records.MESSAGES, packed, Summary(parts, tuple(self._missing)))
+        self._messages += sum(map(len, self._pending.values()))
         self._pending.clear()
         self._missing.clear()
         self._size = 0

@@ -10,6 +10,7 @@ import click
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, say, table
+from shoal.runtime.numbers import FiniteRange
 
 _SLOTS: Final = {
     "floor": "shoal_loadtest.floor.command:floor",
@@ -108,7 +109,7 @@ def show(scenario: str | None, as_json: bool) -> int:
 @click.argument("scenario")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Another value than the file's: fleet.nodes=100, phase.hold.seconds=30.")  # fmt: skip
-@click.option("--scale", type=float, default=1.0, show_default=True,
+@click.option("--scale", type=FiniteRange(0, min_open=True), default=1.0, show_default=True,
               help="So much of the sandboxes, the commands and the time.")  # fmt: skip
 @click.option("--url", metavar="URL", help="A cluster that is up. [default: one is brought up for this]")
 @click.option("--state", type=click.Path(path_type=Path), metavar="DIRECTORY",
@@ -121,7 +122,7 @@ def show(scenario: str | None, as_json: bool) -> int:
               help="How often, so that `compare` can tell differences from chance.")  # fmt: skip
 @click.option("--faults", is_flag=True, help="Kill every process in turn meanwhile, as scenario chaos does.")
 @click.option("--gpus", type=click.IntRange(1), help="GPUs that wait, of each tenant. [default: the scenario's, 8]")
-@click.option("--gpu-price", type=click.FloatRange(0), metavar="USD",
+@click.option("--gpu-price", type=FiniteRange(0), metavar="USD",
               help="For a GPU-hour. [default: the scenario's, 2.5]")  # fmt: skip
 @json_option
 def run(

@@ -14,10 +14,12 @@ import click
 from shoal.blobs.cache import Cache
 from shoal.blobs.opening import open_store
 from shoal.runtime import lean  # before the others, which import structlog
+from shoal.runtime.numbers import FiniteRange, Size
 from shoal.runtime.options import Settings, cell_option, service_options
+from shoal.runtime.places import usable
 from shoal.runtime.process import Context, serve
 from shoal.wire.messages import Isolation, NodeSpec, Snapshot
-from shoal.wire.quantities import BadValueError, parse_bytes
+from shoal.wire.quantities import BadValueError
 from shoal.wire.subjects import token
 from shoal_executor.drivers.disks import CachedDisks
 from shoal_executor.drivers.gvisor.driver import GvisorDriver
@@ -31,18 +33,11 @@ from shoal_executor.service.journal import Journal, JournalError
 from shoal_executor.service.leaving import ReplacedError, until_wanted
 
 _HOST = Snapshot("host", "host")
+_LEAST_MEMORY = 64 * 1024**2  # below that not one interpreter starts
+_LEAST_CACHE = 1024**2
+_KVM = Path("/dev/kvm")
 
 log = lean.structlog.get_logger()
-
-
-class _Size(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_bytes(value, param.name if param and param.name else "size")
-        except BadValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _directories(_: click.Context, __: click.Parameter, value: str) -> tuple[Path, ...]:
@@ -107,37 +102,71 @@ def _lift_descriptors() -> None:
     help="Where snapshots are kept for all nodes, such as file:///srv/blobs; default: within its own directory.",
 )
 @click.option(
-    "--blob-cache", envvar="SHOAL_BLOB_CACHE", default="20GiB", type=_Size(), help="How much of them is kept here."
+    "--blob-cache",
+    envvar="SHOAL_BLOB_CACHE",
+    show_envvar=True,
+    default="20GiB",
+    type=Size(_LEAST_CACHE, "20GiB"),
+    help="How much of them is kept here.",
 )
-@click.option("--slots", envvar="SHOAL_SLOTS", default=1024, type=click.IntRange(1), help="Sandboxes a node holds.")
-@click.option("--memory", envvar="SHOAL_MEMORY", type=_Size(), help="Memory to reserve from; default: the machine's.")
+@click.option(
+    "--slots",
+    envvar="SHOAL_SLOTS",
+    show_envvar=True,
+    default=1024,
+    type=click.IntRange(1),
+    help="Sandboxes a node holds.",
+)
+@click.option(
+    "--memory",
+    envvar="SHOAL_MEMORY",
+    show_envvar=True,
+    type=Size(_LEAST_MEMORY, "16GiB"),
+    help="Memory to reserve from; default: the machine's.",
+)
 @click.option(
     "--overcommit",
     envvar="SHOAL_OVERCOMMIT",
+    show_envvar=True,
     default=4.0,
-    type=click.FloatRange(1.0, 100.0),
+    type=FiniteRange(1.0, 100.0),
     help="How many times the memory is promised: sandboxes rarely use their limit.",
 )
 @click.option(
-    "--cpu", envvar="SHOAL_CPU", type=click.FloatRange(0.001), help="Cpus to reserve from; default: they are shared."
+    "--cpu",
+    envvar="SHOAL_CPU",
+    show_envvar=True,
+    type=FiniteRange(0.001),
+    help="Cpus to reserve from; default: they are shared.",
 )
-@click.option("--disk", envvar="SHOAL_DISK", type=_Size(), help="Disk to reserve from; default: it is shared.")
 @click.option(
-    "--label", "labels", envvar="SHOAL_LABELS", multiple=True, metavar="NAME=VALUE",
+    "--disk", envvar="SHOAL_DISK", show_envvar=True, type=Size(), help="Disk to reserve from; default: it is shared."
+)
+@click.option(
+    "--label", "labels", envvar="SHOAL_LABELS", show_envvar=True, multiple=True, metavar="NAME=VALUE",
     help="A label of the node, such as zone=a; may be given several times.",
 )  # fmt: skip
 @click.option(
-    "--parallel", envvar="SHOAL_PARALLEL", type=click.IntRange(1), help="Starts at a time; default: by cores."
+    "--parallel",
+    envvar="SHOAL_PARALLEL",
+    show_envvar=True,
+    type=click.IntRange(1),
+    help="Starts at a time; default: by cores.",
 )
 @click.option(
     "--pool",
     envvar="SHOAL_POOL",
+    show_envvar=True,
     default=8,
     type=click.IntRange(0, 1024),
     help="Sandboxes kept started ahead, of what is asked for again and again; 0: none.",
 )
 @click.option(
-    "--pool-memory", envvar="SHOAL_POOL_MEMORY", type=_Size(), help="Their limits together; default: 1/16 of --memory."
+    "--pool-memory",
+    envvar="SHOAL_POOL_MEMORY",
+    show_envvar=True,
+    type=Size(),
+    help="Their limits together; default: 1/16 of --memory.",
 )
 @click.option(
     "--template-roots",
@@ -152,20 +181,50 @@ def _lift_descriptors() -> None:
 @click.option(
     "--tune-host/--no-tune-host",
     envvar="SHOAL_TUNE_HOST",
+    show_envvar=True,
     default=True,
     help="As root, mount the cgroup hierarchy with favordynmods while running: starts are quicker after a pause.",
 )
 @click.option(
-    "--nodes", envvar="SHOAL_NODES", default=1, type=click.IntRange(1, 100_000), help="simulated: how many nodes."
+    "--nodes",
+    envvar="SHOAL_NODES",
+    show_envvar=True,
+    default=1,
+    type=click.IntRange(1, 100_000),
+    help="simulated: how many nodes.",
 )
-@click.option("--seed", default=0, help="simulated: for every draw.")
-@click.option("--start-ms", default=0.0, type=click.FloatRange(0), help="simulated: median time of a start.")
-@click.option("--command-ms", default=0.0, type=click.FloatRange(0), help="simulated: median time of a command.")
+@click.option("--seed", envvar="SHOAL_SEED", show_envvar=True, default=0, help="simulated: for every draw.")
 @click.option(
-    "--start-failures", default=0.0, type=click.FloatRange(0, 1), help="simulated: share of starts that fail."
+    "--start-ms",
+    envvar="SHOAL_START_MS",
+    show_envvar=True,
+    default=0.0,
+    type=FiniteRange(0),
+    help="simulated: median time of a start.",
 )
 @click.option(
-    "--command-failures", default=0.0, type=click.FloatRange(0, 1), help="simulated: share of commands that fail."
+    "--command-ms",
+    envvar="SHOAL_COMMAND_MS",
+    show_envvar=True,
+    default=0.0,
+    type=FiniteRange(0),
+    help="simulated: median time of a command.",
+)
+@click.option(
+    "--start-failures",
+    envvar="SHOAL_START_FAILURES",
+    show_envvar=True,
+    default=0.0,
+    type=FiniteRange(0, 1),
+    help="simulated: share of starts that fail.",
+)
+@click.option(
+    "--command-failures",
+    envvar="SHOAL_COMMAND_FAILURES",
+    show_envvar=True,
+    default=0.0,
+    type=FiniteRange(0, 1),
+    help="simulated: share of commands that fail.",
 )
 def main(
     settings: Settings,
@@ -202,6 +261,11 @@ def main(
     simulated = driver == Isolation.SIMULATED.value
     if nodes > 1 and not simulated:
         raise click.UsageError("--nodes: a real executor serves one node, the machine it runs on; leave it out")
+    if driver == Isolation.GVISOR.value and gvisor_platform == "kvm" and not os.access(_KVM, os.R_OK | os.W_OK):
+        why = "is not this user's to open" if _KVM.exists() else "is missing"
+        raise click.UsageError(
+            f"--gvisor-platform: kvm needs {_KVM}, which {why} on this machine; leave the option out, or say systrap"
+        )
     promised = int((memory or _machine_memory()) * overcommit)
     names = [executor] if nodes == 1 else [f"{executor}-{number}" for number in range(nodes)]
     pairs = tuple(sorted(label.partition("=")[::2] for label in labels))
@@ -221,6 +285,8 @@ def main(
             open_store(kept)  # to hear at once of an address that is none
     except BadValueError as error:
         raise click.UsageError(f"--{error}") from None
+    if not simulated:
+        usable(place)
 
     def make(cache: Cache | None) -> Driver:
         if simulated:
@@ -244,6 +310,8 @@ def main(
         return Pool(real, place / "pool", ahead)  # with 0, too: an earlier process may have given some away
 
     async def run(context: Context) -> None:
+        if cell >= context.cells:
+            raise BadValueError("cell", f"{cell} is none of the {context.cells} cells")
         while await serve_once(context):
             await until_wanted(context.bus, names, context.stop)
             if context.stop.is_set():

@@ -7,6 +7,7 @@ import click
 
 from shoal.blobs.opening import open_store
 from shoal.runtime.options import Settings, service_options, state_option
+from shoal.runtime.places import usable
 from shoal.runtime.process import Context, serve
 from shoal.wire.quantities import BadValueError
 from shoal_snapshot.service import run
@@ -35,6 +36,7 @@ def main(settings: Settings, blobs: str | None, state: Path | None, what_is_left
         store = open_store(blobs or (place / "blobs").as_uri())
     except BadValueError as error:
         raise click.UsageError(f"--{error}") from None
+    usable(place)
 
     async def serving(context: Context) -> None:
         try:

@@ -7,6 +7,7 @@ import click
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, say, table
+from shoal.runtime.numbers import FiniteRange
 from shoal_loadtest.floor.command import progress, shown as machine_line
 from shoal_loadtest.machine import machine
 from shoal_loadtest.peers import report
@@ -25,7 +26,7 @@ _PICTURES = (".png", ".svg")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Turns of each.")
 @click.option("--envs", metavar="DIRECTORY", type=click.Path(path_type=Path),
               help="Where the peers' environments are kept. [default: shoal/peers in the user's cache]")  # fmt: skip
-@click.option("--patience", default=300.0, show_default=True, type=click.FloatRange(1), help="Seconds for one answer.")
+@click.option("--patience", default=300.0, show_default=True, type=FiniteRange(1), help="Seconds for one answer.")
 @click.option("--picture", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Draw the figures, too: a .png or .svg file.")  # fmt: skip
 @json_option

@@ -13,6 +13,7 @@ from shoal.cli.moments import optional_ms
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, moment, say, table
 from shoal.cli.progress import Progress
+from shoal.runtime.numbers import FiniteRange
 
 if TYPE_CHECKING:
     from shoal.archive.source import History
@@ -167,9 +168,9 @@ def _tell_verdict(found: "Verified", chain: list[dict[str, Any]], took: float) -
 @click.option("--since", metavar="TIME", help="Only what was asked from then on.")
 @click.option("--until", metavar="TIME", help="Only what was asked until then.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For every draw of a start's time.")
-@click.option("--gpu-price", type=click.FloatRange(0), default=2.5, show_default=True, metavar="DOLLARS",
+@click.option("--gpu-price", type=FiniteRange(0), default=2.5, show_default=True, metavar="DOLLARS",
               help="An hour of the GPU that waits for a group; an assumption, give your own.")  # fmt: skip
-@click.option("--node-price", type=click.FloatRange(0), default=0.0, show_default=True, metavar="DOLLARS",
+@click.option("--node-price", type=FiniteRange(0), default=0.0, show_default=True, metavar="DOLLARS",
               help="An hour of a node.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIRECTORY", help="Draw pictures there.")
 @json_option

@@ -7,6 +7,7 @@ import click
 from shoal.cli.interrupts import run_interruptibly
 from shoal.cli.options import json_option, url_option
 from shoal.cli.output import emit, say, table
+from shoal.runtime.numbers import FiniteRange
 
 if TYPE_CHECKING:
     from shoal.wire.messages import Limits
@@ -58,8 +59,8 @@ def _change(names: tuple[str, ...], url: str | None, as_json: bool, *, added: bo
 @click.option("--weight", type=float, help="Its part of the cluster, beside the others'. [default: 1]")
 @click.option("--sandboxes", type=click.IntRange(0), help="That run at once; 0: no limit.")
 @click.option("--memory", metavar="SIZE", help="Of all its sandboxes' limits; 0: no limit.")
-@click.option("--cpu", type=click.FloatRange(0), metavar="CORES", help="Of all its sandboxes' limits; 0: no limit.")
-@click.option("--rate", type=click.FloatRange(0), metavar="N", help="Sandboxes started a second; 0: no limit.")
+@click.option("--cpu", type=FiniteRange(0), metavar="CORES", help="Of all its sandboxes' limits; 0: no limit.")
+@click.option("--rate", type=FiniteRange(0), metavar="N", help="Sandboxes started a second; 0: no limit.")
 @click.option("--waiting", type=click.IntRange(0), help="Sandboxes that may wait for room; 0: a million.")
 @url_option
 @json_option

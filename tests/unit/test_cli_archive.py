@@ -228,3 +228,14 @@ def test_when_a_file_ends() -> None:
     assert rolls(("10m",), bucket=False) == (64 * 1024**2, 600.0)
     assert rolls(("1GiB", "1d"), bucket=False) == (1024**3, 86400.0)
     assert rolls(("256MiB",), bucket=True) == (256 * 1024**2, 3600.0)
+
+
+@pytest.mark.parametrize("command", [["archive", "verify"], ["replay", "verify"], ["replay", "whatif"]])
+@pytest.mark.parametrize("cut", [400, 2620])
+def test_a_torn_file_is_damaged_whatever_cannot_be_done_with_the_rest(
+    command: list[str], cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn = tmp_path / "torn.shoal"
+    torn.write_bytes((Path(__file__).parents[1] / "archive" / "golden" / "wire-4.shoal").read_bytes()[:cut])
+    assert run([*command, str(torn)]) == Exit.DAMAGED
+    assert f"shoal: {torn}: at byte 394 it ends within a block" in capsys.readouterr().err

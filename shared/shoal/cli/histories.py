@@ -49,7 +49,24 @@ class Source:
 
     @asynccontextmanager
     async def open(self) -> "AsyncIterator[History]":
-        """Open it. What is damaged is read up to where it is good, of which people are told."""
+        """Open it. What is damaged is read up to where it is good, of which people are told.
+
+        Raises DamagedError for what cannot be done with the good part: that it is damaged is why.
+        """
+        from shoal.archive.source import ArchiveError, ConflictError, DamagedError
+
+        try:
+            async with self._opened() as history:
+                yield history
+        except (DamagedError, ConflictError):
+            raise
+        except ArchiveError as error:
+            if self.trouble is None:
+                raise
+            raise DamagedError(f"{self.trouble}; of what is good: {error}") from error
+
+    @asynccontextmanager
+    async def _opened(self) -> "AsyncIterator[History]":
         from shoal.archive.archived import ArchiveHistory
         from shoal.archive.joined import Joined
         from shoal.archive.live import LiveHistory

@@ -28,6 +28,7 @@ class Exit(IntEnum):
     DAMAGED = 20  # an archive is not as it was written; what is good of it was read
     DIVERGED = 22  # the services installed here say something else than was recorded
     STREAM_FULL = 18  # a stream takes no new messages until somebody makes room
+    OUTPUT = 23  # standard output cannot be written, such as to a full disk
     OBJECTIVE = 21  # a load test missed an objective, or found sandboxes lost or counted twice
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command
@@ -47,10 +48,16 @@ class OutputClosed(Exception):
     """Whoever read standard output has stopped reading. (Of BrokenPipeError click makes a status of its own.)"""
 
 
+class OutputRefused(Exception):
+    """Standard output cannot be written; the text says why. (An OSError could be of any file.)"""
+
+
 def explain(error: BaseException) -> tuple[Exit, str]:
     """Return the exit status and the sentence for any error."""
     if isinstance(error, Failure):
         return error.status, str(error)
+    if isinstance(error, OutputRefused):
+        return Exit.OUTPUT, f"standard output cannot be written: {error}"
     from shoal.archive.source import ArchiveError, DamagedError
     from shoal.bus.protocol import BusError, StreamFullError
     from shoal.client import errors

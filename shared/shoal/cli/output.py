@@ -1,8 +1,46 @@
 """What goes to the terminal or the pipe."""
 
+import contextlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO, cast
+
+from shoal.cli.exits import OutputRefused
+
+
+class _Output:
+    """Standard output, whose errors are told apart from those of other files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _refusal():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _refusal():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _refusal() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputRefused(error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """Have what cannot be written to standard output raise OutputRefused, but for a reader that went away."""
+    with contextlib.redirect_stdout(cast(TextIO, _Output(sys.stdout))):
+        yield
 
 
 def emit(value: Any) -> None:

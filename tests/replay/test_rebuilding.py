@@ -1,7 +1,9 @@
 """Any past state, from whichever checkpoint, is the state there was."""
 
+import dataclasses
 import random
 from collections.abc import AsyncGenerator, Sequence
+from types import MappingProxyType
 
 import pytest
 
@@ -13,6 +15,7 @@ from shoal.replay.comparing import differences
 from shoal.replay.rebuilding import rebuild
 from shoal.replay.verifying import verify
 from shoal.wire.codec import encode
+from shoal_placement.core.placement import PlacementCore
 
 
 async def test_a_state_is_what_was_live_then_with_and_without_checkpoints() -> None:
@@ -51,6 +54,26 @@ async def test_what_cannot_be_told_is_said() -> None:
         await rebuild(Recording(cluster, {stream: 4}), known["placement"], 0)
     with pytest.raises(ArchiveError, match="there is no cell 99"):
         await rebuild(Recording(cluster), known["placement"], 99)
+
+
+class NextPlacement(PlacementCore):
+    """What a next version of it might be: its state is that of this one."""
+
+    state_version = PlacementCore.state_version + 1
+    upgrades = MappingProxyType({PlacementCore.state_version: lambda state: state})
+
+
+async def test_a_checkpoint_of_an_earlier_version_is_brought_to_this_one() -> None:
+    cluster, known = recorded(5)
+    partition = next(each for each in cluster.partitions if each.name == "placement.0" and len(each.checkpoints) > 1)
+    newer = dataclasses.replace(known["placement"], make=lambda cell, _: NextPlacement(cell))
+    kept = Recording(cluster, {partition.log.name: 4})  # its beginning is gone, so only a checkpoint helps
+    for sequence in (None, len(partition.log.entries)):
+        found = await rebuild(kept, newer, 0, sequence=sequence)
+        assert found.core.dump() == (await rebuild(kept, known["placement"], 0, sequence=sequence)).core.dump()
+        assert (found.version, found.begun > 3) == (PlacementCore.state_version, True)
+    with pytest.raises(ArchiveError, match=r"no state of placement\.0 is at hand"):
+        await verify(kept, {**known, "placement": newer})  # what is made up is not what was decided on
 
 
 class Counting(Recording):

@@ -89,12 +89,14 @@ def _show(service: "Service", cell: int, rebuilt: "Rebuilt", as_json: bool) -> N
         emit(
             {
                 "partition": service.partition(cell), "sequence": rebuilt.sequence, "time_ms": rebuilt.time_ms,
-                "folded": rebuilt.folded, "checkpoint": rebuilt.begun, "state": plain(decoded),
+                "folded": rebuilt.folded, "checkpoint": rebuilt.begun, "version": rebuilt.version,
+                "state": plain(decoded),
             }
         )  # fmt: skip
         return
     when = moment(rebuilt.time_ms) if rebuilt.time_ms else "the beginning"
-    begun = f"checkpoint of message {rebuilt.begun} and " if rebuilt.begun else ""
+    earlier = f", of version {rebuilt.version}," if rebuilt.version != rebuilt.core.state_version else ""
+    begun = f"checkpoint of message {rebuilt.begun}{earlier} and " if rebuilt.begun else ""
     say(f"{service.partition(cell)} after message {rebuilt.sequence} of {when} ({begun}{rebuilt.folded:,} messages)")
     for part in service.summary(decoded):
         print(f"{part.title}: {len(part.rows)}")

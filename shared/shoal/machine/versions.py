@@ -17,14 +17,20 @@ class UnknownVersionError(ValueError):
     """A state is of a version that this program cannot read; the text says which it can."""
 
 
+def readable(to: int, upgrades: Mapping[int, Upgrade]) -> range:
+    """Return the versions of which a state can be brought to version `to`, that one included."""
+    first = to
+    while first - 1 in upgrades:
+        first -= 1
+    return range(first, to + 1)
+
+
 def upgraded(state: bytes, version: int, to: int, upgrades: Mapping[int, Upgrade]) -> bytes:
     """Return a state of `version` as one of `to`. `upgrades`: by the version that each begins with.
 
     Raises UnknownVersionError, and ValueError for bytes that are no such state.
     """
-    first = to
-    while first - 1 in upgrades:
-        first -= 1
+    first = readable(to, upgrades)[0]
     if not first <= version <= to:
         reads = f"{first} to {to}" if first < to else f"{to}"
         raise UnknownVersionError(f"its state is of version {version}, and this program reads {reads}")

@@ -8,18 +8,24 @@ from shoal.archive.source import ArchiveError, History
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, Core, respond
 from shoal.machine.service import Service
+from shoal.machine.versions import readable, upgraded
 from shoal.wire import streams
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """A core as it was after the message `sequence`. `folded`: how many were folded after the checkpoint `begun`."""
+    """A core as it was after the message `sequence`. `folded`: how many were folded after the checkpoint `begun`.
+
+    `version`: of the state that the checkpoint has; one that is not the core's was brought to it, and what that version
+    did not know is made up.
+    """
 
     core: Core
     sequence: int
     time_ms: int
     folded: int
     begun: int
+    version: int
 
 
 async def cells_of(history: History) -> int:
@@ -52,10 +58,14 @@ async def rebuild(
     core = service.make(cell, cells)
     begin = Checkpoint(service.name, core.state_version, stream, 0, 0, b"")
     if checkpoints:
-        known = await _newest(history, service.partition(cell), core.state_version, at_ms, sequence)
+        versions = readable(core.state_version, core.upgrades)
+        known = await _newest(history, service.partition(cell), versions, at_ms, sequence)
         if known is not None and known.stream == stream:
             begin = known
-            core.load(begin.state)
+            try:
+                core.load(upgraded(begin.state, begin.version, core.state_version, core.upgrades))
+            except ValueError as error:
+                raise ArchiveError(f"the checkpoint of message {begin.sequence} cannot be read: {error}") from error
     first = (await history.bounds(stream)).first
     if first > begin.sequence + 1:
         when = "at that moment" if at_ms is not None or sequence is not None else "now"
@@ -73,19 +83,22 @@ async def rebuild(
             at, time_ms, folded = delivery.sequence, delivery.time_ms, folded + 1
             if not folded % 4096:
                 tell(at)
-    return Rebuilt(core, at, time_ms, folded, begin.sequence)
+    return Rebuilt(core, at, time_ms, folded, begin.sequence, begin.version)
 
 
 async def _newest(
-    history: History, partition: str, version: int, at_ms: int | None, sequence: int | None
+    history: History, partition: str, versions: range, at_ms: int | None, sequence: int | None
 ) -> Checkpoint | None:
     """Return the newest state until a moment and a message; not all that an archive has are in memory at once."""
+    newest: Checkpoint | None = None
     if sequence is None:
-        known = await history.checkpoints(partition, version=version, until_ms=at_ms, last=1)
-        return known[0] if known else None
-    newest = None
+        for version in reversed(versions):
+            for each in await history.checkpoints(partition, version=version, until_ms=at_ms, last=1):
+                if newest is None or each.sequence > newest.sequence:
+                    newest = each
+        return newest
     async with aclosing(history.states(partition)) as states:
         async for each in states:
-            if each.version == version and each.sequence <= sequence and (at_ms is None or each.time_ms <= at_ms):
+            if each.version in versions and each.sequence <= sequence and (at_ms is None or each.time_ms <= at_ms):
                 newest = each
     return newest

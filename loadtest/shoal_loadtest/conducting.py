@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from shoal.cli import statefile
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.output import emit, say, table
 from shoal.wire.quantities import BadValueError
@@ -106,6 +107,10 @@ async def _check(order: Order, scenario: Scenario) -> None:
             await trace.requests(phase.arrival)
     if order.state is not None and order.url is None:
         raise BadValueError("state", "it goes with --url; a cluster that is brought up has one of its own")
+    if order.state is not None and statefile.read(statefile.resolve(order.state)) is None:
+        raise BadValueError(
+            "state", f"no system runs on {order.state}; leave it out, or say which `shoal up` was given"
+        )
     if scenario.faults and order.url is not None and order.state is None:
         raise BadValueError("state", "faults need to know the processes; say with --state where the system keeps them")
 

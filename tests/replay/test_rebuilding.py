@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import MappingProxyType
 
 import pytest
@@ -11,6 +11,7 @@ from replay.recordings import Recording, recorded
 from shoal.archive.source import ArchiveError
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Cause, respond
+from shoal.machine.versions import Upgrade
 from shoal.replay.comparing import differences
 from shoal.replay.rebuilding import rebuild
 from shoal.replay.verifying import verify
@@ -60,7 +61,7 @@ class NextPlacement(PlacementCore):
     """What a next version of it might be: its state is that of this one."""
 
     state_version = PlacementCore.state_version + 1
-    upgrades = MappingProxyType({PlacementCore.state_version: lambda state: state})
+    upgrades: Mapping[int, Upgrade] = MappingProxyType({PlacementCore.state_version: lambda state: state})
 
 
 async def test_a_checkpoint_of_an_earlier_version_is_brought_to_this_one() -> None:

@@ -239,3 +239,37 @@ def test_a_torn_file_is_damaged_whatever_cannot_be_done_with_the_rest(
     torn.write_bytes((Path(__file__).parents[1] / "archive" / "golden" / "wire-4.shoal").read_bytes()[:cut])
     assert run([*command, str(torn)]) == Exit.DAMAGED
     assert f"shoal: {torn}: at byte 394 it ends within a block" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "says"),
+    [
+        (["history", "m1", "--since", "1h", "--until", "2h"], Exit.USAGE, "since: '1h' is later than --until '2h'"),
+        (["export", "-o", "OUT", "--run", "nosuch"], Exit.UNKNOWN_ROLLOUT, "there is nothing of run 'nosuch'"),
+        (["export", "-o", "-"], Exit.USAGE, "--output: an archive is a file"),
+        (["state", "snapshot", "--cell", "1"], Exit.USAGE, "--cell: the snapshot service has one partition"),
+    ],
+)
+def test_what_is_nothing_is_said_to_be(
+    command: list[str], status: Exit, says: str, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(tmp_path / "out.shoal") if each == "OUT" else each for each in command]
+    assert run([*given, "--from", AGENTS]) == status
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_node_of_another_time_is_there(capsys: Output) -> None:
+    node = next(
+        each["message"]["nodes"][0]["node"]
+        for each in objects(capsys, "archive", "cat", AGENTS)
+        if each["type"] == "ExecutorJoined"
+    )
+    assert run(["history", node, "--from", AGENTS, "--until", "2001-01-01"]) == Exit.UNKNOWN_ROLLOUT
+    assert f"nothing was heard of node {node!r} in that time, but at others" in capsys.readouterr().err
+
+
+def test_a_size_that_is_none_to_roll_at_is_told_as_it_was_given() -> None:
+    with pytest.raises(BadValueError, match="roll: 16KiB is not a size from 64KiB"):
+        rolls(("16KiB",), bucket=False)

@@ -65,3 +65,16 @@ async def test_a_connection_that_does_not_close_is_left(
         async with connect_("nats://127.0.0.1:1", close_s=0.01):
             pass
     assert "is left as it is" in capsys.readouterr().err
+
+
+def test_undrain_of_what_never_was_a_node(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = of(monkeypatch, Cluster([node("m1", "drained")]))
+
+    async def drained(_url: str | None) -> set[str]:
+        return {"gone"}
+
+    monkeypatch.setattr("shoal.cli.nodes._drained", drained)
+    assert run(["node", "undrain", "nosuch"]) == Exit.USAGE
+    assert "there is no node 'nosuch'" in capsys.readouterr().err
+    assert [run(["node", "undrain", name]) for name in ("m1", "gone")] == [Exit.OK, Exit.OK]
+    assert cluster.told == [("m1", False), ("gone", False)]

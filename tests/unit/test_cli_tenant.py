@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 
 from shoal.cli.__main__ import run
+from shoal.cli.exits import Exit
 from shoal.client import tenants
 from shoal.client.link import Link
 from shoal.wire.messages import Limits
@@ -28,12 +29,24 @@ class Cluster:
         return LIMITS
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, tenants: list[str], *options: str) -> None:
+def connected(monkeypatch: pytest.MonkeyPatch, tenants: list[str]) -> None:
     @asynccontextmanager
     async def connect(_url: str | None) -> AsyncIterator[Cluster]:
         yield Cluster(tenants)
 
     monkeypatch.setattr("shoal.client.cluster.connect", connect)
+
+
+def test_a_tenant_that_is_none_is_not_unmade(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connected(monkeypatch, ["acme"])
+    assert run(["tenant", "rm", "acme", "nosuch"]) == Exit.USAGE
+    assert "there is no tenant 'nosuch'; `shoal tenant ls` lists them" in capsys.readouterr().err
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, tenants: list[str], *options: str) -> None:
+    connected(monkeypatch, tenants)
     assert run(["tenant", "ls", *options]) == 0
 
 

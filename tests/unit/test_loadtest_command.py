@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+from shoal.cli.__main__ import run
 from shoal.cli.exits import Exit, Failure
 from shoal_loadtest import command
 from shoal_loadtest.faults import Killing
@@ -65,3 +66,9 @@ def test_faults_kill_each_kind_and_each_process_in_turn(sleepers: list["subproce
     assert killing.killed == {"scheduler": 1, "broker-1": 1, "broker-2": 1}
     assert [name for _, name in killing.events] == ["scheduler", "broker-1", "broker-2"]
     assert told == []
+
+
+def test_a_state_directory_without_a_system_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "smoke", "--url", "nats://127.0.0.1:1", "--state", str(tmp_path), "--out", str(tmp_path / "o")]
+    assert run(["loadtest", *arguments]) == Exit.USAGE
+    assert f"state: no system runs on {tmp_path}" in capsys.readouterr().err

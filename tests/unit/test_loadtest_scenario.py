@@ -123,6 +123,7 @@ def test_scenarios_that_stand_on_each_other_are_noticed(tmp_path: Path) -> None:
         ("phase.first.rollout.size=[]", "phase.first.rollout.size", "empty"),
         ("phase.first.rollout.size={distribution='uniform'}", "phase.first.rollout.size", "most"),
         ("phase.first.rollout.size={distribution='normal'}", "phase.first.rollout.size", "lognormal"),
+        ("phase.first.rollout.size=0", "phase.first.rollout.size", "at least one sandbox"),
         ("phase.first.rollout.size=200_000", "phase.first.rollout.size", "100000"),
         ("phase.first.rollout.life=3", "phase.first.rollout.command", "leave out"),
         ("phase.first.rollout.memory=lots", "phase.first.rollout.memory", "256MiB"),

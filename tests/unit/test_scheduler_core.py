@@ -29,6 +29,16 @@ def test_partial_dispatch_says_what_waits() -> None:
     assert said[1] == m.RolloutQueued("r", 0, 1, "waiting for 1 slot of 256 MiB")
 
 
+@pytest.mark.parametrize(("cells", "where"), [(1, ""), (2, " in cell 1, to which it belongs")])
+def test_where_no_node_is_alive_it_is_not_said_that_none_ever_came(cells: int, where: str) -> None:
+    core = SchedulerCore(cells - 1, cells=cells)
+    fold(core, m.CellCapacity(10, 1, ("zygote",)))
+    fold(core, m.CellCapacity(0, 0, ()))
+    fold(core, m.RolloutSubmitted("r", "t", "run", m.RolloutSpec("host", 1, timeout_ms=1000)))
+    said = [*fold(core, m.TemplateResolved("t", "host", HOST)), *fold(core, m.Tick(2_000), 2_000)]
+    assert [each.reason for each in said if isinstance(each, m.RolloutQueued)] == [f"no node is alive{where}"]
+
+
 def test_release_of_part_then_the_deadline() -> None:
     core, _ = submitted()
     released = m.RolloutReleased("r", ((1, 2),))

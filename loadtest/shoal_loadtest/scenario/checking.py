@@ -108,6 +108,8 @@ def _phase(scenario: Scenario, phase: Phase, maximum_known: bool, staying: bool)
         raise BadValueError(f"{at}.measures_maximum", "only a closed arrival shows what the system can do at most")
     if isinstance(arrival, Bursts) and shape.size.mean * arrival.rollouts > 10**7:
         raise BadValueError(f"{at}.arrival.rollouts", "a burst of more than ten million sandboxes")
+    if shape.size.mean < 1:
+        raise BadValueError(f"{at}.rollout.size", "a rollout has at least one sandbox")
     if shape.size.mean > _LARGEST:
         raise BadValueError(f"{at}.rollout.size", f"at most {_LARGEST} sandboxes fit into one rollout")
     try:

@@ -71,7 +71,8 @@ def _reason(books: Books, rollout: Rollout, line: Line, kind: str, sentence: str
     wanted = line.want.text(max(rollout.unsent, rollout.unit))
     if kind == "nodes":
         if not books.rooms.capacity.nodes:
-            return "no nodes", "no node has joined yet"
+            where = f" in cell {books.cell}, to which it belongs" if books.cells > 1 else ""
+            return "no nodes", f"no node is alive{where}"
         labels = " and ".join(f"the label {name}={value}" for name, value in needs.labels)
         offers = " and ".join(
             part for part in (f"isolation {needs.isolation!r}" if needs.isolation else "", labels) if part

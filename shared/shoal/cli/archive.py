@@ -11,7 +11,7 @@ import click
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.histories import broker
 from shoal.cli.interrupts import LONG_CLEANUP_S, run_interruptibly
-from shoal.cli.moments import optional_ms
+from shoal.cli.moments import window_ms
 from shoal.cli.options import json_option, url_option
 from shoal.cli.output import emit, moment, say, table
 from shoal.cli.progress import Progress
@@ -80,7 +80,7 @@ def cat(
         from shoal.cli.histories import Source
         from shoal.client.listing import event_of
 
-        since_ms, until_ms = optional_ms(since, "since"), optional_ms(until, "until")
+        since_ms, until_ms = window_ms(since, until)
         selection = Selection(tenant or "", run_name or "")
         source = Source((path,), False, None)
         async with source.open() as history:
@@ -244,15 +244,15 @@ def rolls(given: tuple[str, ...], bucket: bool) -> tuple[int, float]:
     """Return the bytes and the seconds after which a file ends. Raises BadValueError."""
     from shoal.wire.quantities import BadValueError, parse_bytes, parse_seconds
 
-    size, seconds = 64 * 1024**2, 3600.0
+    size, seconds, said = 64 * 1024**2, 3600.0, ""
     for text in given:
         if text.strip().lower().endswith("b"):
-            size = parse_bytes(text, "roll")
+            size, said = parse_bytes(text, "roll"), text
         else:
             seconds = parse_seconds(text, "roll")
     if size < 64 * 1024 or (bucket and size > parse_bytes(_MOST_FOR_A_BUCKET)):
         most = f" to {_MOST_FOR_A_BUCKET}" if bucket else ""
-        raise BadValueError("roll", f"{size} bytes is not a size from 64KiB{most}")
+        raise BadValueError("roll", f"{said} is not a size from 64KiB{most}")
     return size, seconds
 
 

@@ -6,7 +6,7 @@ import click
 
 from shoal.cli.histories import Source, history_options
 from shoal.cli.interrupts import run_interruptibly
-from shoal.cli.moments import optional_ms
+from shoal.cli.moments import window_ms
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, moment, say
 from shoal.cli.progress import Progress
@@ -39,7 +39,7 @@ def audit(tenant: str | None, since: str | None, until: str | None, source: Sour
         from shoal.client.requests import token
 
         who = token(tenant, "tenant") if tenant is not None else ""
-        since_ms, until_ms = optional_ms(since, "since"), optional_ms(until, "until")
+        since_ms, until_ms = window_ms(since, until)
         found = 0
         async with source.open() as history:
             with Progress() as progress:

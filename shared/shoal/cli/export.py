@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shoal.cli.exits import Exit, Failure
 from shoal.cli.histories import Source, history_options
 from shoal.cli.interrupts import run_interruptibly
-from shoal.cli.moments import optional_ms
+from shoal.cli.moments import window_ms
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, say
 from shoal.cli.progress import Progress
@@ -49,7 +50,11 @@ def export(
             since=since or "", until=until or "", run=token(run_name, "run") if run_name is not None else "",
             tenant=token(tenant, "tenant") if tenant is not None else "", cell=cell, origin=" ".join(source.archives),
         )  # fmt: skip
-        since_ms, until_ms = optional_ms(since, "since"), optional_ms(until, "until")
+        if str(path) == "-":
+            raise Failure(
+                Exit.USAGE, "--output: an archive is a file that can be gone on with; name one, such as today.shoal"
+            )
+        since_ms, until_ms = window_ms(since, until)
         try:
             async with source.open() as history:
                 with Progress() as progress:
@@ -60,6 +65,12 @@ def export(
         except asyncio.CancelledError:
             say(f"interrupted; the same command goes on with {path}")
             raise
+        if not done.messages and not done.resumed and (request.run or request.tenant):
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+            whose = " of ".join(
+                f"{what} {name!r}" for what, name in (("run", request.run), ("tenant", request.tenant)) if name
+            )
+            raise Failure(Exit.UNKNOWN_ROLLOUT, f"there is nothing of {whose} in that time; no file is made")
         if as_json:
             emit(as_object(path, done))
         else:

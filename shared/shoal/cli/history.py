@@ -8,7 +8,7 @@ import click
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.histories import Source, history_options
 from shoal.cli.interrupts import run_interruptibly
-from shoal.cli.moments import optional_ms
+from shoal.cli.moments import window_ms
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, say
 from shoal.cli.progress import Progress
@@ -42,7 +42,7 @@ def history(
     """
 
     async def work() -> int:
-        since_ms, until_ms = optional_ms(since, "since"), optional_ms(until, "until")
+        since_ms, until_ms = window_ms(since, until)
         async with source.open() as history:
             with Progress() as progress:
 
@@ -77,6 +77,13 @@ async def story_of(history: "History", name: str, since_ms: int | None, until_ms
     except NoSuchNameError as error:
         raise Failure(Exit.UNKNOWN_ROLLOUT, str(error)) from error
     story = story or await tell_node(history, name, since_ms=since_ms, until_ms=until_ms, tell=tell)
+    if story is None and (since_ms, until_ms) != (None, None):
+        whole = await tell_node(history, name, tell=tell)
+        if whole is not None:
+            raise Failure(
+                Exit.UNKNOWN_ROLLOUT,
+                f"nothing was heard of node {name!r} in that time, but at others: give another --since or --until",
+            )
     if story is None:
         raise Failure(
             Exit.UNKNOWN_ROLLOUT,

@@ -20,6 +20,14 @@ def moment_ms(text: str, field: str, now_ms: int | None = None) -> int:
     return (time.time_ns() // 1_000_000 if now_ms is None else now_ms) - int(ago * 1000)
 
 
+def window_ms(since: str | None, until: str | None) -> tuple[int | None, int | None]:
+    """Return a time from when on, and until when; either need not be named. Raises BadValueError where it is empty."""
+    since_ms, until_ms = optional_ms(since, "since"), optional_ms(until, "until")
+    if since_ms is not None and until_ms is not None and since_ms > until_ms:
+        raise BadValueError("since", f"{since!r} is later than --until {until!r}: write the earlier one as --since")
+    return since_ms, until_ms
+
+
 def optional_ms(text: str | None, field: str) -> int | None:
     """Return a moment that need not be named. Raises BadValueError."""
     return None if text is None else moment_ms(text, field)

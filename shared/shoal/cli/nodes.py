@@ -101,6 +101,8 @@ def undrain(name: str, url: str | None, as_json: bool) -> int:
         from shoal.cli.connecting import connect
 
         async with connect(url) as cluster:
+            if all(each.node != name for each in await cluster.nodes()) and name not in await _drained(url):
+                raise Failure(Exit.USAGE, f"there is no node {name!r}, and none of that name was drained")
             await cluster.undrain(name)
         if as_json:
             emit({"node": name, "drained": False})
@@ -109,3 +111,12 @@ def undrain(name: str, url: str | None, as_json: bool) -> int:
         return 0
 
     return run_interruptibly(work())
+
+
+async def _drained(url: str | None) -> set[str]:
+    """Return the nodes that are drained; one that left since then is among them, and comes back when it is not."""
+    from shoal.cli.histories import broker
+    from shoal.client.nodes import drained
+
+    async with broker(url) as bus:
+        return await drained(bus)

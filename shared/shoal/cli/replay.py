@@ -9,7 +9,7 @@ import click
 from shoal.cli.exits import Exit, Failure
 from shoal.cli.histories import Source, broker
 from shoal.cli.interrupts import run_interruptibly
-from shoal.cli.moments import optional_ms
+from shoal.cli.moments import window_ms
 from shoal.cli.options import json_option
 from shoal.cli.output import emit, moment, say, table
 from shoal.cli.progress import Progress
@@ -200,7 +200,7 @@ def whatif(
         from shoal.replay.services import services
         from shoal.replay.simulating import Simulation
 
-        since_ms, until_ms = optional_ms(since, "since"), optional_ms(until, "until")
+        since_ms, until_ms = window_ms(since, until)
         source = _source(archive)
         async with source.open() as history:
             with Progress(quiet=as_json) as progress:
@@ -263,7 +263,7 @@ def load(
 
         from shoal.replay.loading import Loaded, Loading, requests, same_cluster
 
-        since_ms, until_ms = optional_ms(since, "since"), optional_ms(until, "until")
+        since_ms, until_ms = window_ms(since, until)
         source = _source(archive)
         async with source.open() as history, broker(onto) as bus:
             if not force and await same_cluster(history, bus):

@@ -48,6 +48,8 @@ def state(
         if diff and at is not None:
             raise Failure(Exit.USAGE, "--at is for one moment, --diff for two; leave one of them out")
         chosen = service_(service)
+        if cell and not chosen.celled:
+            raise Failure(Exit.USAGE, f"--cell: the {service} service has one partition for all cells; leave it out")
         moments = [moment_ms(text, "diff") for text in diff] if diff else [moment_ms(at, "at") if at else None]
         async with source.open() as history:
             found = []

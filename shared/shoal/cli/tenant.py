@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from shoal.cli.exits import Exit, Failure
 from shoal.cli.interrupts import run_interruptibly
 from shoal.cli.options import json_option, url_option
 from shoal.cli.output import emit, say, table
@@ -43,6 +44,10 @@ def _change(names: tuple[str, ...], url: str | None, as_json: bool, *, added: bo
         from shoal.cli.connecting import connect
 
         async with connect(url) as cluster:
+            known = () if added else await cluster.tenants()
+            if unknown := [] if added else [name for name in names if name not in known]:
+                which = ", ".join(map(repr, unknown))
+                raise Failure(Exit.USAGE, f"there is no tenant {which}; `shoal tenant ls` lists them")
             for name in names:
                 await (cluster.add_tenant(name) if added else cluster.remove_tenant(name))
                 if as_json:

@@ -55,7 +55,7 @@ from shoal.cli.interrupts import run_interruptibly
 async def work():
     for _ in range({signals}):
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.sleep(0.05)  # signals of one number that nobody has looked at yet are one
+        await asyncio.sleep(0.6)  # those that come together are one
     return 0
 async def deaf():
     within = asyncio.ensure_future(work())

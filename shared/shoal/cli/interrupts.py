@@ -15,6 +15,7 @@ CLEANUP_S: Final = 20.0
 LONG_CLEANUP_S: Final = 300.0
 """The same of what has services to stop, or files to write and send."""
 _LAST_SIGNAL: Final = 3
+_APART_S: Final = 0.5  # signals that come together are one: it must have had time to end by itself
 
 
 def checkpoint() -> None:
@@ -45,11 +46,13 @@ def run_interruptibly(
 
 async def _run(work: Coroutine[Any, Any, int], overdue: threading.Timer) -> int:
     task = asyncio.ensure_future(work)
-    heard = 0
+    heard, heard_at = 0, float("-inf")
 
     def interrupt() -> None:
-        nonlocal heard
-        heard += 1
+        nonlocal heard, heard_at
+        if loop.time() - heard_at < _APART_S:
+            return
+        heard, heard_at = heard + 1, loop.time()
         if heard == 1:  # once: a second Ctrl-C must not interrupt the cleaning up
             overdue.start()
             task.cancel()

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+import shoal
 from conformance.drivers import one, sh
 from host import processes, with_argument
+from shoal.cli.system import LocalSystem
 from shoal.wire.messages import Command, EndReason, Resources, Snapshot
 from shoal_executor.drivers import layers
 from shoal_executor.drivers.protocol import DriverError, SandboxFileError, Started, StartSpec, UnsupportedError
@@ -479,3 +481,22 @@ async def test_what_keeps_a_disk_ends_with_its_sandbox(
     with pytest.raises(DriverError, match="its sandbox ended meanwhile"):
         await asyncio.wait_for(keeping, 60)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_local_system_takes_any_directory_unless_it_is_told_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one" / "marked").mkdir(parents=True)
+    template = f"dir:{tmp_path / 'one'}"
+    async with LocalSystem(tmp_path / "any", port=0) as system, shoal.connect(system.url) as client:
+        async with client.rollout(template, n=1, timeout="60s", retries=0) as rollout:
+            async for sandbox in rollout.ready():
+                assert await sandbox.files.exists("/marked") is True
+    monkeypatch.setenv("SHOAL_TEMPLATE_ROOTS", str(tmp_path / "other"))
+    async with LocalSystem(tmp_path / "told", port=0) as system, shoal.connect(system.url) as client:
+        async with client.rollout(template, n=1, timeout="60s", retries=0) as rollout:
+            async for sandbox in rollout.ready():
+                with pytest.raises(
+                    shoal.SandboxLost, match=f"only from below {tmp_path / 'other'}; see --template-roots"
+                ):
+                    await sandbox.files.exists("/marked")

@@ -122,7 +122,7 @@ class LocalSystem:
                     options = ["--executor", f"local{end}", "--driver", driver, "--cell", str(cell)]
                     options += ["--state", str(self._state / f"executor{end}"), *blobs]
                     # Whoever starts all of it by one command may name any directory that is theirs.
-                    options += [] if os.environ.get("SHOAL_TEMPLATE_ROOTS") else ["--template-roots", "/"]
+                    options += ["--template-roots", os.environ.get("SHOAL_TEMPLATE_ROOTS") or "/"]
                     options += [*self._size(cell * self._executors + copy), *self._executor_options]
                     self._add(f"executor{end}", "shoal_executor", *options, death_signal=signal.SIGTERM)
         failures = [child.failure for child in self._children]

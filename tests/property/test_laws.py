@@ -49,6 +49,10 @@ def altered(draw: random.Random, value: Any) -> Any:
     return value
 
 
+SUBJECT = "shoal.rollout.0._._.system"
+"""Of services: there, whatever a message is, it is folded."""
+
+
 def drive(make: Callable[[], Core], seed: int, messages: int = 150) -> int:
     """Fold so many messages; returns how many of them broke no law."""
     draw, core, now, folded = random.Random(seed), make(), 1_700_000_000_000, 0
@@ -63,7 +67,7 @@ def drive(make: Callable[[], Core], seed: int, messages: int = 150) -> int:
             continue  # no message
         now += draw.choice((0, 1, 100, 60_000))
         before = core.dump()
-        effects, broken = respond(core, payload, Cause("S", sequence, now))
+        effects, broken = respond(core, SUBJECT, payload, Cause("S", sequence, now))
         assert not broken or core.dump() == before
         folded += not broken
         for effect in effects:
@@ -91,7 +95,7 @@ def test_a_hedge_of_sandboxes_there_are_not_breaks_a_law() -> None:
     core = SchedulerCore(0)
     core.handle(m.RolloutSubmitted("r1", "t", "u", m.RolloutSpec("host", 4)), Cause("S", 1, 1))
     before = core.dump()
-    _, broken = respond(core, encode(HEDGED), Cause("S", 2, 2))
+    _, broken = respond(core, SUBJECT, encode(HEDGED), Cause("S", 2, 2))
     assert "are not those of rollout r1" in broken
     assert core.dump() == before
 
@@ -102,7 +106,7 @@ def test_a_request_that_nobody_could_be_told_of_breaks_a_law(wrong: dict[str, An
     asked = msgspec.structs.replace(asked, spec=msgspec.structs.replace(asked.spec, commands=()))
     core = PlacementCore(0)
     before = core.dump()
-    _, broken = respond(core, encode(msgspec.structs.replace(asked, **wrong)), Cause("S", 1, 1))
+    _, broken = respond(core, SUBJECT, encode(msgspec.structs.replace(asked, **wrong)), Cause("S", 1, 1))
     assert f"{next(iter(wrong))}: " in broken
     assert core.dump() == before
 
@@ -112,7 +116,7 @@ def test_what_is_lent_is_never_more_than_can_be_kept() -> None:
     broken = []
     for number in range(1, 12):
         lent = m.QuotaLent(1, number, "t", 1, (MOST, 0, 0, 0))
-        broken.append(respond(core, encode(lent), Cause("S", number, number))[1])
+        broken.append(respond(core, SUBJECT, encode(lent), Cause("S", number, number))[1])
         SchedulerCore(0, cells=2).load(core.dump())
     assert not broken[0]
     assert all("cannot be lent to tenant t" in each for each in broken[1:])

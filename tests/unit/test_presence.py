@@ -6,7 +6,7 @@ import pytest
 
 import shoal
 from shoal.client.fold import Ready
-from shoal.client.link import Pending
+from shoal.client.pending import Pending
 from shoal.client.presence import Presence
 from shoal.wire.messages import Command, CommandFinished, CommandRefused, CommandResult, EndReason, FileRead, Step
 

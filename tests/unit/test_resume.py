@@ -122,7 +122,7 @@ async def test_another_command_than_the_recorded_one_is_an_error_that_names_both
     [
         lambda s: s.run("a", stdin="y"),
         lambda s: s.run("a", stdin="x", env={"A": "1"}),
-        lambda s: s.run("a", stdin="x", session=True),
+        lambda s: s.run("a", session=True),
         lambda s: s.run(["a"], stdin="x"),
         lambda s: s.python("a"),
         lambda s: s.files.write("a", "x"),

@@ -152,13 +152,9 @@ class ExecutorService:
                 await self._driver.prepare(snapshot)
             for limit in report.unenforced:
                 log.warning("a limit is not enforced here", limit=limit)
+            offer, isolation = self._offer, self._driver.isolation
             joined = ExecutorJoined(
-                self._offer.executor,
-                self._known.boot,
-                self._driver.isolation,
-                self._offer.nodes,
-                report.starts_per_s,
-                report.unenforced,
+                offer.executor, self._known.boot, isolation, offer.nodes, report.starts_per_s, report.unenforced
             )
             await self._serve(joined, stop, continued)
             left = True
@@ -186,10 +182,9 @@ class ExecutorService:
         if continued:
             await self._adopt()
         self._exits.go(self._core)
+        beating = beat(self._offer.cell, joined, self._known, self._pace, self._cache, self._loose)
         working = {
-            asyncio.create_task(
-                beat(self._offer.cell, joined, self._known, self._pace, self._cache, self._loose), name="beat"
-            ),
+            asyncio.create_task(beating, name="beat"),
             asyncio.create_task(self._inbox.follow(), name="inbox"),
         }
         ending = {

@@ -12,6 +12,7 @@ from shoal.client import dead, listing, mapping, nodes as nodes_, tenants
 from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
 from shoal.client.errors import BadRequest, Unreachable
 from shoal.client.fold import RolloutFold
+from shoal.client.ids import new_id
 from shoal.client.link import ANSWER_GRACE_S, Link
 from shoal.client.opening import Opening
 from shoal.client.requests import (
@@ -21,7 +22,6 @@ from shoal.client.requests import (
     Resources,
     check_size,
     checked,
-    new_id,
     rollout_spec,
     text,
     token,

@@ -6,7 +6,7 @@ from typing import Final
 
 from shoal.client.errors import PlatformTimeout, SandboxResumed, ShoalError
 from shoal.client.fold import Ready
-from shoal.client.link import Pending
+from shoal.client.pending import Pending
 from shoal.client.requests import shown
 from shoal.machine import ranges
 from shoal.machine.ledger import HEDGE, next_attempt

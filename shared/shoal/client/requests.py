@@ -1,9 +1,7 @@
 """From what people write to what is published, checked: nothing is sent that cannot be right."""
 
-import hashlib
 import posixpath
 import re
-import secrets
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +27,6 @@ PIECE: Final = 256 * 1024
 ROLLOUT: Final = "a rollout's id, such as rollout.id"
 _PATH: Final = "a path in the sandbox, such as 'solve.py' or '/tmp/x'"
 _USER: Final = "a user's name or number, such as 'nobody' or '1000'"
-_LONGEST_KEY: Final = 500
-_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 
 _LONGEST_NAME: Final = 255
 
@@ -384,23 +380,6 @@ def split(commands: Sequence[Command], base_bytes: int, rest: str) -> list[tuple
 def encode_command(one: Command) -> bytes:
     """Return a command's bytes inside a request."""
     return msgspec.msgpack.encode(one)
-
-
-def new_id() -> str:
-    """Return a rollout's id."""
-    return "r" + "".join(secrets.choice(_ALPHABET) for _ in range(15))
-
-
-def id_of(tenant: str, run: str, key: str, retry: int = 0) -> str:
-    """Return the id of the rollout that a run calls so: the same for whoever asks; of each retry another one.
-
-    Raises BadRequest.
-    """
-    if not isinstance(key, str) or not 0 < len(key) <= _LONGEST_KEY or "\0" in key:
-        raise BadRequest("key", f"{key!r} is no name for a rollout; write 1 to {_LONGEST_KEY} characters")
-    sendable(key, "key")
-    number = int.from_bytes(hashlib.sha256("\0".join((tenant, run, key, str(retry))).encode()).digest())
-    return "r" + "".join(_ALPHABET[number >> 5 * at & 31] for at in range(15))
 
 
 def token(value: str, name: str) -> str:

@@ -13,6 +13,7 @@ from shoal.client.catalogue import Catalogued
 from shoal.client.errors import BadRequest, TrajectoryDiverged
 from shoal.client.feed import decoded, history
 from shoal.client.fold import RolloutFold
+from shoal.client.ids import id_of
 from shoal.client.link import Link
 from shoal.client.opening import Opening
 from shoal.client.record import recorded
@@ -22,7 +23,6 @@ from shoal.client.requests import (
     FileLike,
     Resources,
     check_size,
-    id_of,
     rollout_spec,
     text,
     token,

@@ -21,7 +21,7 @@ from shoal.client.errors import (
 )
 from shoal.client.files import Files as Files
 from shoal.client.fold import Ready
-from shoal.client.link import OutputSink
+from shoal.client.pending import OutputSink
 from shoal.client.presence import Presence
 from shoal.client.replaying import Replay
 from shoal.client.requests import MOST_BYTES, CommandLike, command, sendable, shown, truth

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 
 from shoal.client.errors import BadRequest
-from shoal.client.link import OutputSink
+from shoal.client.pending import OutputSink
 from shoal.client.results import CommandResult
 
 

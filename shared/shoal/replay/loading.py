@@ -8,7 +8,7 @@ from typing import Final
 
 from shoal.archive.source import ArchiveError, History, merged
 from shoal.bus.protocol import Bus, Stored
-from shoal.client.requests import new_id
+from shoal.client.ids import new_id
 from shoal.replay.rebuilding import cells_of
 from shoal.runtime.cluster import cells_of as cells_of_bus
 from shoal.wire import messages as m, streams, subjects

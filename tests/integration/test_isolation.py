@@ -497,6 +497,6 @@ async def test_a_local_system_takes_any_directory_unless_it_is_told_which(
         async with client.rollout(template, n=1, timeout="60s", retries=0) as rollout:
             async for sandbox in rollout.ready():
                 with pytest.raises(
-                    shoal.SandboxLost, match=f"only from below {tmp_path / 'other'}; see --template-roots"
+                    shoal.SandboxEnded, match=f"only from below {tmp_path / 'other'}; see --template-roots"
                 ):
                     await sandbox.files.exists("/marked")

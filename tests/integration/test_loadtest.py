@@ -199,7 +199,7 @@ def test_a_cluster_that_is_up_is_used_and_everything_given_back(
         (["nothing"], Exit.USAGE, "scenario: cannot read nothing"),
         (["smoke", "--set", "fleet.nods=1"], Exit.USAGE, "fleet.nods: there is no such key"),
         (["smoke", "--objective", "speed>1"], Exit.USAGE, "objective: "),
-        (["smoke", "--scale", "0"], Exit.USAGE, "scale: "),
+        (["smoke", "--scale", "0"], Exit.USAGE, "'--scale': "),
         (["smoke", "--url", "nats://127.0.0.1:1"], Exit.UNREACHABLE, "nats://127.0.0.1:1"),
         (["smoke", "--url", "nats://127.0.0.1:1", "--faults"], Exit.USAGE, "state: "),
         (["smoke", "--state", "."], Exit.USAGE, "state: "),

@@ -79,7 +79,7 @@ SERVICES = {
         "snapshot",
         streams.snapshot().name,
         lambda context, path: run_snapshot(context, open_store(path.as_uri()), path),
-        subjects.snapshot("acme", "request"),
+        subjects.snapshot(subjects.SYSTEM, "request"),
         m.ResolveTemplate(2, "acme", "tools"),
         subjects.rollout_system(2),
         lambda said: isinstance(said, m.TemplateResolved) and said.snapshot == LAYERED,

@@ -229,7 +229,7 @@ class Fabric:
                         output = CommandOutput(message.id, message.rollout, message.index, part, channel, b"%d" % part)
                         self.publish(subject, output)
                 if command.line == "queue":
-                    why = "it waited for its turn, which command b, 'sleep 9', for 32 s has had and still has"
+                    why = "it waited 32 s for its turn, which command b, 'sleep 9', still has"
                     say(CommandRefused(*head, "busy", why, None, step, "run", command))
                     return
                 if command.line.startswith("gone"):

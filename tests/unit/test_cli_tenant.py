@@ -82,11 +82,11 @@ def test_programs_can_tell_them_apart(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize(
     ("option", "value", "field"),
     [
-        ("--cpu", "nan", "cpu"),
-        ("--cpu", "inf", "cpu"),
+        ("--cpu", "nan", "'--cpu'"),
+        ("--cpu", "inf", "'--cpu'"),
         ("--cpu", "1e308", "cpu"),
-        ("--rate", "nan", "starts_per_s"),
-        ("--rate", "inf", "starts_per_s"),
+        ("--rate", "nan", "'--rate'"),
+        ("--rate", "inf", "'--rate'"),
         ("--rate", "1e308", "starts_per_s"),
         ("--weight", "nan", "weight"),
         ("--sandboxes", str(2**60), "sandboxes"),

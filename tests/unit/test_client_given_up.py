@@ -154,6 +154,6 @@ async def test_a_command_that_had_no_turn_says_who_has_it() -> None:
     async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
         sandbox = await anext((await cluster.rollout("host")).ready())
         with pytest.raises(
-            shoal.Timeout, match=r"'queue' in sandbox r[^ ]*: it waited for its turn, which command b, 'sl"
+            shoal.Timeout, match=r"'queue' in sandbox r[^ ]*: it waited 32 s for its turn, which command b, 'sl"
         ):
             await sandbox.run("queue", session=True, timeout=2)

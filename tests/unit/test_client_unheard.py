@@ -11,7 +11,7 @@ import shoal
 from shoal.broker import EmbeddedBroker
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.memory import MemoryBus, MemoryReader
-from shoal.bus.protocol import BusError, Delivery, StreamAnewError
+from shoal.bus.protocol import BusError, Delivery, NoStreamError, StreamAnewError
 from shoal.client.feed import Feed
 from shoal.client.fold import Ready
 from shoal.client.presence import Presence
@@ -135,9 +135,9 @@ class Mortal:
         self._inner = inner
         self._end: asyncio.Future[Sequence[Delivery]] = asyncio.get_running_loop().create_future()
 
-    def end(self) -> None:
+    def end(self, error: BusError) -> None:
         if not self._end.done():
-            self._end.set_exception(StreamAnewError("stream LOG was made anew"))
+            self._end.set_exception(error)
 
     async def batch(self, limit: int = 1024) -> Sequence[Delivery]:
         coming = asyncio.ensure_future(self._inner.batch(limit))
@@ -164,9 +164,9 @@ class MortalBus(MemoryBus):
         self.mortal.setdefault(stream, []).append(reader)
         return reader
 
-    def end(self, stream: str) -> None:
+    def end(self, stream: str, error: BusError | None = None) -> None:
         for reader in self.mortal.pop(stream):
-            reader.end()
+            reader.end(error or StreamAnewError("stream LOG was made anew"))
 
 
 @pytest.mark.parametrize("stream", [streams.trajectory(0).name, streams.rollout(0).name])
@@ -201,6 +201,20 @@ async def test_after_a_reader_has_ended_what_hung_on_it_fails_at_once_and_what_c
             again = await cluster.attach(old.id)  # whoever asks for the old one gets it as the log has it
             assert again is not old
             assert (await asyncio.wait_for((await anext(again.ready())).run("again"), 5)).ok
+
+
+async def test_a_log_that_is_gone_under_whoever_follows_it_is_lost_also_before_it_is_made_again() -> None:
+    stream = streams.rollout(0).name
+    async with Fabric(all_ready) as fabric:
+        bus = MortalBus(fabric)
+        async with shoal.connect(bus=bus) as cluster:
+            rollout = await cluster.rollout("host")
+            await anext(rollout.ready())
+            waiting = asyncio.create_task(rollout.wait())
+            await asyncio.sleep(0)
+            bus.end(stream, NoStreamError(f"there is no stream {stream}; is the cluster set up?"))
+            with pytest.raises(shoal.LogGone, match=f"has lost its log: there is no stream {stream}"):
+                await asyncio.wait_for(waiting, 5)
 
 
 async def test_after_the_reader_of_an_attached_rollout_has_ended_it_can_be_attached_to_again() -> None:

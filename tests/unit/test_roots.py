@@ -8,7 +8,7 @@ import pytest
 
 from shoal.wire.messages import Blob, Snapshot
 from shoal_executor.drivers import roots
-from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.protocol import BadInputError
 from shoal_executor.drivers.roots import key_of, root_of
 
 HOST = Snapshot("host", "host")
@@ -82,9 +82,9 @@ def test_a_directory_or_an_archive_is_taken_only_from_where_the_executor_says(tm
     (tmp_path / "templates" / "out").symlink_to(tmp_path / "elsewhere")
     allowed = (tmp_path / "templates",)
     for kind in ("dir", "tar"):
-        with pytest.raises(DriverError, match=r"only from below .*/templates; see --template-roots"):
+        with pytest.raises(BadInputError, match=r"only from below .*/templates; see --template-roots"):
             root_of(Snapshot("x", kind, str(tmp_path / name)), tmp_path / "state", allowed)
-    with pytest.raises(DriverError, match="from no directory; see --template-roots"):
+    with pytest.raises(BadInputError, match="from no directory; see --template-roots"):
         root_of(Snapshot("x", "dir", str(tmp_path)), tmp_path / "state", ())
 
 

@@ -164,7 +164,7 @@ def test_who_waits_is_told_why_behind_whom_and_until_when() -> None:
     cell(m.TenantSet("t2", m.Limits(sandboxes=1)))
     assert of(cell.submit(2, "t2"), m.RolloutQueued).reason.startswith("waiting for 2 slots")
     cell(m.CellCapacity(0, 0, ()))
-    assert "no node has joined" in of(cell.submit(1, "t3"), m.RolloutQueued).reason
+    assert "no node is alive" in of(cell.submit(1, "t3"), m.RolloutQueued).reason
 
 
 def test_a_quota_holds_and_can_be_changed() -> None:

@@ -334,8 +334,8 @@ class AgentDriver(ABC, Generic[_Kind]):
 def _why_not_run(told: frames.NotRun) -> str:
     if not told.what:
         return "it was given up before it began; nothing of it was run"
-    held = f"command {told.before.partition(':')[2] or '(without an id)'}, {told.what!r}, for {told.seconds:.0f} s"
-    return f"it waited for its turn, which {held} has had and still has; nothing of this one was run"
+    holder = f"command {told.before.partition(':')[2] or '(without an id)'}, {told.what!r},"
+    return f"it waited {told.seconds:.0f} s for its turn, which {holder} still has; nothing of this one was run"
 
 
 def starts_at_once(parallel: int | None, *, a_core: int) -> int:

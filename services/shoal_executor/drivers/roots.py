@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from shoal.wire.messages import Snapshot
-from shoal_executor.drivers.protocol import DriverError
+from shoal_executor.drivers.protocol import BadInputError, DriverError
 
 _USERS: Final = """root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
@@ -139,13 +139,13 @@ _PLAIN: Final = key_of(Snapshot("host", "host"))
 
 
 def _within(snapshot: Snapshot, allowed: Sequence[Path]) -> Path:
-    """Return where a template's source really is. Raises DriverError where that is below none of these directories."""
+    """Return where a template's source really is. Raises BadInputError where that is below none of those allowed."""
     real = Path(os.path.realpath(snapshot.path))
     if any(real.is_relative_to(os.path.realpath(each)) for each in allowed):
         return real
     what = f"template {snapshot.kind}:{snapshot.path}"
     places = f"only from below {', '.join(map(str, allowed))}" if allowed else "from no directory"
-    raise DriverError(f"{what}: this node takes dir: and tar: {places}; see --template-roots of its executor")
+    raise BadInputError(f"{what}: this node takes dir: and tar: {places}; see --template-roots of its executor")
 
 
 def root_of(

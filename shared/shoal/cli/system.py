@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _READY_S: Final = 60.0
 _POLL_S: Final = 0.05
 _STOP_EXECUTOR_S: Final = 20.0
-_STOP_SERVICE_S: Final = 10.0
+_STOP_SERVICE_S: Final = 20.0  # a leader that is told to stop saves its state, which a slow broker may hold up
 _BROKER_PAUSE_S: Final = 0.5
 
 
@@ -321,7 +321,7 @@ class LocalSystem:
         try:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:
-            await stopping  # a second Ctrl-C changes nothing: half a stop would leave things behind
+            await stopping  # a second Ctrl-C changes nothing (a third ends us)
             raise
 
     async def _stop(self) -> None:

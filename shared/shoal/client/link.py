@@ -244,7 +244,8 @@ class Link:
 
     def _broken(self, error: BusError) -> None:
         """Tell all who wait. None of them is told anything more: a part of it may be missing."""
-        self._fail(self.explained(error))
+        gone = isinstance(error, NoStreamError)  # it was there when it was opened
+        self._fail(LogGone(self.address, str(error)) if gone else self.explained(error))
         self.rollouts.clear()
         self._apart.clear()
         self._records.clear()

@@ -140,8 +140,8 @@ class Sandbox(Live):
         asking again gets what came of it.
 
         Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, TrajectoryDiverged where the id stands for another
-        command, NotIdempotent, OutputGone, or PlatformTimeout when no answer comes, or another command has the shell
-        (with python: the interpreter) for 20 s longer than this one may take.
+        command, NotIdempotent, OutputGone, PlatformTimeout when no answer comes, or a plain Timeout when another
+        command has the shell (with python: the interpreter) for 20 s longer than this one may take.
         """
         wire = command(
             what,
@@ -373,7 +373,7 @@ class Sandbox(Live):
                 return FileError(self.name, path or "", answer.detail)
             case "busy" if path is None and answer.what == "run":
                 what = shown(answer.command) if answer.command is not None else ""
-                return Timeout(f"command {what!r} in sandbox {self.name}: {answer.detail}")
+                return Timeout(f"command {what!r} in sandbox {self.name}: {answer.detail}", answer.id.partition(":")[2])
             case "given_up":
                 return BadRequest("id", f"{answer.detail}; ask again under another id")
             case "unsupported" | "snapshot_failed" | "busy":

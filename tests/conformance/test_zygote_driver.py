@@ -608,6 +608,19 @@ async def test_what_is_made_in_a_sandbox_is_readable_whatever_the_executor_makes
         await driver.close()
 
 
+async def test_a_warm_interpreter_has_the_limits_of_what_the_kernel_counts_by_user(driver: ZygoteDriver) -> None:
+    look = (
+        "import resource\n[resource.getrlimit(kind) for kind in (resource.RLIMIT_SIGPENDING, resource.RLIMIT_MSGQUEUE)]"
+    )
+    cold = await one(driver)
+    warm = await one(driver, Snapshot("warm", "host", warm="n = 41"))
+    plain, copied = [await driver.run(name, Command(python=look)) for name in (cold, warm)]
+    assert plain.exit_code == 0
+    assert copied.stdout == plain.stdout
+    assert b"-1" not in copied.stdout
+    await driver.destroy([cold, warm])
+
+
 async def test_many_copies_at_once_though_one_that_waited_to_be_one_was_killed(driver: ZygoteDriver) -> None:
     snapshot = Snapshot("warm", "host", warm="n = 41")
     await driver.prepare(snapshot)

@@ -15,6 +15,7 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "images" / "host"
     (root / "etc").mkdir(parents=True)
     (root / "bin").symlink_to("usr/bin")
+    (root / "notes").write_text("one")
     return root
 
 
@@ -29,7 +30,7 @@ def renewed(root: Path) -> None:
 
 
 LOSSES: list[Callable[[Path], object]] = [
-    lambda root: shutil.rmtree(root.parent), shutil.rmtree, lambda root: (root / "bin").unlink(), replaced, renewed,
+    lambda root: shutil.rmtree(root.parent), shutil.rmtree, lambda root: (root / "etc").rmdir(), replaced, renewed,
 ]  # fmt: skip
 
 
@@ -49,4 +50,21 @@ def test_what_is_added_is_no_matter(root: Path) -> None:
     (root / "srv").mkdir()
     assert ground.stands()
     (root / "srv").rmdir()
+    assert ground.stands()
+
+
+def changed(root: Path) -> None:
+    (root / "notes.new").write_text("two")
+    (root / "notes.new").replace(root / "notes")
+
+
+CHANGES: list[Callable[[Path], object]] = [
+    changed, lambda root: (root / "notes").unlink(), lambda root: (root / "bin").unlink(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["another file", "no file", "no link"])
+def test_what_becomes_of_files_and_links_at_the_top_is_no_matter(root: Path, change: Callable[[Path], object]) -> None:
+    ground = Ground.of(root)
+    change(root)
     assert ground.stands()

@@ -11,7 +11,10 @@ GONE: Final = "its template's files are gone from this node, or were replaced"
 
 
 class Ground(msgspec.Struct):
-    """A directory as it was: which one, when its list of names was last changed, and what those named."""
+    """A directory as it was: which one, when its list of names was last changed, and which directories those named.
+
+    Its plain files and links are no matter: they are replaced by whoever changes them, and sandboxes go on.
+    """
 
     path: str
     itself: tuple[int, int]
@@ -23,7 +26,7 @@ class Ground(msgspec.Struct):
         """Return how it is now. Raises OSError."""
         found = os.stat(path)
         with os.scandir(path) as entries:
-            names = [entry.name for entry in entries][:_MOST]
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)][:_MOST]
         return cls(str(path), (found.st_dev, found.st_ino), found.st_mtime_ns, _named(path, names))
 
     def stands(self) -> bool:

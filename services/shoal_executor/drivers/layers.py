@@ -5,7 +5,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,8 @@ _LEAST: Final = 1 << 30
 
 A disk is kept whose files say that they are so many times its size together, or this many bytes.
 """
+_SAID: Final = 200
+"""Characters of a path that are told: it is as long as whoever wrote it liked."""
 DEEPEST: Final = 180
 """Disks and layers that a sandbox may stand on for every driver to start it.
 
@@ -90,19 +92,34 @@ def _look_for_holes(directory: str) -> None:
     most = max(_TIMES * room.f_blocks * room.f_frsize, _LEAST)
     total, largest, its_size = 0, "", 0
     seen: set[tuple[int, int]] = set()
-    for place, _, names in os.walk(directory):
-        for name in names:
-            path = os.path.join(place, name)
-            found = os.lstat(path)
-            if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) in seen:
-                continue
-            if found.st_nlink > 1:
-                seen.add((found.st_dev, found.st_ino))
-            total += found.st_size
-            if found.st_size > its_size:
-                largest, its_size = path.removeprefix(directory), found.st_size
+    for path in _files(directory):
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) in seen:
+            continue
+        if found.st_nlink > 1:
+            seen.add((found.st_dev, found.st_ino))
+        total += found.st_size
+        if found.st_size > its_size:
+            largest, its_size = path.removeprefix(directory), found.st_size
     if total > most:
+        named = os.fsencode(largest).decode(errors="backslashreplace")[:_SAID]
         raise UnsupportedError(
             f"the disk cannot be kept: its files are {total} bytes with their holes, of at most {most}, and the largest"
-            f" is {largest} of {its_size}: remove sparse files, or make them smaller"
+            f" is {named} of {its_size}: remove sparse files, or make them smaller"
         )
+
+
+def _files(directory: str) -> Iterator[str]:
+    """Yield the paths of what is no directory below one, however deep; what cannot be listed is passed over.
+
+    That is not for `os.walk`, which before Python 3.12 takes a frame of the stack for each directory within another.
+    """
+    places = [directory]
+    while places:
+        try:
+            with os.scandir(places.pop()) as entries:
+                found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except OSError:
+            continue
+        places += [path for path, deeper in found if deeper]
+        yield from (path for path, deeper in found if not deeper)

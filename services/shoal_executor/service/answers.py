@@ -15,7 +15,7 @@ Sandbox = tuple[str, int, int]
 KEPT_BYTES: Final = 64 * 1024**2
 _ENTRY: Final = 256
 """Bytes that an entry of a directory takes, about."""
-_MOST_GIVEN_UP: Final = 1024
+_MOST_GIVEN_UP: Final = 64
 """How many commands of a sandbox without an answer are known to be given up: anybody may name what never comes."""
 
 

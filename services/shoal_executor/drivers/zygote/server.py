@@ -259,7 +259,7 @@ def main() -> None:
         descend()
         warm: socket.socket | None = None
         if template.warm:
-            warm = launch(template, lowers)
+            warm = launch(template, lowers, counted)
         for fd in template.cgroups:
             os.close(fd)
         heed_signals()

@@ -11,13 +11,14 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.interpreter import MAIN, find, source
 from shoal_executor.drivers.agent.programs import PATH
-from shoal_executor.drivers.zygote.becoming import Root, confine, inside, stacked, usual_descriptors
+from shoal_executor.drivers.zygote.becoming import Counted, Root, confine, inside, stacked, usual_descriptors
 from shoal_executor.drivers.zygote.steps import take
 
 _DISK: Final = 256 * 1024**2
@@ -28,15 +29,18 @@ class WarmingError(Exception):
     """The template's code failed; the text is what it said."""
 
 
-def launch(template: frames.Template, lowers: list[str]) -> socket.socket:
-    """Start it; returns the socket on which sandboxes ask for copies. Raises WarmingError, OSError."""
+def launch(template: frames.Template, lowers: list[str], counted: Sequence[Counted] = ()) -> socket.socket:
+    """Start it; returns the socket on which sandboxes ask for copies. `counted`: see `count_apart`.
+
+    Raises WarmingError, OSError.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     asking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # one request, with its environment, and many
     pid = kernel.clone(kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNET)
     if pid == 0:
         try:
-            _become(template, lowers, theirs, asked)
+            _become(template, lowers, counted, theirs, asked)
         except BaseException as error:
             theirs.send(f"{type(error).__name__}: {error}".encode())
         finally:
@@ -57,7 +61,13 @@ _REQUESTS: Final = 4
 _SOURCE: Final = 5
 
 
-def _become(template: frames.Template, lowers: list[str], control: socket.socket, requests: socket.socket) -> None:
+def _become(
+    template: frames.Template,
+    lowers: list[str],
+    counted: Sequence[Counted],
+    control: socket.socket,
+    requests: socket.socket,
+) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     for fd in template.cgroups:
         os.write(fd, b"0")
@@ -70,6 +80,8 @@ def _become(template: frames.Template, lowers: list[str], control: socket.socket
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     Root(stacked(_DISK, lowers, []), inside(_SHM)).make()
     resource.setrlimit(resource.RLIMIT_NOFILE, usual_descriptors())
+    for kind, limits in counted:
+        resource.setrlimit(kind, limits)
     os.closerange(6, 1 << 20)
     take(confine(frozenset(), template.warm_filter))
     full = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **dict(template.env)}

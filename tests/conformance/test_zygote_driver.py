@@ -112,7 +112,7 @@ async def test_nothing_is_started_where_the_templates_files_are_gone(
         shutil.rmtree(gone)
         shutil.rmtree(tmp_path / "state/forks")
     else:
-        (unpacked / "data").unlink()
+        shutil.rmtree(unpacked / "bin")
     after = fresh()
     (outcome,) = await start(driver, [after], StartSpec(snapshot))
     if what == "directory":

@@ -91,7 +91,8 @@ def test_the_golden_state_of_this_version_is_what_its_story_leads_to(name: str) 
 
 UNKNOWN = {
     "placement-5": {"away"},  # executors that left
-    "scheduler-6": {"early", "quotas"},  # what came back before its ask; of which tenant each of the asks was
+    "scheduler-6": {"early", "quotas", "rollouts"},  # what came back before its ask; whose the asks were; what ran
+    "scheduler-7": {"rollouts"},  # which sandboxes ran before
     "snapshot-3": {"catalogue"},  # when blobs were asked to be removed
 }
 """What an earlier version did not keep, so that it cannot be as if the log had been folded anew."""

@@ -1,9 +1,12 @@
 """What an agent answers about files that cannot be there: words, whatever is asked of it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from shoal.wire.bounds import MOST
 from shoal.wire.values import APPEND, FileOp
 from shoal_executor.drivers.agent import deeds, files, frames, managing
 
@@ -77,3 +80,9 @@ def test_a_large_directory_goes_piece_by_piece_and_only_the_last_answer_is_for_g
     late = frames.Manage(1, FileOp.REMOVE, "d", "", True, "other", True)
     assert done.answer(late, str(tmp_path)) == frames.Managed(1)  # somebody else has removed the rest
     assert isinstance(done.answer(frames.Manage(1, FileOp.REMOVE, "d"), str(tmp_path)), frames.Failed)
+
+
+def test_numbers_of_a_file_that_no_message_can_have_are_told_as_the_largest() -> None:
+    found: Any = SimpleNamespace(st_mode=0o100644, st_size=2**63 - 1, st_mtime_ns=2**90)
+    told = managing._entry("f", found)
+    assert (told.size, told.mode, told.modified_ms) == (MOST, 0o644, MOST)

@@ -454,6 +454,41 @@ def test_what_waits_when_its_rollouts_time_is_up_was_not_started_and_did_not_tim
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("reason", [m.EndReason.NODE_LOST, m.EndReason.PREEMPTED])
+def test_what_ran_and_has_no_room_any_more_times_out(reason: m.EndReason) -> None:
+    cell = Cell(2)
+    cell.submit(2, timeout_ms=5_000, on_lost=m.OnLost.RESTART, max_attempts=9)
+    cell.ready("r0", ((0, 1),))
+    cell(m.CellCapacity(0, 0, ("zygote",)))
+    cell.end("r0", ((0, 2),), reason, 0, "n1")
+    kept, cell.core = cell.core.dump(), SchedulerCore(0)
+    cell.core.load(kept)
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    counts = ((m.EndReason.TIMED_OUT, 1), (m.EndReason.NOT_STARTED, 1))
+    assert concluded == m.RolloutConcluded("r0", counts, "timed_out", ((1, 1),))
+
+
+@pytest.mark.parametrize(("reason", "node"), [(m.EndReason.START_FAILED, "n1"), (m.EndReason.PREEMPTED, "")])
+def test_what_was_sent_and_never_ran_is_not_started(reason: m.EndReason, node: str) -> None:
+    cell = Cell(1)
+    cell.submit(1, timeout_ms=5_000, max_attempts=9)
+    cell(m.CellCapacity(0, 0, ("zygote",)))
+    cell.end("r0", ((0, 1),), reason, 0, node)
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    assert concluded == m.RolloutConcluded("r0", ((m.EndReason.NOT_STARTED, 1),), "timed_out", ((0, 1),))
+
+
+def test_what_slept_and_has_no_room_when_it_wakes_times_out() -> None:
+    cell = Cell(1)
+    cell.submit(1, timeout_ms=5_000)
+    cell.ready("r0", ((0, 1),))
+    cell(m.SandboxSlept("r0", 0, 0, "n", HOST))
+    cell(m.CellCapacity(0, 0, ("zygote",)))
+    cell(m.SandboxesWanted("r0", ((0, 1),)))
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    assert concluded == m.RolloutConcluded("r0", ((m.EndReason.TIMED_OUT, 1),), "timed_out")
+
+
 def test_what_no_node_could_hold_is_no_failure_of_its_own() -> None:
     cell = Cell()
     cell.submit(1, memory=900 * 2**40, timeout_ms=5_000)

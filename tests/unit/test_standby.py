@@ -298,6 +298,25 @@ async def test_two_generations_are_kept_and_an_older_one_never_replaces_a_newer(
     assert {key.split(".")[2] for key in pieces} == {"1-20", "1-30"}
 
 
+async def test_a_checkpoint_of_an_end_that_the_log_has_lost_is_not_loaded_when_the_log_is_long_again(
+    bus: MemoryBus,
+) -> None:
+    submit(bus, 0, 10)
+    async with running(shell_of(bus, Toy())) as shell:
+        await until(lambda: shell.acknowledged == 10)
+    checkpoints, lost = Checkpoints(bus, "toy.0"), Toy()
+    lost.seen = ["lost"]
+    assert await checkpoints.save(Checkpoint("toy.0", 1, INBOX, 15, 1, lost.dump()), 1)
+    async with running(shell_of(bus, Toy())) as shell:
+        await shell.ready()
+    assert [each.sequence for each in (await checkpoints.manifest())[0].generations] == [10]
+    submit(bus, 10, 10)
+    core = Toy()
+    async with running(shell_of(bus, core)) as shell:
+        await until(lambda: shell.acknowledged == 20)
+    assert core.seen == [f"r{n}" for n in range(20)]
+
+
 async def test_nothing_is_removed_that_is_young_or_not_covered_twice() -> None:
     now = 1_000_000_000
     broker = MemoryBroker(lambda: now)

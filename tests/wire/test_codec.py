@@ -1,5 +1,8 @@
 """Properties of the codec: every message survives it, and nothing else gets through."""
 
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
 import msgpack
 import msgspec
 import pytest
@@ -7,6 +10,8 @@ from hypothesis import given, strategies as st
 
 from shoal.wire import codec, messages as m
 from shoal.wire.messages import AnyMessage
+from shoal.wire.messages.base import Message
+from shoal.wire.values import Value
 from wire.samples import SAMPLES
 from wire.strategies import messages
 
@@ -22,6 +27,30 @@ def test_every_message_survives(message: AnyMessage) -> None:
 def test_msgpack_reads_the_same_values(message: AnyMessage) -> None:
     plain = msgspec.to_builtins(message, builtin_types=(bytes,))
     assert msgpack.unpackb(codec.encode(message)) == msgpack.unpackb(msgpack.packb(plain))
+
+
+def structs(root: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    for each in root.__subclasses__():
+        yield each
+        yield from structs(each)
+
+
+def boundless(annotation: Any) -> bool:
+    """Whether a number of any size is of this type."""
+    if get_origin(annotation) is Annotated:
+        return False
+    return annotation in (int, float) or any(map(boundless, get_args(annotation)))
+
+
+def test_no_number_of_a_message_is_without_bounds() -> None:
+    found = [
+        f"{each.__name__}.{name}"
+        for root in (Message, Value)
+        for each in structs(root)
+        for name, annotation in get_type_hints(each, include_extras=True).items()
+        if boundless(annotation)
+    ]
+    assert found == []
 
 
 @given(st.binary(max_size=200))

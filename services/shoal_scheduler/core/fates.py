@@ -120,6 +120,8 @@ class Fates:
         if rollout is None:
             return
         hedges = rollout.ledger.hedged(indices)
+        lost = node and reason.infrastructure and reason is not m.EndReason.START_FAILED
+        running = rollout.running(indices) if lost else ()
         gone, again = rollout.ledger.end(attempt, indices, reason)
         rollout.starting.over(attempt, indices)
         rollout.leaving = ranges.without(rollout.leaving, indices)
@@ -129,6 +131,7 @@ class Fates:
         ended = ranges.union(ranges.union(gone, again), halves)
         self.books.back(rollout, attempt, ended, now, declined=declined)
         if again:
+            rollout.ran = ranges.union(rollout.ran, ranges.intersect(running, again))
             if declined:
                 if not away:
                     self._shut(rollout.want, now)
@@ -166,6 +169,7 @@ class Fates:
         if not rollout.ledger.sleep(attempt, index):
             return
         rollout.saved[index] = message.snapshot
+        rollout.ran = ranges.union(rollout.ran, one)
         rollout.leaving = ranges.without(rollout.leaving, one)
         rollout.starting.over(attempt & (HEDGE - 1), one)
         self._settle(rollout, attempt, hedged, now, effects)
@@ -215,8 +219,9 @@ class Fates:
             present = rollout.ledger.by_attempt(ranges.indices(rollout.ledger.open(indices)))
         waited: m.Ranges = ()
         if reason is m.EndReason.TIMED_OUT and rollout.guest is None:
-            # The platform had no room for them: no verdict on what was to run there.
-            waited = rollout.ledger.close(ranges.union(rollout.queue, rollout.closing), m.EndReason.NOT_STARTED)
+            # The platform had no room for them, and they never ran: no verdict on what was to run there.
+            never = ranges.without(ranges.union(rollout.queue, rollout.closing), rollout.ran)
+            waited = rollout.ledger.close(never, m.EndReason.NOT_STARTED)
         news = ranges.union(waited, rollout.ledger.close(indices, reason))
         if not news:
             return

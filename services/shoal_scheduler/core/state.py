@@ -59,6 +59,7 @@ class Rollout:
     guest: tuple[int, int] | None = None
     abroad: dict[tuple[int, int], m.Ranges] = field(default_factory=dict)
     """Sandboxes in flight on other cells' nodes, by the cell and the number of the ask that got the room."""
+    ran: m.Ranges = ()  # began once, as far as is known, and are started again or ended since
     starting: Starting = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,6 +142,12 @@ class Rollout:
         """Return the effect that tells the rollout's trainer."""
         return Publish(subjects.rollout_outcome(cell, self.request.tenant, self.request.run), message)  # type: ignore[arg-type]  # any of the outcomes
 
+    def running(self, indices: m.Ranges) -> m.Ranges:
+        """Return those of these sandboxes that have begun; what has a command of its own is not told to be ready."""
+        if self.request.spec.commands:
+            return indices
+        return ranges.collect(index for index in ranges.indices(indices) if self.ledger.is_ready(index))
+
     def save(self, attempt: int, index: int, snapshot: m.Snapshot) -> None:
         """Note what a sandbox goes on from, should it be lost: where that is the policy, and in its present attempt."""
         current = self.ledger.attempt(index) == attempt and self.ledger.reason(index) is None
@@ -161,7 +168,7 @@ class Rollout:
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
             self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.starting.dump(),
             self.took_ms, self.hedge_ms, list(self.hedging.items()), list(self.failed_on), self.setbacks, self.closing,
-            self.leaving, self.leaving_until_ms, self.guest, list(self.abroad.items()),
+            self.leaving, self.leaving_until_ms, self.guest, list(self.abroad.items()), self.ran,
         )  # fmt: skip
 
 
@@ -191,6 +198,7 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     leaving_until_ms: int
     guest: tuple[int, int] | None
     abroad: list[tuple[tuple[int, int], m.Ranges]]
+    ran: m.Ranges
 
     def load(self) -> Rollout:
         """Return the rollout. Raises ValueError."""
@@ -199,7 +207,7 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
             self.queued, dict(self.saved), self.held, self.gathering, self.begun,
             list(self.took_ms), self.hedge_ms, dict(self.hedging), dict.fromkeys(self.failed_on), self.setbacks,
-            self.closing, self.leaving, self.leaving_until_ms, self.guest, dict(self.abroad),
+            self.closing, self.leaving, self.leaving_until_ms, self.guest, dict(self.abroad), self.ran,
         )  # fmt: skip
         for attempt, indices, sent_ms in self.sent:
             rollout.starting.sent(attempt, indices, sent_ms)

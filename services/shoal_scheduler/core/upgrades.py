@@ -24,4 +24,9 @@ def _from_6(state: Any) -> Any:
     ]  # fmt: skip
 
 
-UPGRADES: Final[Mapping[int, Upgrade]] = {6: _from_6}
+def _from_7(state: Any) -> Any:
+    """Which sandboxes ran before was not kept: those that wait are taken for such that never did."""
+    return [[[*each, []] for each in state[0]], *state[1:]]
+
+
+UPGRADES: Final[Mapping[int, Upgrade]] = {6: _from_6, 7: _from_7}

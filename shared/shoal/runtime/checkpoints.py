@@ -95,6 +95,20 @@ class Checkpoints:
         await self._sweep(kept)
         return True
 
+    async def cut(self, last: int) -> bool:
+        """Forget the checkpoints of a log's lost end, which another end will follow: they are of what is no more.
+
+        Returns False where others were saved meanwhile.
+        """
+        known, revision = await self.manifest()
+        kept = tuple(each for each in known.generations if each.sequence <= last)
+        if kept == known.generations:
+            return True
+        lost = [each.sequence for each in known.generations if each.sequence > last]
+        log.error("forgetting checkpoints of what the log has lost", partition=self._name, last=last, sequences=lost)
+        value = msgspec.json.encode(Manifest(kept))
+        return await self._bus.replace(CHECKPOINT_BUCKET, self._name, value, revision) is not None
+
     async def _sweep(self, kept: Sequence[Generation]) -> None:
         """Delete the pieces of every other generation; what a slower process still writes, the next sweep finds."""
         begin = [f"{self._name}.{each.id}." for each in kept]

@@ -38,9 +38,13 @@ async def recover(
         last, first = await bus.last_sequence(stream), await bus.first_sequence(stream)
         for found in stored:
             if _fits(found, name, first, last) and _loaded(core, found, name):
+                if not await checkpoints.cut(last):
+                    break
                 return Begin(found.sequence, found.time_ms, _stored(lease, stream, found.sequence, last))
-        if (await checkpoints.manifest())[1] == revision:
-            break
+        else:
+            may_begin = first == 1 or what_is_left
+            if (await checkpoints.manifest())[1] == revision and (not may_begin or await checkpoints.cut(last)):
+                break
         log.info("other checkpoints were saved meanwhile: loading those", partition=name)
     if first > 1 and not what_is_left:
         raise StateGoneError(name, stream, first)

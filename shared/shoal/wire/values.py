@@ -113,8 +113,8 @@ class CommandResult(Value, frozen=True):
     disk_full: bool = False  # it failed, and there was no room left on the disk
     stdout_blob: "Blob | None" = None
     stderr_blob: "Blob | None" = None
-    stdout_tail: int = 0
-    stderr_tail: int = 0
+    stdout_tail: Integer = 0
+    stderr_tail: Integer = 0
     given_up: bool = False  # it was killed because nobody waited for it any more
 
 
@@ -153,9 +153,9 @@ class FileEntry(Value, frozen=True):
 
     name: str
     kind: str
-    size: int
-    mode: int  # the permissions, such as 0o644
-    modified_ms: int
+    size: Integer
+    mode: Integer  # the permissions, such as 0o644
+    modified_ms: Integer
 
 
 class Step(Value, frozen=True):

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
+from shoal.wire.bounds import MOST
 from shoal.wire.values import FileEntry, FileOp
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.files import REFUSALS, not_the_agents, plain, why
@@ -91,7 +92,8 @@ def _found(asked: frames.Manage, path: str) -> frames.Managed:
 def _entry(name: str, found: os.stat_result) -> FileEntry:
     kind = next((kind for is_one, kind in _KINDS if is_one(found.st_mode)), "other")
     shown = os.fsencode(name).decode(errors="backslashreplace")
-    return FileEntry(shown, kind, found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime_ns // 1_000_000)
+    changed_ms = max(-MOST, min(found.st_mtime_ns // 1_000_000, MOST))
+    return FileEntry(shown, kind, min(found.st_size, MOST), stat.S_IMODE(found.st_mode), changed_ms)
 
 
 _KINDS: Final = ((stat.S_ISREG, "file"), (stat.S_ISDIR, "directory"), (stat.S_ISLNK, "link"))

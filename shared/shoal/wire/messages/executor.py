@@ -128,10 +128,10 @@ class ManageFile(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     op: FileOp
     path: str
     to: str = ""
@@ -190,10 +190,10 @@ class GiveUp(Message, frozen=True):
     id: str
     tenant: str
     run: str
-    cell: int
+    cell: Integer
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
 
 
 class ReadBlob(Message, frozen=True):

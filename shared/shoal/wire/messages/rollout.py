@@ -173,7 +173,7 @@ class SandboxesClosed(Message, frozen=True):
 class RolloutConcluded(Message, frozen=True):
     """Every sandbox of a rollout has ended. `counts` holds how many for which reason.
 
-    `not_started`: those that waited for room when the rollout's time was up, and end as that; the others timed out.
+    `not_started`: those that waited for room when the rollout's time was up, and never ran; the others timed out.
     """
 
     rollout: str

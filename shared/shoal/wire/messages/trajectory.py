@@ -107,8 +107,8 @@ class FileManaged(Message, frozen=True):
 
     id: str
     rollout: str
-    index: int
-    attempt: int
+    index: Integer
+    attempt: Integer
     op: FileOp
     path: str
     step: Step = Step()

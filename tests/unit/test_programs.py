@@ -144,6 +144,30 @@ def test_what_is_missing_is_named(start: Start, tmp_path: Path, user: str) -> No
     assert told.value.filename == f"{tmp_path}/no/such"
 
 
+@pytest.mark.parametrize("user", ["", "65534"])
+def test_it_and_its_children_are_ended_first_and_we_are_not(
+    start: Start, monkeypatch: pytest.MonkeyPatch, user: str
+) -> None:
+    if user and os.geteuid():
+        pytest.skip("only root starts programs as others")
+    monkeypatch.setattr(programs, "_score", None)
+    programs.keep_mark()
+    assert programs._score is not None
+    score = Path("/proc/self/oom_score_adj")
+    before = score.read_text()
+    try:
+        for _ in range(20):  # they are marked before they run, not soon after
+            line = "cat /proc/self/oom_score_adj; exec cat /proc/self/oom_score_adj"
+            program = start(["/bin/sh", "-c", line], {"HOME": "/"}, "", user, stdin=False)
+            assert score.read_text() == before
+            assert ran(program)[1] == "1000\n1000\n"
+        with pytest.raises(FileNotFoundError):
+            start(["no-such-program"], {"HOME": "/"}, "", user, stdin=False)
+        assert score.read_text() == before
+    finally:
+        os.close(programs._score)
+
+
 @pytest.mark.parametrize(
     ("argv", "env", "cwd"),
     [(["a\0b"], {}, ""), (["true", "\0"], {}, ""), (["true"], {"A": "\0"}, ""), (["true"], {}, "a\0")],

@@ -15,6 +15,11 @@ _ACCOUNTS: Final = 1024 * 1024
 """How much is read of /etc/passwd."""
 _IDS: Final = 2**32 - 1
 _NAMED_BY_NUMBER: Final = 65_536
+_FIRST: Final = b"1000"
+"""The mark, in oom_score_adj, of what the kernel is to end first."""
+_score: int | None = None
+_own = b"0"
+"""The agent's own oom_score_adj, held open, and what it is while no program is being started."""
 
 
 class Program(NamedTuple):
@@ -95,11 +100,16 @@ def start(
                 raise
             os.chdir("/")
         try:
-            if uid or gid or few_calls:
-                pid = _popen(uid, gid, argv, full, theirs, fds)
-            else:
-                pid = _spawn(argv, full, theirs, fds)
-            _end_first(pid)
+            _mark(_FIRST)
+            try:
+                if uid or gid or few_calls:
+                    pid = _popen(uid, gid, argv, full, theirs, fds)
+                else:
+                    pid = _spawn(argv, full, theirs, fds)
+            finally:
+                _mark(_own)
+            if _score is None:
+                _end_first(pid)
         finally:
             os.chdir(before)
     except BaseException as error:
@@ -114,15 +124,30 @@ def start(
     return Program(pid, {1: ours[0], 2: ours[1]}, ours[2] if stdin else None)
 
 
-def _end_first(pid: int) -> None:
-    """Have the kernel end commands first when memory runs out, and never the agent.
+def keep_mark() -> None:
+    """Hold open what says whom the kernel ends first when memory runs out, while this process may open it still.
 
-    Before anything else: what the program has started by then is not ended first, and goes on where it was ended.
+    From then on it takes that mark while it starts a program, which inherits it, and gives it back: a program that is
+    marked once it runs may have started another by then, which is not. If memory runs out meanwhile, whoever eats it
+    has the mark, too, and more memory than the agent.
     """
+    global _score, _own
+    with contextlib.suppress(OSError):
+        score = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+        _score, _own = score, os.read(score, 16)
+
+
+def _mark(mark: bytes) -> None:
+    if _score is not None:
+        os.write(_score, mark)
+
+
+def _end_first(pid: int) -> None:
+    """Mark a program that runs already as the first that the kernel ends when memory runs out."""
     with contextlib.suppress(OSError):
         score = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(score, b"1000")
+            os.write(score, _FIRST)
         finally:
             os.close(score)
 

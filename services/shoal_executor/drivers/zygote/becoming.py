@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from shoal_executor.drivers import kernel
-from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent import frames, programs
 from shoal_executor.drivers.agent.agent import Agent
 from shoal_executor.drivers.zygote import steps
 from shoal_executor.drivers.zygote.steps import Step, take
@@ -156,6 +156,7 @@ class Entrance:
         resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
         for kind, limits in self._counted:
             resource.setrlimit(kind, limits)
+        programs.keep_mark()
         take(self._confine)
         link, lifeline = socket.socket(fileno=LINK), socket.socket(fileno=_LIFELINE)
         link.setblocking(False)

@@ -1,14 +1,13 @@
 """What the documents say of the project is so."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from architecture.project import PYPROJECT, ROOT
+from architecture.typed import type_checked
 from shoal.wire import streams
 from shoal.wire.messages import Message
 
@@ -90,17 +89,8 @@ def test_the_trainers_in_the_readme_have_the_right_types(tmp_path: Path, number:
     assert len(examples) == 3
     example = examples[number]
     assert 10 < len([line for line in example.splitlines() if line.strip()]) <= 20
-    program = tmp_path / "trainer.py"
-    program.write_text(example)
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml"), str(program)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    right, said = type_checked(example, tmp_path)
+    assert right, said
 
 
 def test_the_units_start_what_is_installed() -> None:

@@ -890,4 +890,4 @@ class DriverConformance:
 
     def needs_real(self) -> None:
         if not self.real:
-            pytest.skip("this driver carries no command out")
+            pytest.skip("this driver carries no command out")  # the simulated one only says that it did

@@ -198,7 +198,7 @@ async def test_a_sandbox_that_can_make_a_vsock_is_a_wall_that_does_not_hold(
     try:
         socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
     except OSError:
-        pytest.skip("this kernel has no vsock to forbid")
+        pytest.skip("this kernel has no vsock to forbid")  # outside of a sandbox none can be made either
 
     async def later(_: object) -> None:
         """Its own try would end the driver."""

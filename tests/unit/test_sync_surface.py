@@ -5,14 +5,13 @@ import copy
 import inspect
 import pickle
 import pydoc
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import shoal
+from architecture.typed import type_checked
 from shoal import sync
 from shoal.bus.protocol import Bus
 from unit.client_fabric import Fabric, all_ready
@@ -58,17 +57,8 @@ def cluster() -> Iterator[sync.Cluster]:
     ],
 )
 def test_a_type_checker_knows_what_is_there(tmp_path: Path, line: str, wrong: str) -> None:
-    program = tmp_path / "trainer.py"
-    program.write_text(PROGRAM.format(line=line))
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml"), str(program)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert (done.returncode, wrong in done.stdout) == (1 if wrong else 0, True), done.stdout + done.stderr
+    right, said = type_checked(PROGRAM.format(line=line), tmp_path)
+    assert (right, wrong in said) == (not wrong, True), said
 
 
 @pytest.mark.parametrize(("face", "behind"), FACES, ids=lambda each: each.__name__)

@@ -298,6 +298,28 @@ async def test_two_generations_are_kept_and_an_older_one_never_replaces_a_newer(
     assert {key.split(".")[2] for key in pieces} == {"1-20", "1-30"}
 
 
+async def test_a_log_that_seems_short_for_a_moment_loses_no_checkpoint(
+    memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, bus: MemoryBus
+) -> None:
+    submit(bus, 0, 10)
+    async with running(shell_of(bus, Toy())) as shell:
+        await until(lambda: shell.acknowledged == 10)
+    await bus.purge(INBOX, 8)  # its state is in the checkpoint alone
+    mine = memory_broker.connect()
+    looks: list[int] = []
+
+    async def behind(stream: str, subject: str = "") -> int:
+        looks.append(1)
+        return 4 if len(looks) < 6 else await bus.last_sequence(stream, subject)
+
+    monkeypatch.setattr(mine, "last_sequence", behind)
+    core = Toy()
+    async with running(shell_of(mine, core)) as shell:
+        await shell.ready()
+    assert core.seen == [f"r{n}" for n in range(10)]
+    assert [each.sequence for each in (await Checkpoints(bus, "toy.0").manifest())[0].generations] == [10]
+
+
 async def test_a_checkpoint_of_an_end_that_the_log_has_lost_is_not_loaded_when_the_log_is_long_again(
     bus: MemoryBus,
 ) -> None:

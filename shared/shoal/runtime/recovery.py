@@ -1,6 +1,7 @@
 """Where a core begins: with a checkpoint, with its log's beginning or, where told to, with what is left of that."""
 
-from typing import NamedTuple
+import asyncio
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -9,6 +10,9 @@ from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Core
 from shoal.runtime.checkpoints import Checkpoints, StateGoneError
 from shoal.runtime.lease import Lease
+
+_LOOKS: Final = 10
+_PAUSE_S: Final = 0.3
 
 log = structlog.get_logger()
 
@@ -35,7 +39,8 @@ async def recover(
         _, revision = await checkpoints.manifest()
         stored = await checkpoints.load(core=name, version=core.state_version, stream=stream, upgrades=core.upgrades)
         # Looked at now, or a leader that just saved one and removed what it covers would seem to have lost it all.
-        last, first = await bus.last_sequence(stream), await bus.first_sequence(stream)
+        read = max([lease.record.position, *(found.sequence for found in stored)])
+        last, first = await _end_of(bus, stream, read), await bus.first_sequence(stream)
         for found in stored:
             if _fits(found, name, first, last) and _loaded(core, found, name):
                 if not await checkpoints.cut(last):
@@ -51,6 +56,20 @@ async def recover(
     if first > 1:
         log.warning("beginning with what is left: older state is lost", stream=stream, first=first)
     return Begin(first - 1, 0, _stored(lease, stream, first - 1, last))
+
+
+async def _end_of(bus: Bus, stream: str, read: int) -> int:
+    """Return where a log ends that was read up to there.
+
+    A server that was just elected to lead a stream may not have all of it for a moment: one that seems too short is
+    looked at again, before anything is thrown away for it.
+    """
+    for _ in range(_LOOKS):
+        last = await bus.last_sequence(stream)
+        if last >= read:
+            return last
+        await asyncio.sleep(_PAUSE_S)
+    return last
 
 
 def _stored(lease: Lease, stream: str, position: int, last: int) -> int:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from shoal import host
 from shoal.blobs.cache import Cache
 from shoal.blobs.opening import open_store
 from shoal.runtime import lean  # before the others, which import structlog
@@ -45,10 +46,6 @@ def _directories(_: click.Context, __: click.Parameter, value: str) -> tuple[Pat
     if not all(path.is_absolute() for path in paths):
         raise click.BadParameter("write whole paths, separated by colons, such as /srv/images:/data/roots")
     return paths
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine_name(host: str) -> str:
@@ -266,7 +263,7 @@ def main(
         raise click.UsageError(
             f"--gvisor-platform: kvm needs {_KVM}, which {why} on this machine; leave the option out, or say systrap"
         )
-    promised = int((memory or _machine_memory()) * overcommit)
+    promised = int((memory or host.memory()) * overcommit)
     names = [executor] if nodes == 1 else [f"{executor}-{number}" for number in range(nodes)]
     pairs = tuple(sorted(label.partition("=")[::2] for label in labels))
     if any(not name or not value for name, value in pairs):
@@ -306,7 +303,7 @@ def main(
             )
         else:
             real = ZygoteDriver(place, disks, parallel=parallel, tune_host=tune_host, template_roots=template_roots)
-        ahead = Budget(pool, (memory or _machine_memory()) // 16 if pool_memory is None else pool_memory)
+        ahead = Budget(pool, (memory or host.memory()) // 16 if pool_memory is None else pool_memory)
         return Pool(real, place / "pool", ahead)  # with 0, too: an earlier process may have given some away
 
     async def run(context: Context) -> None:

@@ -208,14 +208,20 @@ async def test_the_port_asked_for_is_the_first_ones_and_ports_in_use_are_replace
     assert len(set(twice.urls)) == 3
 
 
-async def test_it_runs_on_half_the_cores_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_has_half_the_cores_and_a_quarter_of_the_memory_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def variables(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
-    monkeypatch.delenv("GOMAXPROCS", raising=False)
+    monkeypatch.setattr("shoal.host.cores", lambda: 6)
+    monkeypatch.setattr("shoal.host.memory", lambda: 4 * 1024**3)
+    for name in ("GOMAXPROCS", "GOGC", "GOMEMLIMIT"):
+        monkeypatch.delenv(name, raising=False)
     async with EmbeddedBroker(tmp_path, port=0) as broker:
-        assert b"GOMAXPROCS=3" in variables(broker.pid)
+        assert {b"GOMAXPROCS=3", b"GOGC=400", b"GOMEMLIMIT=1073741824"} <= set(variables(broker.pid))
     monkeypatch.setenv("GOMAXPROCS", "2")
+    monkeypatch.setenv("GOGC", "50")
+    monkeypatch.setenv("GOMEMLIMIT", "2GiB")
     async with EmbeddedBroker(tmp_path, port=0) as broker:
-        assert b"GOMAXPROCS=2" in variables(broker.pid)
+        assert {b"GOMAXPROCS=2", b"GOGC=50", b"GOMEMLIMIT=2GiB"} <= set(variables(broker.pid))

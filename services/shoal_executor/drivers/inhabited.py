@@ -1,7 +1,6 @@
 """What the drivers have in common that run real commands: sandboxes whose first process is an agent."""
 
 import asyncio
-import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from shoal import host
 from shoal.wire.messages import Command, CommandResult, EndReason, FileOp, InputFile, Resources
 from shoal.wire.values import APPEND
 from shoal_executor.drivers.agent import frames
@@ -340,7 +340,7 @@ def _why_not_run(told: frames.NotRun) -> str:
 
 def starts_at_once(parallel: int | None, *, a_core: int) -> int:
     """Return how many starts are under way at a time: what was asked for, or so many a core."""
-    return parallel or a_core * (os.cpu_count() or 1)
+    return parallel or a_core * host.cores()
 
 
 def sizes(limits: Resources) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from shoal import host
 from shoal.bus.ending import end
 from shoal.cli import statefile
 from shoal.cli.exits import Exit, Failure
@@ -151,8 +152,7 @@ class LocalSystem:
         if nodes > 1:
             options += ["--nodes", str(nodes)]
         if (sharing := len(self._drivers) * each) > 1:
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            options += ["--memory", str(memory // sharing)]
+            options += ["--memory", str(host.memory() // sharing)]
         return options
 
     async def _start_broker(self) -> None:

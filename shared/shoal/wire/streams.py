@@ -36,20 +36,24 @@ What is older is in checkpoints alone: tenants, their limits, names of templates
 what is left of a log, unless told to (`shoal.runtime.options.state_option`).
 """
 
+DEDUPE_S: Final = 30.0
+"""How long a broker drops copies. Each id is in its memory as long, and its garbage collector looks at all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
     """One stream; a full one refuses new messages rather than lose old ones; if it `makes_room`, the oldest go.
 
     `max_age_s` is the broker's to enforce, whoever has read the message or not; 0 for a stream that is folded: of that
-    the shell removes what is older than `KEPT_S` *and* covered by a checkpoint (`shoal.runtime.retention`).
+    the shell removes what is older than `KEPT_S` *and* covered by a checkpoint (`shoal.runtime.retention`). For
+    `dedupe_s` the broker knows an id and drops what comes again under it; whoever receives does so for ever.
     """
 
     name: str
     subjects: tuple[str, ...]
     max_age_s: float
     max_bytes: int
-    dedupe_s: float = 120.0
+    dedupe_s: float = DEDUPE_S
     replicas: int = 1
     makes_room: bool = False
 

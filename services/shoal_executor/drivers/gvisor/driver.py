@@ -15,6 +15,7 @@ from typing import IO, Final
 
 import structlog
 
+from shoal import host
 from shoal.wire.messages import EndReason, Isolation, Snapshot
 from shoal_executor.drivers import roots
 from shoal_executor.drivers.agent import frames
@@ -108,7 +109,7 @@ class GvisorDriver(AgentDriver[Box]):
         for name in keep:
             on_exit(name, EndReason.NODE_LOST, _LEFT)
         unenforced = (*self._groups.unenforced, *program.lacks)
-        return DriverReport(unenforced, _A_CORE_S * (os.cpu_count() or 1), self._starts_at_once)
+        return DriverReport(unenforced, _A_CORE_S * host.cores(), self._starts_at_once)
 
     def _make_ready(self) -> Path:
         """Leave nothing of an earlier process; return the agent's Python."""

@@ -11,6 +11,7 @@ from typing import IO, Final
 
 import structlog
 
+from shoal import host
 from shoal.wire.messages import Isolation, Snapshot
 from shoal_executor.drivers import roots
 from shoal_executor.drivers.agent import frames
@@ -94,7 +95,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
             await self.close()
             hint = "" if os.geteuid() == 0 else "; run the executor as root, or allow user namespaces to this user"
             raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}{hint}") from error
-        a_second = 100.0 * (os.cpu_count() or 1)
+        a_second = 100.0 * host.cores()
         return DriverReport(self._groups.unenforced, a_second, self._starts_at_once)
 
     async def _adopt(self, keep: dict[str, None]) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from shoal.archive.source import ArchiveError, History
 from shoal.machine.checkpoint import Checkpoint
-from shoal.machine.core import Cause, Core, respond
+from shoal.machine.core import Cause, Core
 from shoal.machine.service import Service
 from shoal.machine.versions import readable, upgraded
+from shoal.replay.folding import fold, passed_over
 from shoal.wire import streams
 
 
@@ -74,12 +75,14 @@ async def rebuild(
             " no checkpoint of before it is at hand; read an archive that goes further back"
         )
     at, time_ms, folded = begin.sequence, begin.time_ms, 0
+    partition = service.partition(cell)
+    passed = await passed_over(history, partition)
     async with aclosing(history.read(stream, after=begin.sequence, until=sequence)) as messages:
         async for delivery in messages:
             if at_ms is not None and delivery.time_ms > at_ms:
                 break
             cause = Cause(stream, delivery.sequence, delivery.time_ms)
-            respond(core, delivery.subject, delivery.payload, cause)
+            fold(core, partition, passed, delivery, cause)
             at, time_ms, folded = delivery.sequence, delivery.time_ms, folded + 1
             if not folded % 4096:
                 tell(at)

@@ -14,8 +14,10 @@ from typing import Final
 from shoal.archive.source import ArchiveError, History, merged
 from shoal.bus.protocol import Delivery
 from shoal.machine.checkpoint import Checkpoint
-from shoal.machine.core import Cause, Core, LawBrokenError, Publish, effect_id, respond
+from shoal.machine.core import Cause, Core, LawBrokenError, Publish, effect_id
+from shoal.machine.passing import PassedOver
 from shoal.machine.service import Service
+from shoal.replay.folding import fold, passed_over
 from shoal.replay.rebuilding import cells_of
 from shoal.wire import streams
 from shoal.wire.codec import UndecodableError, decode, encode
@@ -90,7 +92,14 @@ class _Partition:
     """One core, and what is to be compared of it. It begins after the message `begun`."""
 
     def __init__(
-        self, name: str, stream: str, core: Core, begun: int, kept: Mapping[str, int], overrides: Mapping[str, str]
+        self,
+        name: str,
+        stream: str,
+        core: Core,
+        begun: int,
+        passed: PassedOver,
+        kept: Mapping[str, int],
+        overrides: Mapping[str, str],
     ) -> None:
         """`kept`: the streams there are, and since when (ms) nothing is missing of each."""
         self.name = name
@@ -99,6 +108,7 @@ class _Partition:
         self.at = self._begun = begun
         self.folded = 0
         self.compared = 0
+        self._passed = passed
         self._kept = kept
         self._overrides = overrides
         self._computed: dict[int, _Waiting] = {}
@@ -111,10 +121,10 @@ class _Partition:
                 raise ArchiveError(str(error)) from error
 
     def fold(self, delivery: Delivery) -> Divergence | None:
-        """Fold a message of the inbox."""
+        """Fold a message of the inbox. Raises ArchiveError where the present code fails on it."""
         cause = Cause(self.stream, delivery.sequence, delivery.time_ms)
         # a dead letter has an id of its own
-        effects, _ = respond(self.core, delivery.subject, self._payload(delivery), cause)
+        effects = fold(self.core, self.name, self._passed, delivery, cause, self._payload(delivery))
         self._counts.extend([0] * (delivery.sequence - self.at - 1))
         self._counts.append(len(effects))
         self.at = delivery.sequence
@@ -267,7 +277,8 @@ async def _partitions(
                 known = await _first_state(history, name, core.state_version, stream, first)
                 core.load(known.state)
                 begun = known.sequence
-            found.append(_Partition(name, stream, core, begun, kept, overrides.get(service.name, {})))
+            passed = await passed_over(history, name)
+            found.append(_Partition(name, stream, core, begun, passed, kept, overrides.get(service.name, {})))
     return found
 
 

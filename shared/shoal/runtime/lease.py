@@ -64,6 +64,21 @@ class Record(msgspec.Struct, frozen=True):
     beat: int = 0
 
 
+class Turns:
+    """Which partitions this process should lead; this one leads whatever is free (`shoal.runtime.spread` shares)."""
+
+    def may_take(self, name: str) -> bool:
+        """Return whether to take a partition that nobody serves."""
+        return True
+
+    def should_yield(self, name: str) -> bool:
+        """Return whether to hand a partition we lead to another process."""
+        return False
+
+    def leads(self, name: str, leading: bool) -> None:
+        """Note that we lead a partition, or no longer do."""
+
+
 class LeaseLostError(Exception):
     """Another process holds the lease now."""
 

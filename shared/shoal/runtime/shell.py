@@ -17,15 +17,16 @@ import structlog
 from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, BusError, Delivery, Reader, StreamAnewError
 from shoal.machine.checkpoint import Checkpoint
-from shoal.machine.core import Cause, Core, Publish, Task, effect_id, respond
+from shoal.machine.core import Cause, Core, Effect, Publish, Task, effect_id, respond
 from shoal.runtime.checkpoints import Checkpoints, dump
 from shoal.runtime.dead import dead_letter_of, store
-from shoal.runtime.lease import TTL_S, Lease, LeaseLostError, Owner
+from shoal.runtime.lease import TTL_S, Lease, LeaseLostError, Owner, Turns
 from shoal.runtime.outlet import Folded, Outgoing, Outlet
 from shoal.runtime.performer import Perform, Performer
 from shoal.runtime.recovery import recover
 from shoal.runtime.retention import retain
 from shoal.runtime.ticker import Ticker, wait
+from shoal.runtime.wall import Wall
 from shoal.wire.codec import encode
 from shoal.wire.messages import SettingsChanged
 
@@ -46,21 +47,6 @@ log = structlog.get_logger()
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-class Turns:
-    """Which partitions this process should lead; this one leads whatever is free (`shoal.runtime.spread` shares)."""
-
-    def may_take(self, name: str) -> bool:
-        """Return whether to take a partition that nobody serves."""
-        return True
-
-    def should_yield(self, name: str) -> bool:
-        """Return whether to hand a partition we lead to another process."""
-        return False
-
-    def leads(self, name: str, leading: bool) -> None:
-        """Note that we lead a partition, or no longer do."""
 
 
 class Shell:
@@ -101,6 +87,7 @@ class Shell:
         self._what_is_left = what_is_left
         self._telling: asyncio.Task[object] | None = None
         self._lease = Lease(bus, name, owner or Owner.local(), ttl_s=ttl_s)
+        self._wall = Wall(bus, name, self._lease, core.state_version)
         self._checkpoints = Checkpoints(bus, name)
         self._outlet = Outlet(bus, name)
         self._held: deque[Folded] = deque()
@@ -143,7 +130,8 @@ class Shell:
     async def run(self, stop: asyncio.Event | None = None) -> None:
         """Recover, then serve until stop is set or this is cancelled. On stop, what was folded is stored first.
 
-        Raises StateGoneError, and what the core raises beyond LawBrokenError: its state is then not to be trusted.
+        Raises StateGoneError, and what the core raises beyond LawBrokenError: its state is then not to be trusted. What
+        it was raised for is noted and, where that is not the first time, passed over from then on (`Wall`).
         """
         began = asyncio.get_running_loop().time()
         await self._recover()
@@ -162,6 +150,10 @@ class Shell:
             await end(*tasks)
             with contextlib.suppress(BusError):  # then the log's length tells the next life, while it is short
                 await self._lease.set_back()
+            raise
+        except Exception:
+            await end(*tasks)
+            await self._wall.judge()
             raise
         finally:
             await end(*tasks, *((self._telling,) if self._telling is not None else ()))
@@ -203,6 +195,7 @@ class Shell:
 
     async def _recover(self) -> None:
         await self._lease.look()
+        await self._wall.begin()
         begin = await recover(
             self._bus, self._core, self._checkpoints, self._lease, name=self._name, stream=self._stream,
             what_is_left=self._what_is_left,
@@ -246,19 +239,22 @@ class Shell:
             self.folded += 1
         out: list[Outgoing] = []
         try:
-            effects, problem = respond(self._core, delivery.subject, delivery.payload, cause)
-        except Exception:
-            log.critical("the core failed", reader=self._name, sequence=delivery.sequence, subject=delivery.subject)
+            effects: Sequence[Effect] = ()
+            problem = self._wall.reason(delivery) if delivery.sequence in self._wall.passed else ""
+            if not problem:
+                effects, problem = respond(self._core, delivery.subject, delivery.payload, cause)
+            if silent:
+                return
+            if problem:
+                out.append(self._bury(delivery, cause, problem))
+            for number, effect in enumerate(effects):
+                if isinstance(effect, Publish):
+                    out.append(Outgoing(effect.subject, encode(effect.message), effect_id(cause, number)))
+                elif self.leading:  # a standby asks the core what is outstanding when it takes over
+                    self._performer.start(effect, effect_id(cause, number))
+        except Exception as error:
+            self._wall.failed(delivery, error)
             raise
-        if silent:
-            return
-        if problem:
-            out.append(self._bury(delivery, cause, problem))
-        for number, effect in enumerate(effects):
-            if isinstance(effect, Publish):
-                out.append(Outgoing(effect.subject, encode(effect.message), effect_id(cause, number)))
-            elif self.leading:  # a standby asks the core what is outstanding when it takes over
-                self._performer.start(effect, effect_id(cause, number))
         self._held.append(Folded(cause, tuple(out)))
 
     def _bury(self, delivery: Delivery, cause: Cause, reason: str) -> Outgoing:
@@ -298,9 +294,11 @@ class Shell:
             try:
                 free = await self._lease.look()
                 self._stored_to(self._lease.position)
-                ripe = free and self.position >= self._lease.position
+                ripe = free and self.position >= self._lease.position and not self._wall.fell
                 if ripe and self._turns.may_take(self._name) and await self._lease.take():
-                    return
+                    await self._wall.claim(lambda: self.position)
+                    if not self._wall.fell:
+                        return
             except BusError as error:
                 log.warning("the lease cannot be read", partition=self._name, error=str(error))
             await asyncio.sleep(self._lease.ttl_s / 8)

@@ -16,8 +16,8 @@ import structlog
 
 from shoal.bus.ending import end
 from shoal.bus.protocol import Bus, BusError
-from shoal.runtime.lease import TTL_S, Owner
-from shoal.runtime.shell import Shell, Turns
+from shoal.runtime.lease import TTL_S, Owner, Turns
+from shoal.runtime.shell import Shell
 from shoal.wire.streams import LEASE_BUCKET
 
 _FORGOTTEN_S: Final = 60.0

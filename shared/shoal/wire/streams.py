@@ -16,6 +16,8 @@ REPLICAS_KEY: Final = "replicas"
 """On how many brokers each stream and bucket is kept; 1 where it is missing."""
 DRAINED_KEYS: Final = "drained"
 """Its keys that begin so name the nodes that are to take no more sandboxes: `drained_key`."""
+PASSED_KEYS: Final = "passed"
+"""Its keys that begin so say, by partition, which messages are left out by all who fold: `passed_key`."""
 ID_KEY: Final = "id"
 """Which cluster it is: a random name that it got when it was set up. What is archived says where it is from."""
 SECRET_BUCKET: Final = "SHOAL_SECRET"  # noqa: S105 - the name of where it is
@@ -66,6 +68,11 @@ def drained_key(node: str) -> str:
 def drained_nodes(keys: Iterable[str]) -> set[str]:
     """Return the nodes that these keys name."""
     return {bytes.fromhex(key.partition(".")[2]).decode() for key in keys}
+
+
+def passed_key(partition: str) -> str:
+    """Return the key of the record of a partition's messages that are passed over (`shoal.machine.passing`)."""
+    return f"{PASSED_KEYS}.{partition}"
 
 
 def rollout(cell: int) -> Stream:

@@ -5,9 +5,10 @@ import itertools
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 
@@ -30,6 +31,8 @@ from shoal_placement.core.placement import PlacementCore
 from shoal_scheduler.core.scheduler import SchedulerCore
 from shoal_snapshot.core.snapshot import SnapshotCore
 from shoal_snapshot.inspecting import Inspector
+
+R = TypeVar("R")
 
 SEEDS = 24
 BEGAN_S = 1_700_000_000
@@ -75,7 +78,7 @@ class Process:
             try:
                 await self._life(bus, life)
                 return
-            except BusError:
+            except self._system.bearable:
                 await asyncio.sleep(0.5)  # as its supervisor does
 
     async def kill(self) -> None:
@@ -119,6 +122,9 @@ class Machine(SimulatedDriver):
 class System:
     """A cluster of real processes but for the broker, the sandboxes and the clock."""
 
+    bearable: tuple[type[Exception], ...] = (BusError,)
+    """What a process may end with, to be started again."""
+
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.trouble = Trouble.draw(self.random)
@@ -143,13 +149,17 @@ class System:
             process.start()
 
     async def _serve(self, partition: str, number: int, bus: FaultyBus, life: int) -> None:
-        stream, tick, make = PARTITIONS[partition]
+        stream, tick, _ = PARTITIONS[partition]
         shell = Shell(
-            bus, make(), name=partition, stream=stream, tick_subject=tick, perform=look_at,
+            bus, self.core(partition), name=partition, stream=stream, tick_subject=tick, perform=look_at,
             owner=Owner(f"{partition}-{number}-{life}"), checkpoint_every=self.checkpoint_every,
         )  # fmt: skip
         self.shells[partition, number] = shell
         await shell.run()
+
+    def core(self, partition: str) -> Core:
+        """Return what serves a partition."""
+        return PARTITIONS[partition][2]()
 
     async def _execute(self, name: str, bus: FaultyBus, life: int) -> None:
         machine = self.machines[name] = Machine(self, Profile(self.random.randrange(100), start_ms=20, command_ms=300))
@@ -261,7 +271,12 @@ async def whole_life(seed: int) -> System:
 
 
 def simulate(seed: int) -> System:
-    """Run a seed, each time the same: ids that would be random are counted, and every clock is the loop's."""
+    """Run a whole life of a cluster, each time the same for a seed."""
+    return simulated(whole_life(seed))
+
+
+def simulated(life: Coroutine[Any, Any, R]) -> R:
+    """Run it, each time the same: ids that would be random are counted, and every clock is the loop's."""
     numbers = itertools.count()
 
     def count() -> uuid.UUID:
@@ -279,7 +294,7 @@ def simulate(seed: int) -> System:
         patch.setattr("time.monotonic_ns", nanoseconds)
         patch.setattr("time.time", lambda: nanoseconds(BEGAN_S) / 1e9)
         patch.setattr("time.time_ns", lambda: nanoseconds(BEGAN_S))
-        return virtual.run(whole_life(seed))
+        return virtual.run(life)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -73,7 +73,7 @@ def test_a_system_from_up_to_down(tmp_path: Path, simulated: tuple[Path, str]) -
     (status,) = lines(shoal("status", "--state", str(state), "--json"))
     assert set(status["services"]) == {"broker", "scheduler", "placement", "snapshot", "executor"}
     assert all(service["state"] == "running" for service in status["services"].values())
-    assert (status["nodes"], status["sandboxes"], status["url"]) == (1, 0, url)
+    assert (status["nodes"], status["sandboxes"], status["url"], status["passed_over"]) == (1, 0, url, [])
     again = shoal("up", "--state", str(state), "--port", "0")
     assert again.returncode == Exit.ALREADY_RUNNING
     assert url in again.stderr

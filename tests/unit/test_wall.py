@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from shoal.bus.memory import MemoryBroker, MemoryBus
+from shoal.bus.protocol import Entry
 from shoal.machine import passing
 from shoal.machine.core import Cause, Effect
 from shoal.machine.passing import Failure, Record, decoded
-from shoal.runtime.lease import Owner, Record as LeaseRecord
+from shoal.runtime.lease import Lease, Owner, Record as LeaseRecord
 from shoal.runtime.shell import Shell
 from shoal.runtime.wall import PassedOverError, Wall
 from shoal.wire import streams
@@ -321,6 +322,47 @@ async def test_who_was_paused_while_another_went_on_with_a_message_does_not_have
         assert await passed(bus) == []
     assert core.seen == ["r0", "r1", "r2"]
     assert out(memory_broker) == effects(0, 1, 2)
+
+
+class Slow(MemoryBus):
+    """A connection of a process that is paused before it reads what was noted, once `slow`."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.slow = False
+        self.reached = asyncio.Event()
+        self.flowing = asyncio.Event()
+
+    async def get(self, bucket: str, key: str) -> Entry | None:
+        if self.slow and bucket == streams.CLUSTER_BUCKET:
+            self.reached.set()
+            await self.flowing.wait()
+        return await super().get(bucket, key)
+
+
+async def test_who_lost_the_lease_before_it_looked_at_what_was_noted_passes_over_nothing(
+    memory_broker: MemoryBroker, bus: MemoryBus
+) -> None:
+    """The other one leads before it comes to the message, so that the note stays; then it comes past it."""
+    await submit(bus, 0, 3)
+    await fail(shell_of(bus, Fragile("r1")))
+    late = Slow(memory_broker)
+    mine, other = (Lease(each, "toy.0", Owner(name), ttl_s=0.2) for each, name in ((late, "late"), (bus, "other")))
+    wall = Wall(late, "toy.0", mine, Toy.state_version)
+    await wall.begin()
+    wall.failed(memory_broker.messages(INBOX)[1], PlantedError())
+    late.slow = True
+    judging = asyncio.create_task(wall.judge())
+    await late.reached.wait()
+    async with asyncio.timeout(10):
+        while not (await other.look() and await other.take()):
+            await asyncio.sleep(0.01)
+    await Wall(bus, "toy.0", other, Toy.state_version).claim(lambda: 1)
+    await other.renew(3)
+    late.flowing.set()
+    await judging
+    assert (await record(bus)).noted is not None
+    assert await passed(bus) == []
 
 
 async def test_nobody_folds_where_it_cannot_be_read_what_is_passed_over(bus: MemoryBus) -> None:

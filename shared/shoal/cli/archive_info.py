@@ -3,6 +3,7 @@
 from typing import Any
 
 from shoal.cli.output import moment, say, table
+from shoal.cli.passed import passed_over, tell
 
 
 async def described(path: str) -> dict[str, Any]:
@@ -10,6 +11,7 @@ async def described(path: str) -> dict[str, Any]:
     from shoal.archive.archived import ArchiveHistory
     from shoal.archive.planning import in_order
     from shoal.archive.records import Part
+    from shoal.wire.streams import CLUSTER_BUCKET
 
     archive = await ArchiveHistory.open(path, damaged=True)
     series = archive.series
@@ -55,6 +57,7 @@ async def described(path: str) -> dict[str, Any]:
         ],
         "missing": [{"stream": gap.stream, "first": gap.first, "last": gap.last}
                     for file in files for gap in file.account.missing],
+        "passed_over": passed_over(await archive.values(CLUSTER_BUCKET)),
     }  # fmt: skip
 
 
@@ -83,6 +86,7 @@ def show(found: dict[str, Any]) -> None:
     table(("stream", "from", "to", "messages", "payload", "first stored", "last stored"), rows, empty="it is empty")
     for gap in found["missing"]:
         say(f"messages {gap['first']} to {gap['last']} of {gap['stream']} are missing: they were not kept any more")
+    tell(found["passed_over"])
     if found["trouble"]:
         say(f"shoal: {found['trouble']}; what is shown is of what is good")
 

@@ -17,6 +17,7 @@ from shoal.cli.exits import Exit, Failure
 from shoal.cli.interrupts import LONG_CLEANUP_S, run_interruptibly
 from shoal.cli.options import json_option, state_option
 from shoal.cli.output import emit, say, table
+from shoal.cli.passed import passed_over, tell
 
 _DETACH_S: Final = 90.0
 _DOWN_S: Final = 60.0
@@ -234,15 +235,23 @@ def down(state: Path | None, as_json: bool) -> int:
 @state_option
 @json_option
 def status(state: Path | None, as_json: bool) -> int:
-    """Show each service of the system that `shoal up` runs, its nodes, and how many sandboxes live."""
+    """Show each service of the system that `shoal up` runs, its nodes, and how many sandboxes live.
+
+    Messages that a service fails on are left out of its log, and told of here; `shoal dead ls` lists them, too.
+    """
     where = statefile.resolve(state)
     found = _found(where)
 
     async def work() -> int:
+        from shoal.archive.live import LiveHistory
         from shoal.cli.connecting import connect
+        from shoal.cli.histories import broker
+        from shoal.wire.streams import CLUSTER_BUCKET
 
         async with connect(found.url) as cluster:
             nodes = [node for node in await cluster.nodes() if node.state == "alive"]
+        async with broker(found.url) as bus:
+            left_out = passed_over(await LiveHistory(bus).values(CLUSTER_BUCKET))
         live = sum({node.executor: node.live for node in nodes}.values())
         slots = sum(node.slots for node in nodes)
         if as_json:
@@ -250,7 +259,7 @@ def status(state: Path | None, as_json: bool) -> int:
                 {
                     "url": found.url, "pid": found.pid, "state": str(where), "driver": found.driver,
                     "ready": found.ready, "services": found.services, "nodes": len(nodes), "slots": slots,
-                    "sandboxes": live,
+                    "sandboxes": live, "passed_over": left_out,
                 }
             )  # fmt: skip
             return Exit.OK
@@ -259,6 +268,7 @@ def status(state: Path | None, as_json: bool) -> int:
         table(("service", "pid", "state", "restarts"), rows, empty="no service runs yet")
         kind = "simulated sandboxes" if found.driver == "simulated" else "sandboxes"
         print(f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {live} of {slots} {kind} live")
+        tell(left_out)
         return Exit.OK
 
     if not found.url:

@@ -10,7 +10,7 @@ import pytest
 from shoal.bus.memory import MemoryBroker, MemoryBus
 from shoal.bus.protocol import Entry
 from shoal.machine import passing
-from shoal.machine.core import Cause, Effect
+from shoal.machine.core import Cause, Effect, Publish, Task
 from shoal.machine.passing import Failure, Record, decoded
 from shoal.runtime.lease import Lease, Owner, Record as LeaseRecord
 from shoal.runtime.shell import Shell
@@ -39,6 +39,7 @@ class Fragile(Toy):
     def handle(self, message: AnyMessage, cause: Cause) -> Sequence[Effect]:
         if isinstance(message, RolloutReleased) and message.rollout in self.bad:
             self.seen = ["half", "a", "state"]
+            self.asked = {"half a wish": None}
             raise self.error(SECRET)
         return super().handle(message, cause)
 
@@ -110,6 +111,19 @@ async def test_a_core_that_fails_twice_on_a_message_goes_on_without_it(
     assert SECRET.encode() not in stored.value  # tenants may read that bucket
 
 
+async def test_a_core_that_failed_leads_nothing(memory_broker: MemoryBroker, bus: MemoryBus) -> None:
+    performed: list[Task] = []
+
+    async def perform(task: Task) -> Sequence[Publish]:
+        performed.append(task)
+        return ()
+
+    await submit(bus, 0, 3)
+    await fail(shell_of(bus, Fragile("r2"), perform=perform))
+    assert performed == []
+    assert out(memory_broker) == []
+
+
 async def test_a_version_that_could_fold_it_leaves_it_out_too(memory_broker: MemoryBroker, bus: MemoryBus) -> None:
     await submit(bus, 0, 3)
     for _ in range(2):
@@ -158,6 +172,22 @@ async def test_leader_and_standbys_come_to_the_same_state(memory_broker: MemoryB
     assert sorted(out(memory_broker)) == sorted(effects(0, 1, 2, 4, 5, 6, 7))
     assert await passed(bus) == [4]
     assert len(fell) <= 9  # each falls at most three times: at first, then until it is passed over
+
+
+async def test_a_standby_that_fails_beside_its_leader_has_not_been_built_anew(
+    memory_broker: MemoryBroker, bus: MemoryBus
+) -> None:
+    first = shell_of(bus, Fragile("r1"), owner=Owner("first"))
+    leading = asyncio.create_task(fail(first))
+    await first.ready()
+    second = shell_of(memory_broker.connect(), Fragile("r1"), owner=Owner("second"))
+    standing = asyncio.create_task(fail(second))
+    await second.caught_up()
+    await submit(bus, 0, 3)
+    await asyncio.gather(leading, standing)
+    noted = (await record(bus)).noted
+    assert noted is not None
+    assert (noted.sequence, await passed(bus)) == (2, [])
 
 
 async def test_a_version_that_fails_on_everything_eats_no_log(memory_broker: MemoryBroker, bus: MemoryBus) -> None:

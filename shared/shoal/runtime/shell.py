@@ -294,10 +294,10 @@ class Shell:
             try:
                 free = await self._lease.look()
                 self._stored_to(self._lease.position)
-                ripe = free and self.position >= self._lease.position and not self._wall.fell
+                ripe = free and self.position >= self._lease.position
                 if ripe and self._turns.may_take(self._name) and await self._lease.take():
                     await self._wall.claim(lambda: self.position)
-                    if not self._wall.fell:
+                    if not self._wall.fell:  # else others lead as soon as that is judged
                         return
             except BusError as error:
                 log.warning("the lease cannot be read", partition=self._name, error=str(error))

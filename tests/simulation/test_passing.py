@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,8 @@ def vanish(core: Core) -> Sequence[Effect]:
     raise PlantedError
 
 
-FRAGILE: dict[str, type[FragileScheduler | FragilePlacement | FragileSnapshot]] = {
-    "scheduler.0": FragileScheduler, "placement.0": FragilePlacement, "snapshot": FragileSnapshot,
+FRAGILE: dict[str, Callable[[], Core]] = {
+    "scheduler.0": lambda: FragileScheduler(0), "placement.0": lambda: FragilePlacement(0), "snapshot": FragileSnapshot,
 }  # fmt: skip
 
 
@@ -86,7 +87,7 @@ class Poisoned(System):
     bearable = (BusError, PlantedError, PassedOverError)
 
     def core(self, partition: str) -> Core:
-        return FRAGILE[partition](0) if partition != "snapshot" else FragileSnapshot()
+        return FRAGILE[partition]()
 
     def replay(self, partition: str, until: int) -> Core:
         stream, _, make = PARTITIONS[partition]
@@ -143,21 +144,20 @@ def put_aside(system: System) -> None:
     assert letters == dict.fromkeys(POISON, 1)
 
 
-def made(classes: Mapping[str, type[Core]]) -> dict[str, Service]:
-    """Return the services with other cores."""
-    known = dict(services())
-    for name, kind in classes.items():
-        service = name.partition(".")[0]
-        if service == "snapshot":
-            known[service] = dataclasses.replace(known[service], make=lambda cell, cells, kind=kind: kind())
-        else:
-            known[service] = dataclasses.replace(known[service], make=lambda cell, cells, kind=kind: kind(cell))
-    return known
+def fragile() -> dict[str, Service]:
+    """Return the services with cores that fail."""
+    return {
+        name: dataclasses.replace(service, make=partial(_made, service)) for name, service in services().items()
+    }  # fmt: skip
+
+
+def _made(service: Service, cell: int, _cells: int) -> Core:
+    return FRAGILE[service.partition(cell)]()
 
 
 async def told_alike(history: History, system: System) -> None:
     """Whoever folds what is recorded comes to what the services came to, with cores that fail on poison or do not."""
-    for known in (services(), made(FRAGILE)):
+    for known in (services(), fragile()):
         found = await verify(history, known)
         assert found.divergence is None, found.divergence.what
         assert sum(found.compared.values()) > 15
@@ -190,7 +190,7 @@ async def forgotten(broker: MemoryBroker, history: LiveHistory) -> None:
     found = await verify(history, services())
     assert found.divergence is not None or found.unfinished
     with pytest.raises(ArchiveError, match=r"this version fails on it \(PlantedError at "):
-        await verify(history, made(FRAGILE))
+        await verify(history, fragile())
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

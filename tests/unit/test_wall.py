@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import msgspec
@@ -418,6 +419,18 @@ async def test_a_wait_for_the_lease_has_an_end(memory_broker: MemoryBroker, bus:
     await fail(shell_of(bus, Fragile("r1"), ttl_s=0.05))
     beating.cancel()
     assert ((await record(bus)).noted, await passed(bus)) == (noted, [])
+
+
+async def test_a_failure_that_cannot_be_noted_is_still_what_the_process_ends_for(
+    bus: MemoryBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    await submit(bus, 0, 2)
+    monkeypatch.setattr("shoal.runtime.wall.version", unknown)
+    await fail(shell_of(bus, Fragile("r1")))
+    assert await record(bus) == Record()
 
 
 async def test_what_has_not_failed_is_not_judged(bus: MemoryBus) -> None:

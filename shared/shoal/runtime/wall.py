@@ -16,10 +16,10 @@ from typing import Final
 
 import structlog
 
-from shoal.bus.protocol import Bus, BusError, Delivery
+from shoal.bus.protocol import Bus, Delivery
 from shoal.machine import passing
 from shoal.machine.passing import Failure, PassedOver, Record
-from shoal.runtime.lease import Lease, LeaseLostError
+from shoal.runtime.lease import Lease
 from shoal.wire import VERSION
 from shoal.wire.streams import CLUSTER_BUCKET, passed_key
 
@@ -90,7 +90,7 @@ class Wall:
         self._failed = delivery, error
 
     async def judge(self) -> None:
-        """Note what the core failed on, or have it passed over, before the process ends. Raises nothing of the bus's.
+        """Note what the core failed on, or have it passed over, before the process ends. Raises nothing.
 
         Nothing happens where it did not fail.
         """
@@ -99,16 +99,17 @@ class Wall:
         delivery, error = self._failed
         if isinstance(error, MemoryError):
             return  # that is the machine's
-        digest = passing.digest_of(delivery.subject, delivery.payload, delivery.time_ms, delivery.id)
-        made_by = f"shoal {version('shoal')}, state {self._state_version}, wire {VERSION}"
-        found = Failure(delivery.sequence, digest, passing.why_of(error), made_by, time.time_ns() // 1_000_000)
         try:
+            digest = passing.digest_of(delivery.subject, delivery.payload, delivery.time_ms, delivery.id)
+            made_by = f"shoal {version('shoal')}, state {self._state_version}, wire {VERSION}"
+            found = Failure(delivery.sequence, digest, passing.why_of(error), made_by, time.time_ns() // 1_000_000)
             async with asyncio.timeout(_PATIENCE_TTLS * self._lease.ttl_s):
                 await (self._pass(found) if found.same(self._noted) else self._note(found))
                 if self._lease.held:
                     await self._lease.release(self._lease.record.position)
-        except (BusError, LeaseLostError, ValueError, TimeoutError) as problem:
-            log.error("what the core failed on is not noted", partition=self._name, error=str(problem) or "no lease")
+        except Exception as problem:  # whatever it is, it is not what the process ends for
+            text = str(problem) or type(problem).__name__
+            log.error("what the core failed on is not noted", partition=self._name, error=text)
 
     async def _note(self, found: Failure) -> None:
         await self._lease.look()

@@ -21,6 +21,7 @@ from shoal.client import (
     run as run_,
     sandbox as sandbox_,
 )
+from shoal.client.choices import Differing, NotIdempotent
 from shoal.client.errors import ReplayDiverged, ReplayStopped
 from shoal.client.facing import Faced, giving as _giving, iterating as _iterating, plain as _plain
 from shoal.client.link import ANSWER_GRACE_S
@@ -117,8 +118,8 @@ class Sandbox(Faced):
         self,
         *,
         timeout: float | str | None = None,
-        diverged: str = "raise",
-        not_idempotent: str = "raise",
+        diverged: Differing = "raise",
+        not_idempotent: NotIdempotent = "raise",
         id: str | None = None,
     ) -> "Replay":
         """Bring it back when it is gone; see `shoal.Sandbox.resume`."""

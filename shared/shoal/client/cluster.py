@@ -1,14 +1,18 @@
 """A trainer's connection to a cluster."""
 
+import asyncio
 import os
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Final, Unpack
 
 from shoal.bus.address import shown
 from shoal.bus.protocol import Bus, BusError
 from shoal.client import dead, listing, mapping, nodes as nodes_, tenants
+from shoal.client.choices import OnLost
 from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
 from shoal.client.errors import BadRequest, Unreachable
 from shoal.client.fold import RolloutFold
@@ -60,15 +64,14 @@ def connect(
     """
 
     async def open() -> Cluster:
-        address = url or os.environ.get("SHOAL_URL") or DEFAULT_URL
+        address = _address(url or os.environ.get("SHOAL_URL") or DEFAULT_URL)
         who = token(tenant or os.environ.get("SHOAL_TENANT") or DEFAULT_TENANT, "tenant")
         seconds = checked(parse_seconds, timeout, "timeout")
         chosen = bus
         if chosen is None:
-            from shoal.bus.jetstream import JetStreamBus  # here: what only reads types needs no broker's client
-
             try:
-                chosen = await JetStreamBus.connect(address, name=f"shoal-client.{who}", connect_timeout=seconds)
+                connecting = (await _jetstream()).JetStreamBus.connect
+                chosen = await connecting(address, name=f"shoal-client.{who}", connect_timeout=seconds)
             except BadValueError as error:  # what the environment says of TLS
                 raise BadRequest(error.field, error.problem) from error
             except BusError as error:
@@ -87,6 +90,22 @@ def connect(
         return Cluster(Link(chosen, shown(address), who, int(entry.value), answer_grace))
 
     return Opening(open, Cluster.close)
+
+
+def _address(url: object) -> str:
+    """Check an address, or several separated by commas. Raises BadRequest."""
+    for part in url.split(",") if isinstance(url, str) else [url]:
+        scheme, there, _ = str(part).strip().rpartition("://")
+        if not isinstance(part, str) or (there and scheme not in ("nats", "tls")):
+            raise BadRequest(
+                "url", f"{shown(str(part))!r} is no broker's address; write nats://HOST:4222, or tls://..."
+            )
+    return str(url)
+
+
+async def _jetstream() -> ModuleType:
+    """Import what speaks with a broker: late, for who only reads types, and in a thread: the trainer's loop goes on."""
+    return await asyncio.to_thread(import_module, "shoal.bus.jetstream")
 
 
 class Cluster(Resumable):
@@ -119,7 +138,7 @@ class Cluster(Resumable):
         files: Mapping[str, FileLike] | None = None,
         env: Mapping[str, str] | None = None,
         user: str = "",
-        on_lost: str | None = None,
+        on_lost: OnLost | None = None,
         max_attempts: int = 3,
         priority: int = 0,
         isolation: str = "",
@@ -132,8 +151,8 @@ class Cluster(Resumable):
         """Ask for n sandboxes: `await` it, or enter it with `async with`, which releases them.
 
         timeout bounds the whole rollout ("10m", or seconds; without it an hour). With command (all run it) or commands
-        (one each) they run it at once and are gone: iterate over `outcomes()`. Without, over `ready()`. files are put
-        into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail", "restart" or "resume"
+        (one each, or one for all) they run it at once and are gone: iterate over `outcomes()`. Without, over `ready()`.
+        files are put into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail", "restart" or "resume"
         (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without it "restart" where
         commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a number) take
         snapshots by themselves. warm: Python that a node runs once; the interpreter behind `sandbox.python` is forked
@@ -168,7 +187,7 @@ class Cluster(Resumable):
         files: Mapping[str, FileLike] | None = None,
         env: Mapping[str, str] | None = None,
         user: str = "",
-        on_lost: str | None = None,
+        on_lost: OnLost | None = None,
         max_attempts: int = 3,
         priority: int = 0,
         isolation: str = "",
@@ -196,7 +215,7 @@ class Cluster(Resumable):
         files: Mapping[str, FileLike] | None = None,
         env: Mapping[str, str] | None = None,
         user: str = "",
-        on_lost: str | None = None,
+        on_lost: OnLost | None = None,
         max_attempts: int = 3,
         priority: int = 0,
         isolation: str = "",

@@ -1,9 +1,11 @@
 """What can be awaited, or entered with `async with`: a connection, a rollout."""
 
+import sys
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -26,11 +28,14 @@ class Opening(Generic[T]):
         self._open = open
         self._end = end
         self._opened: T | None = None
+        self._begun = False
 
     def __await__(self) -> Generator[Any, None, T]:
+        self._begun = True
         return self._open().__await__()
 
     async def __aenter__(self) -> T:
+        self._begun = True
         self._opened = await self._open()
         return self._opened
 
@@ -41,3 +46,22 @@ class Opening(Generic[T]):
         assert opened is not None
         with noting(error, f"{opened!r} is not ended"):
             await self._end(opened)
+
+    def __del__(self) -> None:
+        if not self._begun and not sys.is_finalizing():
+            warnings.warn(f"{self._what()} was never awaited: nothing was asked for", RuntimeWarning, stacklevel=2)
+
+    def _what(self) -> str:
+        return f"{self._open.__qualname__.partition('.<locals>')[0].rpartition('.')[2]}()"
+
+    if not TYPE_CHECKING:  # whoever checks types hears that there is no such thing
+
+        def _not_yet(self, *_: object) -> NoReturn:
+            raise TypeError(f"{self._what()} is not there yet: await it, or enter it with `async with`")
+
+        __iter__ = __aiter__ = __enter__ = __exit__ = _not_yet
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(
+                f"{self._what()} is not there yet, so it has no {name}: await it, or enter it with `async with`"
+            )

@@ -113,8 +113,12 @@ class SandboxOutcome(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether its command succeeded. Raises SandboxLost when the platform lost it."""
-        if self.infrastructure:
+        """Whether its command succeeded.
+
+        Raises SandboxLost where the platform lost it, and SandboxEnded where it was released or cancelled first: what
+        ran inside is not to blame for either.
+        """
+        if self.infrastructure or self.reason in (EndReason.RELEASED, EndReason.CANCELLED):
             raise self.error()
         return self.reason is EndReason.SUCCEEDED
 

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from shoal.client.belonging import Live
 from shoal.client.errors import BadRequest, PlatformTimeout, QueueFull, Rejected, RolloutEnded, ShoalError, Timeout
@@ -68,6 +68,11 @@ class Rollout(Live):
 
     def __repr__(self) -> str:
         return f"<Rollout {self.id}: {self._fold.status().state}>"
+
+    if not TYPE_CHECKING:  # whoever checks types hears that it cannot be
+
+        def __aiter__(self) -> NoReturn:
+            raise TypeError("write `async for ... in rollout.ready()`, or outcomes(): a rollout itself is no list")
 
     async def __aenter__(self) -> "Rollout":
         return self

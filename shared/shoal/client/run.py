@@ -10,6 +10,7 @@ from shoal.bus.protocol import BusError
 from shoal.client import listing, trajectory
 from shoal.client.belonging import Live
 from shoal.client.catalogue import Catalogued
+from shoal.client.choices import Diverged, NotIdempotent, OnLost
 from shoal.client.errors import BadRequest, TrajectoryDiverged
 from shoal.client.feed import decoded, history
 from shoal.client.fold import RolloutFold
@@ -79,7 +80,7 @@ class Run(Live):
         files: Mapping[str, FileLike] | None = None,
         env: Mapping[str, str] | None = None,
         user: str = "",
-        on_lost: str | None = None,
+        on_lost: OnLost | None = None,
         max_attempts: int = 3,
         priority: int = 0,
         isolation: str = "",
@@ -283,7 +284,9 @@ class Resumable(Catalogued):
             raise BadRequest("rollout", problem)
         return found[0]
 
-    def resume(self, run: str, *, diverged: str = "raise", not_idempotent: str = "raise") -> Opening[Run]:
+    def resume(
+        self, run: str, *, diverged: Diverged = "raise", not_idempotent: NotIdempotent = "raise"
+    ) -> Opening[Run]:
         """Go on with a run, or begin it: `async with cluster.resume("grpo-7") as run`.
 
         In a trainer that was restarted, whatever it lost, the same program gets the same rollouts by their keys, and

@@ -8,6 +8,7 @@ import msgspec
 
 from shoal.client import outputs, replaying, returning, snapshots
 from shoal.client.belonging import Live
+from shoal.client.choices import Differing, NotIdempotent
 from shoal.client.errors import (
     BadRequest,
     CommandFailed,
@@ -254,8 +255,8 @@ class Sandbox(Live):
         self,
         *,
         timeout: float | str | None = None,  # noqa: ASYNC109 - the new rollout's, kept by the cluster
-        diverged: str = "raise",
-        not_idempotent: str = "raise",
+        diverged: Differing = "raise",
+        not_idempotent: NotIdempotent = "raise",
         id: str | None = None,
     ) -> Replay:
         """Bring it back when it is gone (lost, released, out of time), in a new sandbox, a rollout of its own.

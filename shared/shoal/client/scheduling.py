@@ -5,8 +5,10 @@ from typing import TypedDict
 
 import msgspec
 
+from shoal.client.choices import OnPreempted
 from shoal.client.errors import BadRequest
-from shoal.wire.messages import OnPreempted, RolloutSpec
+from shoal.wire import messages
+from shoal.wire.messages import RolloutSpec
 
 
 class Scheduling(TypedDict, total=False):
@@ -28,7 +30,7 @@ class Scheduling(TypedDict, total=False):
     lifetime: float | str
     labels: Mapping[str, str]
     spread_over: str
-    on_preempted: str
+    on_preempted: OnPreempted
     hedge: bool
 
 
@@ -47,8 +49,8 @@ def scheduled(spec: RolloutSpec, options: Scheduling) -> RolloutSpec:
         if not isinstance(label, str) or not isinstance(value, str) or not label or not value:
             raise BadRequest("labels", f"{label!r}: {value!r} is no label; write {{'zone': 'a'}}")
         text(label, "labels", "a label, such as 'zone'"), text(value, "labels", "a label's value, such as 'a'")
-    how = options.get("on_preempted", OnPreempted.HIBERNATE)
-    if how not in tuple(OnPreempted):
+    how = options.get("on_preempted", messages.OnPreempted.HIBERNATE)
+    if how not in tuple(messages.OnPreempted):
         raise BadRequest("on_preempted", f"{how!r} is no policy; write 'hibernate', 'restart' or 'never'")
     attempts = spec.max_attempts
     if "retries" in options:
@@ -61,6 +63,6 @@ def scheduled(spec: RolloutSpec, options: Scheduling) -> RolloutSpec:
         lifetime_ms=milliseconds(options.get("lifetime"), "lifetime"),
         labels=tuple(sorted(labels.items())),
         spread_over=text(options.get("spread_over", ""), "spread_over", "a label, such as 'zone'"),
-        on_preempted=OnPreempted(how),
+        on_preempted=messages.OnPreempted(how),
         hedge=truth(options.get("hedge", True), "hedge"),
     )

@@ -152,9 +152,9 @@ class Cluster(Resumable):
 
         timeout bounds the whole rollout ("10m", or seconds; without it an hour). With command (all run it) or commands
         (one each, or one for all) they run it at once and are gone: iterate over `outcomes()`. Without, over `ready()`.
-        files are put into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail", "restart" or "resume"
-        (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without it "restart" where
-        commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a number) take
+        files are put into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail", "restart" or
+        "resume" (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without it "restart"
+        where commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a number) take
         snapshots by themselves. warm: Python that a node runs once; the interpreter behind `sandbox.python` is forked
         from there. idle_after ("10m"): let a sandbox sleep that nobody used for so long; its next command wakes it.
         isolation: a driver's name, or any. What else is taken says when and where they start: see `Scheduling`.

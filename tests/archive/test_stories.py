@@ -297,6 +297,17 @@ def test_what_is_done_with_files_is_told_alone_and_by_kind() -> None:
     assert many(*answered, m.FileManaged(*told, m.FileOp.LIST, ".")) == "2 made, 1 listed"
 
 
+def test_what_is_told_of_many_sandboxes_is_not_told_as_if_it_were_one() -> None:
+    def many(*messages: m.AnyMessage) -> str:
+        return summed([Happening("S", number, number, f"{number}", each) for number, each in enumerate(messages, 1)])
+
+    released = [m.ReleaseRequested("r", ((index, 1),), m.EndReason.RELEASED) for index in range(60, 70)]
+    assert many(*released) == "10 to be released"
+    began = [m.SandboxesBegan("r", 1, ((index, 2),), "n1", "e", "i", "d") for index in range(0, 6, 2)]
+    assert many(*began) == "6 take commands on 1 node"
+    assert many(*[m.DestroySandboxes("b", "r", (), m.EndReason.RELEASED)] * 2) == "all to end"
+
+
 def test_figures_in_words() -> None:
     assert sandboxes(()) == "all"
     assert sandboxes(((0, 3), (7, 1))) == "0-2, 7"

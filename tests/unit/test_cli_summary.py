@@ -44,12 +44,22 @@ def test_only_success_of_all_is_status_zero() -> None:
         (EndReason.TIMED_OUT, Exit.FAILED),
         (EndReason.CANCELLED, Exit.CANCELLED),
         (EndReason.DIED, Exit.LOST),
+        (EndReason.RELEASED, Exit.OK),
     ):
         summary = Summary("rx")
         summary.add(outcome(0, EndReason.SUCCEEDED))
         summary.add(outcome(1, reason, code=1))
         assert summary.status is status
     assert Summary("rx").status is not Exit.OK
+
+
+def test_what_its_trainer_let_go_did_not_fail() -> None:
+    summary = Summary("rx")
+    summary.add(outcome(0, EndReason.RELEASED, code=None))
+    summary.add(outcome(1, EndReason.COMMAND_FAILED, code=1))
+    found = summary.as_json()
+    assert (found["sandboxes"], found["failed"], found["released"]) == (2, 1, 1)
+    assert "2 sandboxes, 0 succeeded, 1 failed, 0 lost, 1 released by their trainer" in summary.lines()[0]
 
 
 def test_simulated_results_say_so() -> None:

@@ -55,6 +55,30 @@ def test_a_failed_start_is_tried_elsewhere() -> None:
     assert (again.attempt, again.indices, again.avoid) == (1, ((2, 1),), ("n1",))
 
 
+def test_a_sandbox_waits_for_its_own_failures_and_not_for_those_of_others() -> None:
+    core = SchedulerCore(0)
+    fold(core, m.CellCapacity(100, 50, ("zygote",)))  # on so many nodes it is not the template that fails
+    spec = m.RolloutSpec("host", 8, timeout_ms=600_000, max_attempts=9)
+    fold(core, m.RolloutSubmitted("r", "t", "run", spec))
+    fold(core, m.TemplateResolved("t", "host", HOST))
+    for index in range(8):  # each fails once, one after the other: each is tried again at once
+        (again,) = fold(core, m.SandboxesEnded("r", 0, ((index, 1),), "n1", m.EndReason.START_FAILED))
+        assert (again.attempt, again.indices) == (1, ((index, 1),))
+    waits, now = [], 1
+    for attempt in range(1, 9):  # one that fails again and again waits twice as long each time
+        said = fold(core, m.SandboxesEnded("r", attempt, ((3, 1),), "n2", m.EndReason.START_FAILED), now)
+        if attempt == 8:
+            break  # its starts are used up
+        assert [each for each in said if isinstance(each, m.PlaceRequested)] == []
+        wake = core.wake_at_ms()
+        assert wake is not None
+        waits.append(wake - now)
+        now = wake
+        (again,) = [each for each in fold(core, m.Tick(now), now) if isinstance(each, m.PlaceRequested)]
+        assert (again.attempt, again.indices) == (attempt + 1, ((3, 1),))
+    assert waits == [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000]
+
+
 def test_an_impossible_report_changes_nothing() -> None:
     core, _ = submitted()
     with pytest.raises(LawBrokenError):

@@ -201,7 +201,7 @@ class Books:
     ) -> None:  # fmt: skip
         """Let sandboxes wait once more that ended without a fault of their own.
 
-        They go elsewhere. The first retry after a failed start is at once; the next ones wait, each twice as long.
+        They go elsewhere. A sandbox's first retry after a failed start is at once; its next ones wait, each twice as long.
         """
         not_before = now
         avoid: tuple[str, ...] = (node,) if node else ()
@@ -211,9 +211,8 @@ class Books:
                 while len(rollout.failed_on) > _FAILED_ON:
                     del rollout.failed_on[next(iter(rollout.failed_on))]
             avoid = tuple(rollout.failed_on)
-            if rollout.setbacks:
-                not_before += min(BACKOFF_MS << min(rollout.setbacks - 1, 16), LONGEST_BACKOFF_MS)
-            rollout.setbacks += 1
+            if attempt > 1:
+                not_before += min(BACKOFF_MS << min(attempt - 2, 16), LONGEST_BACKOFF_MS)
         elif rollout.request.spec.on_lost is m.OnLost.RESTART or reason is m.EndReason.PREEMPTED:
             for index in ranges.indices(again):
                 rollout.saved.pop(index, None)  # that policy's sandboxes start again from the start

@@ -289,7 +289,7 @@ def summed(group: Sequence[Happening]) -> str:
         return _managed_many(found)
     what = _MANY.get(kind)
     if what is not None:
-        return f"{about} {what}{on}"
+        return f"{about or 'all'} {what}{on}"
     return f"{len(found)} times {said(found[0])}"
 
 
@@ -297,6 +297,8 @@ _MANY: Final[dict[type[Any], str]] = {
     m.StartSandboxes: "placed",
     m.SandboxesReady: "ready",
     m.SlotsReleased: "rooms free again",
+    m.SandboxesBegan: "take commands",
+    m.ReleaseRequested: "to be released",
     m.DestroySandboxes: "to end",
     m.PlaceRequested: "to be placed",
     m.SandboxSlept: "asleep",

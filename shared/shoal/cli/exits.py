@@ -6,7 +6,7 @@ from enum import IntEnum
 class Exit(IntEnum):
     """Exit statuses of `shoal`; programs may rely on them."""
 
-    OK = 0  # what was asked is done; of a rollout: every sandbox succeeded
+    OK = 0  # what was asked is done; of a rollout: every sandbox succeeded, or its trainer let it go
     FAILED = 1  # some sandbox's command failed, by itself or by its limits
     USAGE = 2  # an option or argument is not usable
     LOST = 3  # the platform lost some sandbox: no verdict on what ran in it

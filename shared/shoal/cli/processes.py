@@ -25,12 +25,22 @@ def tied(number: int) -> Callable[[], None]:
     return before_exec
 
 
+_PASSED_ON: Final = frozenset(
+    f"SHOAL_{name}"
+    for name in (
+        "LOG_LEVEL", "GVISOR_PLATFORM", "BLOB_CACHE", "SLOTS", "OVERCOMMIT", "CPU", "DISK", "LABELS", "PARALLEL", "POOL",
+        "POOL_MEMORY", "TUNE_HOST", "SEED", "START_MS", "COMMAND_MS", "START_FAILURES", "COMMAND_FAILURES",
+    )
+)  # fmt: skip
+"""What an executor may be told by whoever starts all of it. How services find each other and their places is not."""
+
+
 def spawn(argv: Sequence[str], log: Path, death_signal: int) -> "subprocess.Popen[bytes]":
     """Start a service in a session of its own, its output appended to log. Raises OSError."""
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("SHOAL_") or name == "SHOAL_LOG_LEVEL"  # it is told everything by flags
+        if not name.startswith("SHOAL_") or name in _PASSED_ON  # all else it is told by flags
     }
     with log.open("ab") as output:
         return subprocess.Popen(

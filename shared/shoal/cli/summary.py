@@ -27,6 +27,7 @@ class Summary:
     succeeded: int = 0
     lost: int = 0
     cancelled: int = 0
+    released: int = 0
     isolations: set[str] = field(default_factory=set)
     ready_ms: list[float] = field(default_factory=list)
     first_command_ms: list[float] = field(default_factory=list)
@@ -39,7 +40,8 @@ class Summary:
         self.sandboxes += 1
         self.succeeded += outcome.reason is EndReason.SUCCEEDED
         self.lost += outcome.infrastructure
-        self.cancelled += outcome.reason in (EndReason.CANCELLED, EndReason.RELEASED)
+        self.cancelled += outcome.reason is EndReason.CANCELLED
+        self.released += outcome.reason is EndReason.RELEASED
         if outcome.isolation:
             self.isolations.add(outcome.isolation)
         if outcome.ready_ms is not None:
@@ -49,8 +51,8 @@ class Summary:
 
     @property
     def failed(self) -> int:
-        """How many neither succeeded nor were lost."""
-        return self.sandboxes - self.succeeded - self.lost
+        """How many neither succeeded nor were lost, nor let go by their trainer."""
+        return self.sandboxes - self.succeeded - self.lost - self.released
 
     @property
     def simulated(self) -> bool:
@@ -66,7 +68,7 @@ class Summary:
     @property
     def status(self) -> Exit:
         """What `shoal` exits with."""
-        if self.sandboxes and self.succeeded == self.sandboxes:
+        if self.sandboxes and self.succeeded + self.released == self.sandboxes:
             return Exit.OK
         if self.lost:
             return Exit.LOST
@@ -83,6 +85,7 @@ class Summary:
             "succeeded": self.succeeded,
             "failed": self.failed,
             "lost": self.lost,
+            "released": self.released,
             "ready_ms": latency(self.ready_ms),
             "first_command_ms": latency(self.first_command_ms),
             "sandboxes_per_s": self.sandboxes_per_s,
@@ -94,9 +97,10 @@ class Summary:
         kind = "simulated sandboxes" if self.simulated else "sandboxes"
         counted = kind.removesuffix("es") if self.sandboxes == 1 else kind
         rate = "" if self.sandboxes_per_s is None else f", {self.sandboxes_per_s:g} {kind}/s"
+        released = f", {self.released} released by their trainer" if self.released else ""
         return [
             f"rollout {self.rollout}: {self.sandboxes} {counted}, {self.succeeded} succeeded, {self.failed} failed, "
-            f"{self.lost} lost{rate}",
+            f"{self.lost} lost{released}{rate}",
             f"ready {_shown(self.ready_ms)}, first command {_shown(self.first_command_ms)}",
         ]
 

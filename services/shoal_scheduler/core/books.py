@@ -201,7 +201,7 @@ class Books:
     ) -> None:  # fmt: skip
         """Let sandboxes wait once more that ended without a fault of their own.
 
-        They go elsewhere. A sandbox's first retry after a failed start is at once; its next ones wait, each twice as long.
+        They go elsewhere. A sandbox's first retry after a failed start is at once; each later one waits twice as long.
         """
         not_before = now
         avoid: tuple[str, ...] = (node,) if node else ()

@@ -35,7 +35,7 @@ from shoal.wire.messages import (
     Tick,
 )
 from shoal_placement.core.nodes import CHUNK
-from shoal_placement.core.placement import PlacementCore
+from shoal_placement.core.placement import LAST_MS, PlacementCore
 from shoal_placement.core.roster import SILENCE_MS
 
 HOST = Snapshot("host", "host")
@@ -96,6 +96,44 @@ def test_what_does_not_fit_waits_and_is_placed_as_room_comes() -> None:
     (second,) = drive.starts(released(first))[:1]
     assert (second.rollout, second.indices) == ("r2", ((0, 3),))
     assert drive.core.handle(place("r3", 1), Cause("SHOAL_PLACEMENT_0", 99, drive.now)) == []  # a repeat is nothing
+
+
+def ending(drive: Driven, rollout: str, n: int, in_ms: int) -> PlaceRequested:
+    return msgspec.structs.replace(place(rollout, n), deadline_ms=drive.now + in_ms)
+
+
+def test_what_waits_goes_back_shortly_before_its_rollouts_time_is_up() -> None:
+    drive = Driven()
+    drive(joined(slots=100, rate=1))  # there is room; its start queue is what is waited for
+    drive(ending(drive, "r1", 40, 5_000))
+    drive(ending(drive, "r2", 1, 4_000))
+    drive.now += 4_000 - LAST_MS - 1
+    drive(ExecutorBeat("e1", "b1"))
+    wake = drive.core.wake_at_ms()
+    assert wake is not None
+    assert wake <= drive.now + 1
+    assert not [each for each in drive(Tick(drive.now)) if isinstance(each, SandboxesEnded)]
+    restarted = PlacementCore(0)
+    restarted.load(drive.core.dump())
+    drive.core = restarted
+    drive.now += 1
+    why = "no node had room for it before its rollout's time was up"
+    assert drive(Tick(drive.now)) == [SandboxesEnded("r2", 0, ((0, 1),), "", EndReason.PREEMPTED, why)]
+    drive.now += 1_000
+    (back,) = (each for each in drive(Tick(drive.now)) if not isinstance(each, StartSandboxes))
+    assert isinstance(back, SandboxesEnded)
+    assert (back.rollout, back.node, back.reason) == ("r1", "", EndReason.PREEMPTED)
+    assert not list(drive.core._waiting)
+    assert drive(Tick(drive.now + 1)) == []  # once
+
+
+def test_what_finds_no_room_and_is_asked_for_when_time_is_nearly_up_goes_back_at_once() -> None:
+    drive = Driven()
+    drive(joined(slots=1))
+    started, back = drive(ending(drive, "r1", 3, LAST_MS))
+    assert isinstance(started, StartSandboxes)
+    assert isinstance(back, SandboxesEnded)
+    assert back.indices == ranges.without(ranges.whole(3), started.indices)
 
 
 def test_executors_share_a_group_by_how_fast_they_start() -> None:

@@ -39,6 +39,9 @@ _KEPT_MS: Final = 86_400_000  # how long a release that came before its request 
 PARKED_MS: Final = 2_000
 """How long what there is no room for waits here: as long as it takes to clear away what has ended."""
 
+LAST_MS: Final = 500
+"""So long before its rollout's time is up, what waits here goes back: its scheduler knows then that it never began."""
+
 
 class State(msgspec.Struct, frozen=True, array_like=True):
     """The whole state. Orders are kept, so that equal states are equal bytes."""
@@ -209,6 +212,14 @@ class PlacementCore(Roster):
                 request = msgspec.structs.replace(request, avoid=(*request.avoid, *self._nodes_of(request)))
             self._waiting.add(request, now)
             self._place_waiting(now, effects)
+            self._return_ending(now, effects)
+
+    def _return_ending(self, now: int, effects: list[Effect]) -> None:
+        """Give back what waits of rollouts that will soon be over."""
+        for request in self._waiting.take_ending(now + LAST_MS):
+            self._give_back(request, "no node had room for it before its rollout's time was up", effects)
+        if (first := self._waiting.first_deadline()) is not None:
+            self._wake_by(first - LAST_MS)
 
     def _record(self, rollout: str, expires_ms: int) -> Record:
         """Return what is remembered of a rollout; where that is nothing, it is remembered until then."""
@@ -305,6 +316,7 @@ class PlacementCore(Roster):
             due.append(first)
         self._wake_ms = min(due, default=None)
         self._place_waiting(now, effects)
+        self._return_ending(now, effects)
 
     def _beat(self, executor: Executor, beat: m.ExecutorBeat, now: int, effects: list[Effect]) -> None:
         executor.heard(now)

@@ -22,6 +22,7 @@ class Waiting:
         self._last = 0
         self._lines: dict[Demand, OrderedDict[int, Waits]] = {}
         self._numbers: dict[str, dict[int, Demand]] = {}  # by rollout
+        self._deadlines: list[tuple[int, int, str]] = []  # a heap: deadlines, numbers, rollouts; some wait no longer
         for request, since_ms in known:
             self.add(request, since_ms)
 
@@ -39,6 +40,23 @@ class Waiting:
         demand = demand_of(request.spec)
         self._lines.setdefault(demand, OrderedDict())[self._last] = (request, since_ms)
         self._numbers.setdefault(request.rollout, {})[self._last] = demand
+        heapq.heappush(self._deadlines, (request.deadline_ms, self._last, request.rollout))
+
+    def first_deadline(self) -> int | None:
+        """Return when the first of the rollouts that wait is over (broker's time, ms)."""
+        while self._deadlines and self._deadlines[0][1] not in self._numbers.get(self._deadlines[0][2], {}):
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def take_ending(self, by_ms: int) -> list[m.PlaceRequested]:
+        """Take out and return what waits of rollouts that are over by then, the first of them first."""
+        found: list[m.PlaceRequested] = []
+        while (first := self.first_deadline()) is not None and first <= by_ms:
+            _, number, rollout = self._deadlines[0]
+            request, _ = self._lines[self._numbers[rollout][number]][number]
+            self.put(number, request, None)
+            found.append(request)
+        return found
 
     def of(self, rollout: str) -> list[tuple[int, m.PlaceRequested]]:
         """Return a rollout's requests in their order, with their numbers."""

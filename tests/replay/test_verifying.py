@@ -10,7 +10,7 @@ import pytest
 from replay.recordings import Recording, recorded
 from shoal.archive.source import ArchiveError
 from shoal.bus.protocol import Delivery
-from shoal.machine.core import Cause, Core, Effect, Publish
+from shoal.machine.core import Cause, Core, Effect, Publish, cause_of
 from shoal.replay.explaining import causes
 from shoal.replay.services import services
 from shoal.replay.verifying import verify
@@ -78,7 +78,7 @@ async def test_what_was_never_recorded_is_found_and_so_is_what_nobody_says_now()
     found = await verify(recording, known)
     assert found.divergence is not None
     assert found.divergence.recorded is None
-    assert f"SHOAL_PLACEMENT_0:{found.divergence.sequence}:{found.divergence.number}" == lost[1].id
+    assert cause_of(lost[1].id) == ("SHOAL_PLACEMENT_0", found.divergence.sequence, found.divergence.number)
     assert "was never recorded" in found.divergence.what
 
     recording = Recording(cluster)

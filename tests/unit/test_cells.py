@@ -8,9 +8,10 @@ import pytest
 from shoal.machine import ranges
 from shoal.machine.core import Cause, LawBrokenError, Publish
 from shoal.wire import messages as m, subjects
+from shoal_placement.core.placement import LAST_MS, PlacementCore
 from shoal_scheduler.core.borrowing import STEP_MS, Borrowing, DumpedAsk
 from shoal_scheduler.core.fates import REMEMBERED_MS
-from shoal_scheduler.core.quotas import AGAIN_MS, PATIENCE_MS, part_of
+from shoal_scheduler.core.quotas import _PAIRS, AGAIN_MS, PATIENCE_MS, _with, part_of
 from shoal_scheduler.core.room import Needs, Want
 from shoal_scheduler.core.scheduler import SchedulerCore
 
@@ -213,6 +214,44 @@ def test_a_declined_ticket_is_not_lent_again_at_once() -> None:
     assert cells.where(name) == {1: 4}
 
 
+@pytest.mark.parametrize("commands", [(), (m.Command(("true",)),)])
+def test_what_waits_with_another_cells_placement_when_time_is_up_was_not_started(commands: tuple[m.Command]) -> None:
+    cells, there = Cells(0, 20), PlacementCore(1)
+    name = cells.submit(0, 20, timeout_ms=20_000, commands=commands)
+    assert cells.where(name) == {1: 20}
+    asked = [said for _, said in cells.said if isinstance(said, m.PlaceRequested)]
+    ended: list[m.SandboxesEnded] = []
+    started: m.Ranges = ()
+
+    def placement(message: Any) -> None:
+        nonlocal started
+        for effect in there.handle(message, Cause("SHOAL_PLACEMENT_1", 1, cells.now)):
+            assert isinstance(effect, Publish)
+            if isinstance(effect.message, m.SandboxesEnded):
+                assert effect.subject == subjects.rollout_sandbox(0, "t", "u")
+                ended.append(effect.message)
+            elif isinstance(effect.message, m.StartSandboxes):
+                started = ranges.union(started, effect.message.indices)
+
+    placement(m.ExecutorJoined("e", "b", "zygote", (m.NodeSpec("n", 20, 20 * GIB),), 0.5))
+    for each in asked:
+        placement(each)
+    assert 0 < ranges.count(started) < 20
+    cells.now = 1_020_000 - LAST_MS
+    placement(m.ExecutorBeat("e", "b"))
+    placement(m.Tick(cells.now))
+    for back in ended:
+        cells(0, back)
+    (concluded,) = (
+        each for each in cells(0, m.Tick(1_020_000), 1_020_000 - cells.now) if isinstance(each, m.RolloutConcluded)
+    )
+    waited = ranges.without(ranges.whole(20), started)
+    assert concluded.not_started == waited
+    assert dict(concluded.counts) == {
+        m.EndReason.TIMED_OUT: ranges.count(started), m.EndReason.NOT_STARTED: ranges.count(waited)
+    }  # fmt: skip
+
+
 def test_a_share_counts_what_others_were_lent() -> None:
     cells = Cells(0, 4)
     away = cells.submit(0, 4, "away")
@@ -239,6 +278,41 @@ def test_a_quota_holds_over_all_cells_and_goes_where_it_is_used() -> None:
     cells.end(0, name, ((2, 1),))
     assert cells.where(name) == {0: 7}
     assert sum(cells.part(cell) for cell in range(3)) == 6
+
+
+def test_what_a_cell_lends_and_asks_after_its_log_lost_its_end_is_no_copy() -> None:
+    cells = Cells(8, 8)
+    cells.limit("t", sandboxes=8)
+    earlier = cells.cores[0].dump()
+    cells.now += 1_000
+    cells.submit(1, 5)
+    assert [cells.part(cell) for cell in (0, 1)] == [3, 5]
+    cells.cores[0] = SchedulerCore(0, cells=2)
+    cells.cores[0].load(earlier)  # its log has lost its end, and the other cell's has not
+    cells.now += 1_000
+    cells.submit(1, 7)
+    assert cells.part(1) > 5  # what was lent now counts
+    cells.submit(0, 20)
+    wanted = cells.cores[1].books.tenants["t"].hungry
+    lost = cells.cores[0].dump()
+    assert wanted[0].amounts[0]
+    cells.cores[0] = SchedulerCore(0, cells=2)
+    cells.cores[0].load(earlier)
+    cells.now += 1_000
+    cells.submit(0, 4 + 16)
+    assert cells.cores[0].dump() != lost
+    assert wanted[0].claim_ms > cells.now - 1_000  # and so does what is asked now
+
+
+def test_of_a_great_many_numbers_of_what_was_lent_the_oldest_are_kept_as_one() -> None:
+    known: m.Ranges = ()
+    for number in range(10, 10 + 2 * (_PAIRS + 50), 2):
+        known = _with(known, number)
+    assert len(known) == _PAIRS
+    assert known[0] == (10, 101)
+    assert known[1:] == tuple((number, 1) for number in range(112, 10 + 2 * (_PAIRS + 50), 2))
+    assert _with(known, 115)[2] == (114, 3)
+    assert _with(_with((), 7), 3) == ((3, 1), (7, 1))
 
 
 def test_a_limit_that_is_changed_while_all_runs_is_kept() -> None:

@@ -223,9 +223,10 @@ async def test_an_effect_too_large_is_named_in_a_dead_letter() -> None:
     letters = [decode(delivery.payload) for delivery in broker.messages("SHOAL_DEAD")]
     assert len(letters) == 2
     assert all(isinstance(each, DeadLetter) and "exceeds" in each.reason for each in letters)
+    (cause,) = broker.messages(INBOX)
     assert [each.reader for each in letters if isinstance(each, DeadLetter)] == [
-        f"toy.0:{INBOX}:1:0",
-        f"toy.0:{INBOX}:1:1",
+        f"toy.0:{INBOX}:1:{cause.time_ms}:0",
+        f"toy.0:{INBOX}:1:{cause.time_ms}:1",
     ]
 
 

@@ -389,6 +389,28 @@ async def test_a_log_that_is_shorter_has_what_follows_from_its_end_stored_again(
     assert out(memory_broker) == expected(15)
 
 
+async def test_what_follows_from_sequences_that_are_used_again_is_no_copy_of_what_a_lost_end_led_to() -> None:
+    now = 1_000_000
+    broker = MemoryBroker(lambda: now)
+    bus = broker.connect()
+    await bus.ensure(streams.cluster(1))
+    submit(bus, 0, 10)
+    async with running(shell_of(bus, Toy())) as shell:
+        await until(lambda: shell.acknowledged == 10)
+    inbox = broker.log(INBOX)
+    for _ in range(4):
+        inbox.ids.pop(inbox.messages.pop().id)  # and what followed from them is stored elsewhere
+    now += 5_000  # all of it within the window in which a broker drops copies
+    async with running(shell_of(bus, Toy())) as shell:
+        await shell.ready()
+        submit(bus, 10, 4)
+        await until(lambda: shell.acknowledged == 10)
+    names = [rollout for _, rollout in out(broker)]
+    assert names == [f"r{n}-{k}" for n in (*range(10), *range(10, 14)) for k in range(2)]
+    again = [id for id, _ in out(broker)]
+    assert again[12:20] == again[20:]  # the same sequences, at another time
+
+
 class Shortened:
     """A reader that is told after a while that its log has lost its end."""
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import msgspec
 
 from shoal.bus.memory import MemoryBroker, MemoryBus
-from shoal.machine.core import Cause, Effect, Inspect, LawBrokenError, Publish
+from shoal.machine.core import Cause, Effect, Inspect, LawBrokenError, Publish, cause_of
 from shoal.machine.versions import Upgrade
 from shoal.runtime.lease import Record
 from shoal.runtime.shell import Shell
@@ -124,10 +124,11 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def out(broker: MemoryBroker) -> list[tuple[str, str]]:
-    """Id and rollout of each message that came out."""
+    """Id, without the time of its cause, and rollout of each message that came out."""
     found = []
     for delivery in broker.messages(OUT):
-        message = decode(delivery.payload)
+        message, cause = decode(delivery.payload), cause_of(delivery.id)
         assert isinstance(message, ReleaseRequested)
-        found.append((delivery.id, message.rollout))
+        assert cause is not None, delivery.id
+        found.append((":".join(map(str, cause)), message.rollout))
     return found

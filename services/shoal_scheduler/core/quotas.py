@@ -30,6 +30,9 @@ VAIN_MS: Final = 10_000
 WAITING_COUNTED: Final = 4096
 """Beyond so many it does not matter how many wait."""
 
+_PAIRS: Final = 4096
+"""Numbers of what was lent are kept as so many ranges; what lies before the last of them is never on its way still."""
+
 Four = tuple[int, int, int, int]
 _LAST_MS: Final = 1 << 50
 """Added to a claim, it comes after all others."""
@@ -143,17 +146,36 @@ def _less(hungry: m.QuotaWanted, left: Four) -> m.QuotaWanted:
     return m.QuotaWanted(hungry.cell, hungry.number, hungry.tenant, hungry.version, left, hungry.claim_ms)
 
 
+def _number(last: int, now: int) -> int:
+    """Return the number of what is said at `now` (broker's time, ms) after what was said under `last`.
+
+    It is no bare count: whoever hears it passes over what it knows, for ever, and a log that lost its end leads to an
+    earlier count again. What is new would be taken for a copy of what only the lost end had led to.
+    """
+    return max(last + 1, now)
+
+
+def _with(known: m.Ranges, number: int) -> m.Ranges:
+    """Return the numbers that are known with one more; of a great many, the oldest become one range without gaps."""
+    found = ranges.union(known, ((number, 1),))
+    if len(found) <= _PAIRS:
+        return found
+    old, recent = found[: 1 - _PAIRS], found[1 - _PAIRS :]
+    first, (last, length) = old[0][0], old[-1]
+    return ((first, last + length - first), *recent)
+
+
 class Exchange:
     """What one cell of several has told the others of its parts, and heard of theirs."""
 
     def __init__(self, books: Books) -> None:
         self._books = books
         self._asked = 0
-        self._lent: dict[int, int] = {}  # how often to which cell
+        self._lent: dict[int, int] = {}  # to which cell, and the number of the last time
         self._heard_asks: dict[tuple[int, str], int] = {}
         """The last of the numbers of a cell's asks for a tenant: what comes later and is older is out of date."""
         self._heard_lent: dict[int, m.Ranges] = {}
-        """All numbers of what a cell has lent: whatever their order, each counts once. Without gaps it is one pair."""
+        """All numbers of what a cell has lent: whatever their order, each counts once."""
         self._hungry: dict[str, None] = {}  # tenants that other cells could use more of
         self._asking: dict[str, None] = {}  # and that this one could
 
@@ -186,7 +208,7 @@ class Exchange:
         together = zip(there.part if there else NOTHING, message.amounts, strict=True)
         if min(message.amounts) < 0 or max(part + amount for part, amount in together) > MOST:
             raise LawBrokenError(f"amounts: {message.amounts} cannot be lent to tenant {message.tenant}")
-        self._heard_lent[message.cell] = ranges.union(known, ((message.number, 1),))
+        self._heard_lent[message.cell] = _with(known, message.number)
         tenant = self._books.tenant(message.tenant)
         tenant.asked = (_OUT_OF_DATE, tenant.asked[1])  # each of the others thinks of what it has given itself
         for i, amount in enumerate(message.amounts):
@@ -208,7 +230,7 @@ class Exchange:
             lines = self._lines(tenant, now, all_=True)
             mine = self._claim(tenant, lines, now) if lines else None
             for cell, amounts in lend(tenant, mine, self._books.cell, now):
-                self._lent[cell] = self._lent.get(cell, 0) + 1
+                self._lent[cell] = _number(self._lent.get(cell, 0), now)
                 message = m.QuotaLent(self._books.cell, self._lent[cell], name, tenant.version, amounts)
                 said.append((cell, message))
         return said
@@ -238,7 +260,7 @@ class Exchange:
                 self._asking[name] = None
             else:
                 self._asking.pop(name, None)
-            self._asked += 1
+            self._asked = _number(self._asked, now)
             version = tenant.version
             said.append(m.QuotaWanted(self._books.cell, self._asked, name, version, wanted, mine.claim_ms))
         return said

@@ -36,7 +36,7 @@ class SchedulerCore(Fates):
     `quota` is the most sandboxes a rollout may ask for, `order` the policy's name.
     """
 
-    state_version = 8
+    state_version = 9
     upgrades = UPGRADES
 
     def __init__(self, cell: int, quota: int = 100_000, order: str = "fair", cells: int = 1) -> None:

@@ -29,4 +29,9 @@ def _from_7(state: Any) -> Any:
     return [[[*each, []] for each in state[0]], *state[1:]]
 
 
-UPGRADES: Final[Mapping[int, Upgrade]] = {6: _from_6, 7: _from_7}
+def _from_8(state: Any) -> Any:
+    """What cells tell each other of limits had counts as numbers; those that follow are greater."""
+    return state
+
+
+UPGRADES: Final[Mapping[int, Upgrade]] = {6: _from_6, 7: _from_7, 8: _from_8}

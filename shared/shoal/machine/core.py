@@ -146,5 +146,24 @@ def respond(core: Core, subject: str, payload: bytes, cause: Cause) -> tuple[Seq
 
 
 def effect_id(cause: Cause, number: int) -> str:
-    """Return the id of a cause's number-th effect: what it came from, readable in the log."""
-    return f"{cause.stream}:{cause.sequence}:{number}"
+    """Return the id of a cause's number-th effect: what it came from, readable in the log.
+
+    The time is in it because a log that lost its end uses its sequences again: what follows from a new message there
+    must be no copy of what followed from the lost one.
+    """
+    return f"{cause.stream}:{cause.sequence}:{cause.time_ms}:{number}"
+
+
+def cause_of(id: str) -> tuple[str, int, int] | None:
+    """Return the stream and the sequence of the message that an effect came from, and its number; None for other ids.
+
+    Recordings of earlier versions have ids without a time.
+    """
+    stream, *rest = id.split(":")
+    if not stream.startswith("SHOAL_") or len(rest) not in (2, 3) or not all(map(_is_number, rest)):
+        return None
+    return stream, int(rest[0]), int(rest[-1])
+
+
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdecimal()

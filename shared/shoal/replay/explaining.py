@@ -5,6 +5,7 @@ from typing import Final
 
 from shoal.archive.source import History
 from shoal.bus.protocol import Delivery
+from shoal.machine.core import cause_of
 
 _MOST: Final = 32
 
@@ -13,11 +14,11 @@ async def causes(history: History, stream: str, delivery: Delivery) -> list[tupl
     """Return a message and those it follows from, with their streams, the first cause last."""
     found = [(stream, delivery)]
     while len(found) < _MOST:
-        stream, _, rest = found[-1][1].id.partition(":")
-        sequence, _, number = rest.partition(":")
-        if not (stream.startswith("SHOAL_") and sequence.isdecimal() and number.isdecimal()):
+        cause = cause_of(found[-1][1].id)
+        if cause is None:
             break
-        one = await message(history, stream, int(sequence))
+        stream, sequence, _ = cause
+        one = await message(history, stream, sequence)
         if one is None:
             break
         found.append((stream, one))

@@ -14,6 +14,7 @@ from typing import Final
 from shoal.archive.source import ArchiveError, History, merged
 from shoal.bus.protocol import Delivery
 from shoal.machine import ranges
+from shoal.machine.core import cause_of
 from shoal.replay.course import Course, Rejected, Seen
 from shoal.replay.demand import Demand, Group, Machine
 from shoal.replay.rebuilding import cells_of
@@ -76,7 +77,7 @@ class _Reading:
         self.told: list[tuple[int, str, m.AnyMessage]] = []
         self.snapshots: dict[tuple[str, str], m.Snapshot] = {}
         self.settings: dict[str, dict[str, str]] = {}
-        self._times: dict[str, int] = {}
+        self._times: dict[tuple[str, int], int] = {}
         self.hops: list[int] = []
 
     def hear(self, stream: str, delivery: Delivery) -> None:
@@ -138,11 +139,11 @@ class _Reading:
     def _hop(self, stream: str, delivery: Delivery) -> None:
         """Note how long a message took that follows from another one."""
         if len(self.hops) < _HOPS:
-            cause, _, _ = delivery.id.rpartition(":")
-            caused_ms = self._times.get(cause)
+            cause = cause_of(delivery.id)
+            caused_ms = self._times.get(cause[:2]) if cause is not None else None
             if caused_ms is not None:
                 self.hops.append(max(delivery.time_ms - caused_ms, 0))
-            self._times[f"{stream}:{delivery.sequence}"] = delivery.time_ms
+            self._times[stream, delivery.sequence] = delivery.time_ms
 
     def _ordered(self, stream: str, order: m.StartSandboxes, now: int) -> None:
         executor = self.executors.get(stream.removeprefix("SHOAL_EXECUTOR_"))

@@ -14,7 +14,7 @@ from typing import Final
 from shoal.archive.source import ArchiveError, History, merged
 from shoal.bus.protocol import Delivery
 from shoal.machine.checkpoint import Checkpoint
-from shoal.machine.core import Cause, Core, LawBrokenError, Publish, effect_id
+from shoal.machine.core import Cause, Core, LawBrokenError, Publish, cause_of
 from shoal.machine.passing import PassedOver
 from shoal.machine.service import Service
 from shoal.replay.folding import fold, passed_over
@@ -236,13 +236,11 @@ async def verify(
 
 def _heard(by_stream: Mapping[str, _Partition], delivery: Delivery) -> Divergence | None:
     """Compare a message that is a partition's effect."""
-    stream, _, rest = delivery.id.partition(":")
-    partition = by_stream.get(stream)
-    sequence, _, number = rest.partition(":")
-    if partition is None or not sequence.isdecimal() or not number.isdecimal():
+    cause = cause_of(delivery.id)
+    partition = by_stream.get(cause[0]) if cause is not None else None
+    if cause is None or partition is None:
         return None  # somebody else's, or what came of a task at the edge
-    assert delivery.id == effect_id(Cause(stream, int(sequence), 0), int(number))
-    return partition.hear(int(sequence), int(number), Said(delivery.subject, delivery.payload))
+    return partition.hear(cause[1], cause[2], Said(delivery.subject, delivery.payload))
 
 
 async def _with_cause(

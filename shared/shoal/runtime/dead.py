@@ -22,7 +22,7 @@ def dead_letter_of(delivery: Delivery, cause: Cause, reader: str, reason: str) -
     """Return subject, payload and id of the dead letter for a message a reader cannot use."""
     kept = delivery.payload[:DEAD_PAYLOAD_KEPT]
     letter = DeadLetter(cause.stream, cause.sequence, delivery.subject, reader, reason, kept, len(delivery.payload))
-    return subjects.dead(cause.stream), encode(letter), f"dead:{cause.stream}:{cause.sequence}:{reader}"
+    return subjects.dead(cause.stream), encode(letter), f"dead:{cause.stream}:{cause.sequence}:{cause.time_ms}:{reader}"
 
 
 async def dead_letter(bus: Bus, delivery: Delivery, cause: Cause, reader: str, reason: str) -> None:

@@ -75,11 +75,15 @@ class Partition:
         if self._dumps.setdefault(sequence, state) != state:
             raise LawViolatedError(f"{self.name}: two states after message {sequence}")
 
+    def cause(self, sequence: int) -> Cause:
+        """Return what follows from a message has as its cause."""
+        return Cause(self.log.name, sequence, self.log.entries[sequence - 1].time_ms)
+
     def check_stored(self) -> None:
         """Check that everything that follows from what is done with was stored."""
         for sequence, effects in enumerate(self._wants[: self.position], 1):
             for number, effect in enumerate(effects):
-                id = effect_id(Cause(self.log.name, sequence, 0), number)
+                id = effect_id(self.cause(sequence), number)
                 if isinstance(effect, Publish) and not self.broker.log(stream_of(effect.subject)).knows(id):
                     raise LawViolatedError(f"{self.name}: {id} was never stored: {effect.message}")
 
@@ -220,7 +224,7 @@ class Replica:
         stored_ms = world.now_ms
         for sequence, effects in batch:
             for number, effect in enumerate(effects):
-                id = effect_id(Cause(partition.log.name, sequence, 0), number)
+                id = effect_id(partition.cause(sequence), number)
                 stored_ms = max(stored_ms, self._send(effect, id))
         world.after(stored_ms - world.now_ms, self._stored, life, epoch, position, dump)
 

@@ -250,7 +250,7 @@ class QuotaWanted(Message, frozen=True):
 
 
 class QuotaLent(Message, frozen=True):
-    """Another cell's scheduler gives a piece of its part of a tenant's limits away, for good. `number` counts them."""
+    """Another cell's scheduler gives a piece of its part of a tenant's limits away, for good, under a `number`."""
 
     cell: Integer
     number: Integer

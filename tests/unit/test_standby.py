@@ -298,6 +298,63 @@ async def test_two_generations_are_kept_and_an_older_one_never_replaces_a_newer(
     assert {key.split(".")[2] for key in pieces} == {"1-20", "1-30"}
 
 
+class Slow(MemoryBus):
+    """A connection whose process is slow, or about to end, after it has replaced a manifest; and while it writes."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.saved, self.written = asyncio.Event(), asyncio.Event()
+        self.sweep, self.name = asyncio.Event(), asyncio.Event()
+
+    async def keys(self, bucket: str, prefix: str = "") -> Sequence[str]:
+        self.saved.set()
+        await self.sweep.wait()
+        return await super().keys(bucket, prefix)
+
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        self.written.set()
+        await self.name.wait()
+        return await super().replace(bucket, key, value, revision)
+
+
+async def test_who_saves_while_leaving_takes_nothing_from_a_successor_who_saves_too(
+    memory_broker: MemoryBroker, bus: MemoryBus
+) -> None:
+    def at(sequence: int) -> Checkpoint:
+        return Checkpoint("toy.0", 1, INBOX, sequence, 0, b"%d" % sequence)
+
+    async def found() -> list[int]:
+        loaded = await Checkpoints(bus, "toy.0").load(core="toy.0", version=1, stream=INBOX)
+        return [each.sequence for each in loaded]
+
+    for sequence in (10, 20):
+        assert await Checkpoints(bus, "toy.0").save(at(sequence), 1)
+    leaving, coming = Slow(memory_broker), Slow(memory_broker)
+    leaving.name.set()
+    coming.sweep.set()
+    last = asyncio.create_task(Checkpoints(leaving, "toy.0").save(at(30), 1))
+    await leaving.saved.wait()
+    first = asyncio.create_task(Checkpoints(coming, "toy.0").save(at(40), 2))
+    await coming.written.wait()  # its pieces are there, and named by no manifest yet
+    leaving.sweep.set()
+    assert await last
+    coming.name.set()
+    assert await first
+    assert await found() == [40, 30]
+    leaving.sweep.clear()
+    leaving.saved.clear()
+    last = asyncio.create_task(Checkpoints(leaving, "toy.0").save(at(50), 3))
+    await leaving.saved.wait()
+    for sequence in (60, 70):
+        assert await Checkpoints(coming, "toy.0").save(at(sequence), 4)
+    leaving.sweep.set()
+    assert await last
+    assert await found() == [70, 60]
+    assert not await Checkpoints(bus, "toy.0").save(at(65), 5)  # nor does an older state take a newer one's place
+    pieces = await bus.keys(streams.CHECKPOINT_BUCKET, "toy.0")
+    assert {key.split(".")[2] for key in pieces} == {"4-60", "4-70"}
+
+
 async def test_a_log_that_seems_short_for_a_moment_loses_no_checkpoint(
     memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, bus: MemoryBus
 ) -> None:
@@ -409,6 +466,36 @@ async def test_what_follows_from_sequences_that_are_used_again_is_no_copy_of_wha
     assert names == [f"r{n}-{k}" for n in (*range(10), *range(10, 14)) for k in range(2)]
     again = [id for id, _ in out(broker)]
     assert again[12:20] == again[20:]  # the same sequences, at another time
+
+
+@pytest.mark.parametrize("saved", [True, False])
+async def test_a_log_that_lost_its_end_and_is_longer_again_is_seen_by_who_starts(saved: bool) -> None:
+    now = 1_000_000
+    broker = MemoryBroker(lambda: now)
+    bus = broker.connect()
+    await bus.ensure(streams.cluster(1))
+    submit(bus, 0, 5)
+    async with running(shell_of(bus, Toy())) as shell:
+        await until(lambda: shell.acknowledged == 5)
+    submit(bus, 5, 5)
+    async with running(shell_of(bus, Toy())) as shell:
+        await until(lambda: shell.acknowledged == 10)
+        if not saved:  # it is killed before it has saved anything: only its position is there
+            shell._checkpointed = 10
+    inbox = broker.log(INBOX)
+    for _ in range(4):
+        inbox.ids.pop(inbox.messages.pop().id)
+    now += 5_000
+    submit(bus, 10, 6)  # before a service is there to see that the log is short
+    core = Toy()
+    async with running(shell_of(bus, core)) as shell:
+        await until(lambda: shell.acknowledged == 12)
+    assert core.seen == [f"r{n}" for n in (*range(6), *range(10, 16))]
+    assert {rollout for _, rollout in out(broker)} == {f"r{n}-{k}" for n in range(16) for k in range(2)}
+    generations = (await Checkpoints(bus, "toy.0").manifest())[0].generations
+    assert [each.sequence for each in generations] == [12, 5]
+    kept = [each.sequence for each in broker.messages(INBOX)]
+    assert kept == list(range(1, 13))
 
 
 class Shortened:

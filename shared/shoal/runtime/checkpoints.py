@@ -110,10 +110,18 @@ class Checkpoints:
         return await self._bus.replace(CHECKPOINT_BUCKET, self._name, value, revision) is not None
 
     async def _sweep(self, kept: Sequence[Generation]) -> None:
-        """Delete the pieces of every other generation; what a slower process still writes, the next sweep finds."""
-        begin = [f"{self._name}.{each.id}." for each in kept]
-        for key in await self._bus.keys(CHECKPOINT_BUCKET, self._name):
-            if not any(key.startswith(each) for each in begin):
+        """Delete the pieces of every older generation that is not kept.
+
+        Those of a newer one are a successor's: it may be writing them now, or have had them named in a manifest while
+        this process was slow, or about to end.
+        """
+        newest = kept[0].sequence
+        keys = await self._bus.keys(CHECKPOINT_BUCKET, self._name)
+        named = {each.id for each in (*kept, *(await self.manifest())[0].generations)}
+        for key in keys:
+            id = key.removeprefix(f"{self._name}.").partition(".")[0]
+            sequence = id.rpartition("-")[2]
+            if id not in named and sequence.isdecimal() and int(sequence) <= newest:
                 await self._bus.delete(CHECKPOINT_BUCKET, key)
 
     async def load(

@@ -53,15 +53,21 @@ NOBODY: Final = Owner("")
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A partition's record. `epoch` counts its holders; `position` is the last sequence whose effects are all stored;
+    """A partition's record. `epoch` counts its holders; `position` is the last sequence whose effects are all stored,
 
-    `beat` changes with every renewal.
+    a message that the broker stored at `time_ms` (0 where that is not known); `beat` changes with every renewal.
     """
 
     owner: Owner = NOBODY
     epoch: int = 0
     position: int = 0
     beat: int = 0
+    time_ms: int = 0
+
+    def moved(self, position: int, time_ms: int) -> "Record":
+        """Return the record with the position moved there, if that is further."""
+        further = position > self.position
+        return msgspec.structs.replace(self, position=position, time_ms=time_ms) if further else self
 
 
 class Turns:
@@ -132,21 +138,23 @@ class Lease:
 
     async def take(self) -> bool:
         """Make it ours if it still is as it was last seen; returns whether it is."""
-        taken = await self._replace(Record(self._owner, self.record.epoch + 1, self.position))
+        known = self.position == self.record.position
+        time_ms = self.record.time_ms if known else 0
+        taken = await self._replace(Record(self._owner, self.record.epoch + 1, self.position, time_ms=time_ms))
         if taken:
             self.limit = None
         return taken
 
-    async def renew(self, position: int) -> None:
-        """Say that we live and how far we are. Raises LeaseLostError."""
-        record = self.record
-        if not await self._replace(Record(self._owner, record.epoch, max(position, record.position), record.beat + 1)):
+    async def renew(self, position: int, time_ms: int = 0) -> None:
+        """Say that we live and how far we are: to which message, stored at `time_ms`. Raises LeaseLostError."""
+        record = self.record.moved(position, time_ms)
+        renewed = msgspec.structs.replace(record, owner=self._owner, beat=record.beat + 1)
+        if not await self._replace(renewed):
             raise LeaseLostError(f"{self._name} is served by {self.record.owner.id or 'nobody'} now")
 
-    async def release(self, position: int) -> None:
+    async def release(self, position: int, time_ms: int = 0) -> None:
         """Let another take it at once."""
-        record = self.record
-        await self._replace(Record(NOBODY, record.epoch, max(position, record.position)))
+        await self._replace(msgspec.structs.replace(self.record.moved(position, time_ms), owner=NOBODY, beat=0))
 
     async def set_back(self) -> None:
         """Let another take it at once and store every effect: the log has lost its end, so they may have been, too."""

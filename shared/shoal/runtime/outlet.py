@@ -42,7 +42,10 @@ class _Batch:
 
 
 class Outlet:
-    """Publishes what follows from messages. `done` is the last sequence whose effects are all stored."""
+    """Publishes what follows from messages. `done` is the last sequence whose effects are all stored.
+
+    `done_ms`: when the broker stored that message; 0 where it was another process that was done with it.
+    """
 
     def __init__(self, bus: Bus, name: str) -> None:
         self._bus = bus
@@ -53,6 +56,7 @@ class Outlet:
         self._room = asyncio.Event()
         self.progress = asyncio.Event()
         self.done = 0
+        self.done_ms = 0
         self.published = 0
         self.dead = 0
 
@@ -92,7 +96,8 @@ class Outlet:
     def _go_on(self) -> None:
         """Note how far everything is stored, in order."""
         while self._batches and not self._batches[0].left:
-            self.done = self._batches.popleft().folded[-1].cause.sequence
+            last = self._batches.popleft().folded[-1].cause
+            self.done, self.done_ms = last.sequence, last.time_ms
             self.progress.set()
             self._room.set()
 

@@ -1,10 +1,12 @@
 """Where a core begins: with a checkpoint, with its log's beginning or, where told to, with what is left of that."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import structlog
 
+from shoal.bus.ending import end
 from shoal.bus.protocol import Bus
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Core
@@ -13,6 +15,7 @@ from shoal.runtime.lease import Lease
 
 _LOOKS: Final = 10
 _PAUSE_S: Final = 0.3
+_LOOK_S: Final = 10.0
 
 log = structlog.get_logger()
 
@@ -41,6 +44,8 @@ async def recover(
         # Looked at now, or a leader that just saved one and removed what it covers would seem to have lost it all.
         read = max([lease.record.position, *(found.sequence for found in stored)])
         last, first = await _end_of(bus, stream, read), await bus.first_sequence(stream)
+        known = [(found.sequence, found.time_ms) for found in stored]
+        last = await _same_up_to(bus, stream, [*known, (lease.record.position, lease.record.time_ms)], first, last)
         for found in stored:
             if _fits(found, name, first, last) and _loaded(core, found, name):
                 if not await checkpoints.cut(last):
@@ -70,6 +75,33 @@ async def _end_of(bus: Bus, stream: str, read: int) -> int:
             return last
         await asyncio.sleep(_PAUSE_S)
     return last
+
+
+async def _same_up_to(bus: Bus, stream: str, known: Sequence[tuple[int, int]], first: int, last: int) -> int:
+    """Return up to where a log may be the one that is known: messages, and when (ms) each was stored.
+
+    One that has lost its end may be as long again, or longer, by other messages.
+    """
+    for sequence, time_ms in sorted(known):
+        if time_ms and first <= sequence <= last and await _time_of(bus, stream, sequence) not in (None, time_ms):
+            log.error("a message of the log is not the one that was read", stream=stream, sequence=sequence)
+            return sequence - 1
+    return last
+
+
+async def _time_of(bus: Bus, stream: str, sequence: int) -> int | None:
+    """Return when a message was stored (ms); None where it is kept no longer."""
+    reader = await bus.reader(stream, after=sequence - 1)
+    looking = asyncio.create_task(reader.batch(1))
+    try:
+        await asyncio.wait({looking}, timeout=_LOOK_S)
+        if not looking.done():
+            return None
+        (found,) = looking.result()
+        return found.time_ms if found.sequence == sequence else None
+    finally:
+        await end(looking)
+        await reader.close()
 
 
 def _stored(lease: Lease, stream: str, position: int, last: int) -> int:

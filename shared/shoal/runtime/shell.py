@@ -183,7 +183,7 @@ class Shell:
                 while not self._outlet.empty and not outlet.done():
                     self._outlet.progress.clear()
                     await self._outlet.progress.wait()
-                await self._lease.release(self._outlet.done)
+                await self._lease.release(self._outlet.done, self._outlet.done_ms)
             async with asyncio.timeout(_LAST_SAVE_S):
                 # So that the next version of this program folds nothing anew that this one has acted upon.
                 if self._outlet.done == self.position > self._checkpointed:
@@ -306,7 +306,7 @@ class Shell:
     def _begin_to_lead(self) -> None:
         record = self._lease.record
         self._stored_to(record.position)
-        self._outlet.done = record.position
+        self._outlet.done, self._outlet.done_ms = record.position, record.time_ms
         for number, effect in enumerate(self._core.outstanding()):
             if isinstance(effect, Task):
                 self._performer.start(effect, f"{self._stream}:outstanding:{number}")
@@ -334,10 +334,10 @@ class Shell:
                 await wait(self._outlet.progress, pause)
             try:
                 if self._turns.should_yield(self._name) and self._outlet.empty:
-                    await self._lease.release(self._outlet.done)
+                    await self._lease.release(self._outlet.done, self._outlet.done_ms)
                     log.info("handed on", partition=self._name)
                     return
-                await self._lease.renew(self._outlet.done)
+                await self._lease.renew(self._outlet.done, self._outlet.done_ms)
                 self._written.set()
             except BusError as error:
                 log.error("the lease is not renewed", partition=self._name, error=str(error))

@@ -1,6 +1,7 @@
 """Snapshots and what they have behind them: exactly what had come to its end when the sandbox stood still."""
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -12,11 +13,16 @@ import pytest_asyncio
 
 from shoal.blobs.cache import Cache
 from shoal.blobs.files import FileStore
+from shoal.blobs.protocol import BlobSpaceError, Progress
+from shoal.bus.protocol import PublishTimeoutError, Stored
+from shoal.machine.core import Cause, Collect, Effect
 from shoal.machine.lineage import identified
 from shoal.runtime.sealing import Seals, seals_of
 from shoal.wire import streams, subjects
 from shoal.wire.messages import (
+    AnyMessage,
     Blob,
+    BlobKept,
     Command,
     CommandFinished,
     CommandRefused,
@@ -46,7 +52,10 @@ from shoal.wire.messages import (
 from shoal_executor.drivers.layers import DEEPEST
 from shoal_executor.drivers.protocol import Captured, OutputSink, Started, StartFailed, StartSpec
 from shoal_executor.drivers.simulated import Profile, SimulatedDriver
+from shoal_executor.service.announcing import Unannounced
 from shoal_executor.service.settling import LATER_S
+from shoal_snapshot.core.snapshot import SnapshotCore
+from shoal_snapshot.service import Collector
 from unit.test_executor_service import HEAD, Bench, benched, covers, indices
 
 
@@ -276,6 +285,99 @@ async def test_whoever_asked_hears_that_the_executor_failed(bench: Bench, tmp_pa
     assert refused.detail.startswith("its executor failed: FileNotFoundError")
     await bench.command(run("c1"))
     assert [each.id for each in await bench.heard(CommandFinished)] == ["c1"], "the sandbox goes on"
+
+
+async def test_a_sandbox_that_is_kept_at_every_step_stands_on_no_more_than_before(bench: Bench) -> None:
+    for number in range(DEEPEST + 5):
+        await bench.command(TakeSnapshot(f"s{number}", *HEAD, 0, 0))
+    taken = await bench.heard(SnapshotTaken, lambda found: len(found) == DEEPEST + 5)
+    assert {len(each.snapshot.disks) + len(each.snapshot.layers) for each in taken} == {1}
+
+
+class Image(Keeping):
+    """One that keeps memory, too."""
+
+    async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
+        captured = await super().capture(name, directory, memory=memory, hold=hold)
+        (directory / "memory").write_bytes(b"memory")
+        return replace(captured, memory=directory / "memory")
+
+
+@pytest.mark.parametrize("failing", ["store", "announcement"])
+async def test_what_is_stored_and_never_announced_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    store = FileStore(tmp_path / "blobs")
+    cache = Cache(store, tmp_path / "cache", 2**30)
+    async with benched(Profile(), cache, Image()) as bench:
+        await bench.order(n=1)
+        await bench.heard(SandboxesReady)
+        put, publish = store.put, bench.bus.publish
+
+        async def full(source: Path, progress: Progress | None = None) -> Blob:
+            if source.name == "memory":
+                raise BlobSpaceError("there is no room left")
+            return await put(source, progress)
+
+        def refused(subject: str, payload: bytes, id: str) -> "asyncio.Future[Stored]":
+            if id.startswith("snapshot:"):
+                raise PublishTimeoutError("the broker did not confirm it")
+            return publish(subject, payload, id)
+
+        if failing == "store":
+            monkeypatch.setattr(store, "put", full)
+        else:
+            monkeypatch.setattr(bench.service._keeping._bus, "publish", refused)
+        await bench.command(TakeSnapshot("s1", *HEAD, 0, 0))
+        (answer,) = await bench.heard(CommandRefused)
+        assert answer.code == "snapshot_failed"
+        count = 1 if failing == "store" else 2
+        given_up = await bench.heard(BlobKept, lambda found: len(found) == count)
+        monkeypatch.undo()
+        await bench.command(TakeSnapshot("s2", *HEAD, 0, 0))
+        (taken,) = await bench.heard(SnapshotTaken)
+        added = await bench.heard(SnapshotAdded)
+        assert len(await bench.heard(BlobKept)) == count  # nothing of what is announced
+    assert [each.until_ms for each in given_up] == [0] * count
+    catalogue, effects = SnapshotCore(), list[Effect]()
+    told: list[AnyMessage] = [*added, *given_up]
+    for number, message in enumerate(told, 1):
+        effects += catalogue.handle(message, Cause("SHOAL_SNAPSHOT", number, 10_000_000))
+        catalogue.check()
+    kept = {blob.digest for blob in taken.snapshot.blobs}
+    lost = {each.blob.digest for each in given_up} - kept
+    assert lost
+    asked = [digest for each in effects if isinstance(each, Collect) for digest in each.digests]
+    assert set(asked) == lost
+    collector = Collector(store, lambda digest: not catalogue.collects(digest))
+    (still,) = [each for each in effects if isinstance(each, Collect)][:1]
+    assert await collector.perform(still) == []  # it may be about to be announced
+    for digest in lost:
+        os.utime(store._place(digest), (1, 1))
+    (gone,) = await collector.perform(Collect(tuple(asked)))
+    assert set(getattr(gone.message, "digests", ())) == lost
+    assert not any([await store.has(each.blob) for each in given_up if each.blob.digest in lost])
+    assert all([await store.has(blob) for blob in taken.snapshot.blobs])
+    await cache.close()
+
+
+async def test_what_a_process_stored_that_was_killed_before_it_announced_it_is_collected(tmp_path: Path) -> None:
+    cache = Cache(FileStore(tmp_path / "blobs"), tmp_path / "cache", 2**30)
+    async with benched(Profile(), cache, Keeping()) as bench:
+        await bench.order(n=1)
+        await bench.heard(SandboxesReady)
+        await bench.command(TakeSnapshot("s1", *HEAD, 0, 0))
+        await bench.heard(SnapshotTaken)
+        assert list(cache.unannounced.iterdir()) == []  # what is announced
+        (tmp_path / "made").write_bytes(b"a layer")
+        lost = await cache.add(tmp_path / "made")
+        Unannounced("acme", cache.unannounced).note(lost)
+        assert not [each for each in bench.said if isinstance(each, BlobKept)]
+    (cache.unannounced / "torn").write_bytes(b"{")  # it was killed while it wrote
+    async with benched(Profile(), cache, Keeping()) as bench:
+        assert await bench.heard(BlobKept) == [BlobKept("acme", lost, 0)]
+        await until(lambda: not list(cache.unannounced.iterdir()))
+    await cache.close()
 
 
 async def test_a_rollouts_log_that_is_full_holds_no_snapshot_up(bench: Bench) -> None:

@@ -60,6 +60,7 @@ from shoal_executor.drivers.protocol import (
     why_not_started,
 )
 from shoal_executor.service.accepting import Accepting
+from shoal_executor.service.announcing import give_up_left
 from shoal_executor.service.beating import beat
 from shoal_executor.service.carrying import Carrying, bounded
 from shoal_executor.service.clock import now_ms
@@ -177,6 +178,7 @@ class ExecutorService:
         nodes = subjects.placement_node(self._offer.cell)
         self._loose.go(f"{joined.executor}:{joined.boot}:{secrets.token_hex(4)}")
         self._loose.send(nodes, joined)
+        self._spawn(give_up_left(self._loose, self._cache))
         log.info("joined", executor=joined.executor, boot=joined.boot, nodes=len(joined.nodes), driver=joined.isolation)
         self._known.go()
         if continued:

@@ -45,6 +45,7 @@ from shoal_executor.drivers.protocol import (
     UnsupportedError,
 )
 from shoal_executor.service.accepting import check_given
+from shoal_executor.service.announcing import announced
 from shoal_executor.service.clock import now_ms
 from shoal_executor.service.journal import AnyRecord, Exited, Returned, Slept
 from shoal_executor.service.known import Known
@@ -292,14 +293,16 @@ class Keeping:
         origin = self._known.origin(order.rollout, index, order.attempt)
         if origin is None:
             raise NoSuchSandboxError(name)
-        layer = await cache.add(captured.layer)
-        image = await cache.add(captured.memory) if captured.memory is not None else None
-        snapshot = self._seals.sealed(order.tenant, grown(origin, layer, image, self._driver.isolation))
-        origin_name = f"{order.rollout}-{index}"
-        added = SnapshotAdded(order.tenant, snapshot, called, origin_name, order.deadline_ms, automatic)
-        # Known to the catalogue before anybody can ask it for this one.
-        told = f"snapshot:{order.tenant}:{snapshot.digest}:{called}:{name}:{order.attempt}"
-        await self._bus.publish(subjects.snapshot(order.tenant, "added"), encode(added), told)
+        with announced(self._loose, order.tenant, cache) as stored:
+            for path in filter(None, (captured.layer, captured.memory)):
+                stored.note(await cache.add(path))
+            layer, image = stored.blobs[0], stored.blobs[1] if captured.memory is not None else None
+            snapshot = self._seals.sealed(order.tenant, grown(origin, layer, image, self._driver.isolation))
+            whose = f"{order.rollout}-{index}"
+            added = SnapshotAdded(order.tenant, snapshot, called, whose, order.deadline_ms, automatic)
+            # Known to the catalogue before anybody can ask it for this one.
+            told = f"snapshot:{order.tenant}:{snapshot.digest}:{called}:{name}:{order.attempt}"
+            await self._bus.publish(subjects.snapshot(order.tenant, "added"), encode(added), told)
         return snapshot
 
     def _order(self, key: Key, index: int) -> StartSandboxes:

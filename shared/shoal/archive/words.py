@@ -198,7 +198,11 @@ _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     + (command(e.command) if e.command is not None else e.path),
     m.ReadBlob: lambda e: f"read output {digest(e.blob.digest)} from {e.offset}",
     m.BlobRead: lambda e: e.error or f"read, {format_bytes(len(e.data))} of {format_bytes(e.size)}",
-    m.BlobKept: lambda e: f"an output of tenant {e.tenant} is stored as {digest(e.blob.digest)}",
+    m.BlobKept: lambda e: (
+        f"an output of tenant {e.tenant} is stored as {digest(e.blob.digest)}"
+        if e.until_ms
+        else f"what is stored as {digest(e.blob.digest)} came to nothing"
+    ),
     m.BuildTemplate: lambda e: f"template {e.name} to be made",
     m.BuildBegun: lambda _: "it is being made",
     m.BuildProgress: lambda e: f"{e.step}{f': {short(e.line)}' if e.line else ''}",

@@ -84,6 +84,11 @@ class Cache:
         self._use(blob)
         return blob
 
+    @property
+    def unannounced(self) -> Path:
+        """Where notes are of what was added and is not known to the catalogue yet: beside the cache, on its disk."""
+        return self._directory.parent / ".unannounced"
+
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
         """Return a directory for files that are to be added."""
         return tempfile.TemporaryDirectory(dir=self._directory.parent, prefix=_ADDING)

@@ -37,7 +37,10 @@ class SnapshotAdded(Message, frozen=True):
 
 
 class BlobKept(Message, frozen=True):
-    """An executor has stored an output of a command as a blob; it is kept until that moment."""
+    """An executor has stored an output of a command as a blob; it is kept until that moment.
+
+    0: it was stored for something that came to nothing, and is needed by nobody unless a snapshot refers to it.
+    """
 
     tenant: str
     blob: Blob

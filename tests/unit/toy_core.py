@@ -8,6 +8,7 @@ from types import MappingProxyType
 import msgspec
 
 from shoal.bus.memory import MemoryBroker, MemoryBus
+from shoal.bus.protocol import Bus
 from shoal.machine.core import Cause, Effect, Inspect, LawBrokenError, Publish, cause_of
 from shoal.machine.versions import Upgrade
 from shoal.runtime.lease import Record
@@ -99,7 +100,7 @@ class Toy:
         assert len(set(self.seen)) == len(self.seen)
 
 
-def shell_of(bus: MemoryBus, core: Toy, **options: object) -> Shell:
+def shell_of(bus: Bus, core: Toy, **options: object) -> Shell:
     options = {"name": "toy.0", "stream": INBOX, "tick_subject": SYSTEM, "ttl_s": 0.2, **options}
     return Shell(bus, core, **options)  # type: ignore[arg-type]
 

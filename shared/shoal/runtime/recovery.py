@@ -82,7 +82,7 @@ async def _same_up_to(bus: Bus, stream: str, known: Sequence[tuple[int, int]], f
 
     One that has lost its end may be as long again, or longer, by other messages.
     """
-    for sequence, time_ms in sorted(known):
+    for sequence, time_ms in sorted(set(known)):
         if time_ms and first <= sequence <= last and await _time_of(bus, stream, sequence) not in (None, time_ms):
             log.error("a message of the log is not the one that was read", stream=stream, sequence=sequence)
             return sequence - 1

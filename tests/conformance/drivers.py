@@ -31,6 +31,20 @@ from shoal_executor.drivers.protocol import (
 
 HOST = Snapshot("host", "host")
 
+MANY = """
+import os, time
+for number in range({most}):
+    try:
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+    except OSError as error:
+        print(number, error.errno, flush=True)
+        raise SystemExit(9)
+print(number, flush=True)
+"""
+"""Starts so many processes that stay; says how many there were when the next was refused, and with which error."""
+
 
 def fresh(stem: str = "r") -> str:
     return f"{stem}{secrets.token_hex(5)}-0"
@@ -587,6 +601,31 @@ class DriverConformance:
             async with asyncio.timeout(20):
                 assert (await sh(driver, name, "echo on", timeout_ms=10_000)).stdout == b"on\n"
         assert (await sh(driver, name, "sleep 600 & kill -0 1 && kill $! && ! wait $!", user="root")).exit_code == 0
+        await driver.destroy([name])
+
+    @pytest.mark.parametrize(
+        "bomb",
+        [
+            "i=0; while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done",
+            "python3 -c 'import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(600,)).start()'",
+            "python3 -c 'import os\nwhile True:\n  try: os.fork()\n  except OSError: pass'",
+            "python3 -c 'import os\nfor _ in range(400): os.fork() or os._exit(0)'",
+        ],
+        ids=["processes", "threads", "their children", "zombies"],
+    )
+    async def test_more_processes_than_it_may_have_are_refused_and_it_goes_on(self, driver: Driver, bomb: str) -> None:
+        self.needs_real()
+        if os.geteuid() != 0:
+            pytest.skip("processes of zygote are limited by control groups, which root makes")
+        name = await one(driver, resources=Resources(pids=24))
+        assert (await sh(driver, name, bomb, timeout_ms=4000)).exit_code
+        for _ in range(20):  # what is killed is on its way out for a while
+            await sh(driver, name, "kill -KILL -1", timeout_ms=10_000)
+            many = await driver.run(name, Command(("python3", "-c", MANY.format(most=200)), timeout_ms=20_000))
+            if many.stdout == b"22 11\n":
+                break
+            await asyncio.sleep(0.1)
+        assert (many.exit_code, many.stdout) == (9, b"22 11\n"), "with the agent and what starts them, 24"
         await driver.destroy([name])
 
     async def test_what_fails_on_a_full_disk_says_so(self, driver: Driver) -> None:

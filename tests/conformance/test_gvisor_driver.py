@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from conformance.drivers import HOST, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
+from conformance.drivers import HOST, MANY, Blobs, DriverConformance, fresh, needs_snapshots, one, sh, start
 from conformance.files import FilesConformance
 from shoal.wire.messages import Command, EndReason, InputFile, Resources, Snapshot
 from shoal_executor.drivers import kernel
@@ -276,6 +276,16 @@ def arguments(pid: int) -> str:
         return ""
 
 
+MANY_USERS = """
+import os, time
+for user in range(1000, 1028):
+    if os.fork() == 0:
+        os.setuid(user)
+        os.execv("/bin/sh", ["sh", "-c", "for i in $(seq 25); do sleep 600 & done; wait"])
+time.sleep(60)
+"""
+
+
 async def test_what_uses_up_its_memory_or_its_processes_ends_alone(tmp_path: Path) -> None:
     ends: dict[str, EndReason] = {}
     details: dict[str, str] = {}
@@ -293,17 +303,56 @@ async def test_what_uses_up_its_memory_or_its_processes_ends_alone(tmp_path: Pat
             await sh(driver, hog, "python3 -c 'x = bytearray(1 << 30)'")
         assert hogged.value.reason is EndReason.OUT_OF_MEMORY
         assert ends == {hog: EndReason.OUT_OF_MEMORY}
-        bomb = await one(driver, resources=Resources(pids=16))
-        line = "import os, time\nfor _ in range(2000):\n  if not os.fork():\n    time.sleep(60)\n    os._exit(0)"
-        with contextlib.suppress(NoSuchSandboxError):  # its kernel cannot go on without threads
-            await driver.run(bomb, Command(("python3", "-c", line), timeout_ms=5000))
-        if ends.get(bomb) is EndReason.DIED:
-            assert details[bomb].startswith(("its kernel failed: panic: ", "its kernel failed: fatal error: "))
+        bomb = await one(driver, resources=Resources(memory=1024**3, pids=32))
+        with pytest.raises(NoSuchSandboxError) as bombed:  # its kernel cannot go on without threads of the host
+            await driver.run(bomb, Command(("python3", "-c", MANY_USERS), timeout_ms=60_000))
+        assert bombed.value.reason is EndReason.OUT_OF_PROCESSES
+        assert ends[bomb] is EndReason.OUT_OF_PROCESSES
+        assert not ends[bomb].infrastructure
+        assert details[bomb].startswith(("its kernel failed: panic: ", "its kernel failed: fatal error: "))
         assert (await sh(driver, bystander, "echo on")).stdout == b"on\n"
         await driver.destroy([hog, bomb])
         assert await driver.list() == [bystander]
     finally:
         await driver.close()
+
+
+async def test_as_many_processes_as_it_may_have_run_at_once(driver: GvisorDriver) -> None:
+    name = await one(driver, resources=Resources(pids=64))
+    line = "for i in $(seq 60); do (while :; do :; done) & done; sleep 4; echo /proc/[0-9]* | wc -w"
+    busy = await sh(driver, name, line, timeout_ms=60_000)
+    assert busy.exit_code == 0
+    assert int(busy.stdout) >= 62, "its kernel has threads enough of its host's"
+    assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+    await driver.destroy([name])
+
+
+async def test_a_copy_has_the_processes_that_were_asked_for_it_and_nobody_inside_takes_more(
+    driver: GvisorDriver, blobs: Blobs, tmp_path: Path
+) -> None:
+    needs_snapshots()
+    name = await one(driver, resources=Resources(pids=16))
+    whole = await TestGvisorDriver().captured(driver, name, tmp_path / "kept", blobs, memory=True)
+    more = await one(driver, whole, resources=Resources(pids=32))
+    fewer = await one(driver, whole, resources=Resources(pids=8))
+    for each, processes in ((name, 16), (more, 32), (fewer, 8)):
+        many = await driver.run(each, Command(("python3", "-c", MANY.format(most=99)), timeout_ms=20_000))
+        assert many.stdout == b"%d 11\n" % (processes - 2)
+        await sh(driver, each, "kill -KILL -1")
+        code = "import resource; resource.setrlimit(resource.RLIMIT_NPROC, (99, 99))"
+        assert b"not allowed to raise" in (await driver.run(each, Command(("python3", "-c", code)))).stderr
+    await driver.destroy([name, more, fewer])
+
+
+async def test_nothing_inside_speaks_or_listens_in_the_agents_place(driver: GvisorDriver) -> None:
+    name = await one(driver)
+    for fd in (0, 1):
+        for way in ("<", ">", "<>"):
+            said = await sh(driver, name, f"exec 9{way}/proc/1/fd/{fd}", timeout_ms=10_000)
+            assert said.exit_code
+            assert b"No such device or address" in said.stderr
+    assert (await sh(driver, name, "echo on")).stdout == b"on\n"
+    await driver.destroy([name])
 
 
 async def test_the_agent_needs_nothing_of_the_image(driver: GvisorDriver, tmp_path: Path) -> None:

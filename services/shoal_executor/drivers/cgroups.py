@@ -185,6 +185,16 @@ class Groups:
         return 0
 
     @staticmethod
+    def refused_processes(group: Group) -> int:
+        """Return how often the group was refused a process or a thread because it had as many as it may."""
+        for path in group.directories:
+            with contextlib.suppress(OSError):
+                for line in (path / "pids.events").read_text().splitlines():
+                    if line.startswith("max "):
+                        return int(line.split()[1])
+        return 0
+
+    @staticmethod
     def memory_used(group: Group) -> int:
         """Return how many bytes its processes and what they wrote to memory take, 0 where nobody counts."""
         for path in group.directories:

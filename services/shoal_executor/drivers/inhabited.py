@@ -300,9 +300,12 @@ class AgentDriver(ABC, Generic[_Kind]):
         """Tell the executor of an end nobody asked for."""
         if sandbox.name not in self._live or sandbox.wanted is not None:
             return
-        killed = self._groups.oom_kills(sandbox.group) > sandbox.oom_kills
-        sandbox.wanted = EndReason.OUT_OF_MEMORY if killed else EndReason.DIED
-        detail = "its first process was killed" if killed else "its first process ended"
+        detail = "its first process ended"
+        sandbox.wanted = EndReason.DIED
+        if self._groups.oom_kills(sandbox.group) > sandbox.oom_kills:
+            sandbox.wanted, detail = EndReason.OUT_OF_MEMORY, "its first process was killed"
+        elif sandbox.fault and self._groups.refused_processes(sandbox.group):
+            sandbox.wanted = EndReason.OUT_OF_PROCESSES
         if sandbox.fault:
             detail = f"its kernel failed: {sandbox.fault}"
         self._on_exit(sandbox.name, sandbox.wanted, detail)

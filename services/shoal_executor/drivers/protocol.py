@@ -162,7 +162,10 @@ OutputSink = Callable[[int, bytes], None]
 """Called with channel (1 stdout, 2 stderr) and data as a command writes, up to its output limit."""
 
 ExitSink = Callable[[str, EndReason, str], None]
-"""Called with name, reason (DIED, OUT_OF_MEMORY or NODE_LOST) and detail, once, when a sandbox ends by itself."""
+"""Called with name, reason and detail, once, when a sandbox ends by itself.
+
+The reason is DIED, OUT_OF_MEMORY, OUT_OF_PROCESSES or NODE_LOST.
+"""
 
 
 class Driver(Protocol):

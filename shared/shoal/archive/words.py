@@ -20,6 +20,7 @@ _ENDS: Final = {
     EndReason.DIED: "died: its first process was killed",
     EndReason.PREEMPTED: "made room",
     EndReason.OUT_OF_MEMORY: "ran out of memory",
+    EndReason.OUT_OF_PROCESSES: "used up its processes",
     EndReason.NOT_STARTED: "not started in time",
     EndReason.BAD_INPUT: "was given what cannot be used",
 }

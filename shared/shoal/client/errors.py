@@ -233,9 +233,9 @@ class StreamFull(InfrastructureError):
 
 
 class SandboxEnded(ShoalError):
-    """A sandbox ended for a reason of its own or its trainer's: released, cancelled, out of memory, out of time,
+    """A sandbox ended for a reason of its own or its trainer's: released, cancelled, out of memory, processes or
 
-    or given files or code (`files=`, `warm=`) that cannot be used.
+    time, or given files or code (`files=`, `warm=`) that cannot be used.
     """
 
     def __init__(self, sandbox: str, reason: EndReason, detail: str = "") -> None:
@@ -247,6 +247,7 @@ class SandboxEnded(ShoalError):
                 "ask for more, such as '2h': timeout= is its rollout's time, lifetime= its own",
             ),
             EndReason.OUT_OF_MEMORY: ("it exceeded its memory limit", "ask for more: Resources(memory='1GiB')"),
+            EndReason.OUT_OF_PROCESSES: ("it used up its processes", "ask for more: Resources(pids=1024)"),
             EndReason.BAD_INPUT: (
                 "what it was given cannot be used",
                 "put that right, or count it as a failure of whoever wrote it: another attempt comes to the same",

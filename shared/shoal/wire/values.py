@@ -27,6 +27,7 @@ class EndReason(StrEnum):
     PREEMPTED = "preempted"  # it made room for what goes before it, and is started again
     NOT_STARTED = "not_started"  # there was no room for it before its submit deadline, or its rollout's end
     BAD_INPUT = "bad_input"  # a file, or the code of a warm interpreter, that its trainer gave it cannot be used
+    OUT_OF_PROCESSES = "out_of_processes"  # it used up its processes so that its own kernel could not go on
 
     @property
     def infrastructure(self) -> bool:

@@ -6,6 +6,7 @@ ends. Where a fork server is, what runs goes on, and the fork server hands it a 
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -191,8 +192,10 @@ class Agent:
         match asked:
             case frames.Run():
                 self._asked(asked)
-            case frames.Begin(id=id, env=env, user=user, inputs=inputs):
+            case frames.Begin(id=id, env=env, user=user, inputs=inputs, processes=processes):
                 self._forget_driver()
+                if processes:
+                    resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
                 self._settings(dict(env), user, inputs)
                 self.tell(frames.Up(id, missing=inputs))
             case frames.Settle(keys=keys):

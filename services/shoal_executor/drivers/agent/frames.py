@@ -7,7 +7,7 @@ import msgspec
 
 from shoal.wire.values import Command, CommandResult, FileEntry, FileOp
 
-PROTOCOL: Final = 11
+PROTOCOL: Final = 12
 """Changes with anything in here and with what fork server and agent do: those of another number are not adopted."""
 LARGEST: Final = 4 * 1024 * 1024
 IN_FRAME: Final = 1024 * 1024
@@ -84,12 +84,14 @@ class Manage(Ask, frozen=True):
 class Begin(Ask, frozen=True):
     """Serve a driver that knows nothing of what went before; the answer is `Up`, with this id.
 
-    `inputs`: how many files it writes before the sandbox counts as started.
+    `inputs`: how many files it writes before the sandbox counts as started. `processes`: how many processes and threads
+    each user may have from now on, 0 where something else limits them.
     """
 
     env: tuple[tuple[str, str], ...]
     user: str
     inputs: int
+    processes: int = 0
 
 
 class Freeze(Ask, frozen=True):

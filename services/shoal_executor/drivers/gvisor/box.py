@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ _CAPABILITIES: Final = (
     "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_MKNOD", "CAP_AUDIT_WRITE", "CAP_SETFCAP",
 )  # fmt: skip
 """Of root in a sandbox: containers' usual ones. They are over the sandbox's own kernel, never over the host's."""
+_LIMITER: Final = "CAP_SYS_RESOURCE"
+"""The agent's alone: it sets the limit of processes anew in a copy that may have more. What it starts is without."""
 _ENTER: Final = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 1; shift; done; shift; exec "$@"'
 _WORDS: Final = 16_384
 _PANIC: Final = 65_536
@@ -161,7 +164,8 @@ class Box(Inhabited):
         ]
         if usr:
             mounts.append({"destination": "/usr", "type": "bind", "source": usr, "options": read_only})
-        capabilities = dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES)
+        own = (*_CAPABILITIES, _LIMITER)
+        capabilities = {"bounding": _CAPABILITIES, "effective": own, "permitted": own}
         process = {
             "terminal": False, "user": {"uid": 0, "gid": 0}, "args": closure.COMMAND, "cwd": "/",
             "env": ["LANG=C.UTF-8"],
@@ -199,7 +203,8 @@ class Box(Inhabited):
         words = ["restore", f"--image-path={checkpoint}"] if checkpoint is not None else ["run"]
         told = ("--detach", f"--bundle={self.place}", f"--pid-file={pid_file}", self._id)
         line = self.runsc.line(*words, *told, panics=self._panics)
-        fds = [*os.pipe(), *os.pipe(), *os.pipe()]
+        # Sockets carry the link: pipes can be opened anew by their names in /proc, to speak in the agent's place.
+        fds = [*_sockets(), *_sockets(), *os.pipe()]
         (theirs_in, ours_in), (ours_out, theirs_out), (ours_err, theirs_err) = zip(fds[::2], fds[1::2], strict=True)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -302,6 +307,11 @@ class Box(Inhabited):
             if (self.place / name).is_mount():
                 kernel.unmount(str(self.place / name))
         shutil.rmtree(self.place, ignore_errors=True)
+
+
+def _sockets() -> tuple[int, int]:
+    one, other = socket.socketpair()
+    return one.detach(), other.detach()
 
 
 def make_points(directory: Path, *, usr: bool) -> Path:

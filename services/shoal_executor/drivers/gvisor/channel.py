@@ -1,4 +1,4 @@
-"""The driver's end of a container's two pipes, which may be changed for others while nobody notices."""
+"""The driver's end of a container's two sockets, which may be changed for others while nobody notices."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from shoal_executor.drivers.pipes import PipeEnd
 
 
 class Channel(asyncio.Transport):
-    """Carries a link over the pipes of one container after the other: a checkpoint ends one, and another goes on.
+    """Carries a link over the sockets of one container after the other: a checkpoint ends one, and another goes on.
 
     Between two, what is written waits. `over` is called once, when it is closed, by whichever end.
     """

@@ -25,7 +25,9 @@ from shoal_executor.drivers.protocol import DriverError, StartSpec
 
 _KERNEL_MEMORY: Final = 96 * 1024**2
 """What a sandbox's kernel and its helpers may need beside what was asked for."""
-_KERNEL_PIDS: Final = 96
+_THREADS: Final = 24
+"""Threads of the host that one process of a sandbox may take: with ptrace there were up to 19 with 60 busy ones."""
+_KERNEL_THREADS: Final = 1024
 
 log = structlog.get_logger()
 
@@ -138,7 +140,7 @@ class Starts:
         env = tuple({**dict(spec.snapshot.env), **dict(spec.env)}.items())
         with box.unhurried():
             await box.launch(image)
-            box.link.say(frames.Begin(0, env, spec.user, len(spec.files)))
+            box.link.say(frames.Begin(0, env, spec.user, len(spec.files), spec.resources.pids))
             done, _ = await asyncio.wait([box.link.up], timeout=UP_S)
         if not done or not isinstance(box.link.up.result(), frames.Up):
             raise DriverError(f"the sandbox could not be made: {box.said}")
@@ -158,6 +160,8 @@ def _close(fds: Iterable[int]) -> None:
 def _beside_kernel(limits: Resources) -> Resources:
     """Return what the container's group may use, so that its processes may use what was asked for.
 
-    Each of them is a process of the host, too, and its threads are threads.
+    Its own kernel limits processes, for each user. A limit of the host's is the kernel's end: it is for who has many
+    users, and far off for all others.
     """
-    return msgspec.structs.replace(limits, memory=limits.memory + _KERNEL_MEMORY, pids=2 * limits.pids + _KERNEL_PIDS)
+    threads = _THREADS * limits.pids + _KERNEL_THREADS
+    return msgspec.structs.replace(limits, memory=limits.memory + _KERNEL_MEMORY, pids=threads)

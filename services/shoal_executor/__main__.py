@@ -16,7 +16,7 @@ from shoal.blobs.cache import Cache
 from shoal.blobs.opening import open_store
 from shoal.runtime import lean  # before the others, which import structlog
 from shoal.runtime.numbers import FiniteRange, Size
-from shoal.runtime.options import Settings, cell_option, service_options
+from shoal.runtime.options import Settings, cell_option, service_options, template_roots_option
 from shoal.runtime.places import usable
 from shoal.runtime.process import Context, serve
 from shoal.wire.messages import Isolation, NodeSpec, Snapshot
@@ -39,13 +39,6 @@ _LEAST_CACHE = 1024**2
 _KVM = Path("/dev/kvm")
 
 log = lean.structlog.get_logger()
-
-
-def _directories(_: click.Context, __: click.Parameter, value: str) -> tuple[Path, ...]:
-    paths = tuple(Path(each) for each in value.split(":") if each)
-    if not all(path.is_absolute() for path in paths):
-        raise click.BadParameter("write whole paths, separated by colons, such as /srv/images:/data/roots")
-    return paths
 
 
 def machine_name(host: str) -> str:
@@ -165,16 +158,7 @@ def _lift_descriptors() -> None:
     type=Size(),
     help="Their limits together; default: 1/16 of --memory.",
 )
-@click.option(
-    "--template-roots",
-    envvar="SHOAL_TEMPLATE_ROOTS",
-    show_envvar=True,
-    default="/srv/shoal/templates",
-    metavar="DIR[:DIR...]",
-    callback=_directories,
-    help="Below which directories dir: and tar: of this machine may be, which whoever reaches the broker can name;"
-    " /: anywhere; empty: nowhere.",
-)
+@template_roots_option("dir: and tar:")
 @click.option(
     "--tune-host/--no-tune-host",
     envvar="SHOAL_TUNE_HOST",

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from shoal.blobs.opening import open_store
-from shoal.runtime.options import Settings, service_options, state_option
+from shoal.runtime.options import Settings, service_options, state_option, template_roots_option
 from shoal.runtime.places import usable
 from shoal.runtime.process import Context, serve
 from shoal.wire.quantities import BadValueError
@@ -28,8 +28,11 @@ def _default_state() -> Path:
     metavar="URL",
     help="Where disks and snapshots are kept, the same for all; such as file:///srv/blobs. Default: in its directory.",
 )
+@template_roots_option("dir:, tar:, docker-archive: and oci:")
 @click.option("--state", envvar="SHOAL_STATE", show_envvar=True, type=click.Path(path_type=Path), help="Its directory.")
-def main(settings: Settings, blobs: str | None, state: Path | None, what_is_left: bool) -> None:
+def main(
+    settings: Settings, blobs: str | None, state: Path | None, what_is_left: bool, template_roots: tuple[Path, ...]
+) -> None:
     """Resolve and make templates until SIGTERM. Any number may run: one does the work, the others stand by."""
     place = (state or _default_state()).absolute()
     try:
@@ -40,7 +43,7 @@ def main(settings: Settings, blobs: str | None, state: Path | None, what_is_left
 
     async def serving(context: Context) -> None:
         try:
-            await run(context, store, place / "scratch", what_is_left)
+            await run(context, store, place / "scratch", what_is_left, template_roots)
         finally:
             await store.close()
 

@@ -15,6 +15,7 @@ from shoal.machine.core import Inspect, Publish
 from shoal.wire import subjects
 from shoal.wire.messages import Snapshot, TemplateInspected
 from shoal.wire.values import SOURCES
+from shoal_snapshot.images.allowed import ANYWHERE, read_from
 from shoal_snapshot.images.disk import digest_of
 from shoal_snapshot.images.errors import ImageError
 
@@ -26,9 +27,13 @@ log = structlog.get_logger()
 
 
 class Inspector:
-    """Looks at sources; remembers the digest of an archive until its size or time of change differs."""
+    """Looks at sources; remembers the digest of an archive until its size or time of change differs.
 
-    def __init__(self) -> None:
+    `allowed`: below which directories of this machine sources may be.
+    """
+
+    def __init__(self, allowed: Sequence[Path] = ANYWHERE) -> None:
+        self._allowed = allowed
         self._digests: dict[tuple[str, int, int], str] = {}
 
     async def perform(self, effect: Inspect) -> Sequence[Publish]:
@@ -43,11 +48,11 @@ class Inspector:
             if source == "host":
                 return TemplateInspected(source, Snapshot("host", "host"))
             if kind == "dir" and path.startswith("/"):
-                return TemplateInspected(source, Snapshot(_tree(Path(path)), "dir", path))
+                return TemplateInspected(source, Snapshot(_tree(Path(self._real(kind, path))), "dir", path))
             if kind in ("tar", "docker-archive") and path.startswith("/"):
-                return TemplateInspected(source, Snapshot(self._archive(Path(path)), kind, path))
+                return TemplateInspected(source, Snapshot(self._archive(Path(self._real(kind, path))), kind, path))
             if (kind == "oci" and path.startswith("/")) or (kind == "docker" and path.startswith("//")):
-                return TemplateInspected(source, Snapshot(digest_of(source), kind, path))
+                return TemplateInspected(source, Snapshot(digest_of(f"{kind}:{self._real(kind, path)}"), kind, path))
         except (OSError, ValueError, tarfile.TarError) as error:
             return TemplateInspected(source, None, f"template {source!r} cannot be used: {error}")
         except ImageError as error:
@@ -56,6 +61,9 @@ class Inspector:
             log.exception("looking at a template broke", template=source)
             return TemplateInspected(source, None, f"template {source!r} cannot be read: {error!r}")
         return TemplateInspected(source, None, f"unknown template {source!r}: use {SOURCES}")
+
+    def _real(self, kind: str, path: str) -> str:
+        return read_from(kind, path, self._allowed)
 
     def _archive(self, path: Path) -> str:
         if not path.is_file():

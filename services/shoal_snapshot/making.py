@@ -28,6 +28,7 @@ from shoal.wire import messages as m, subjects
 from shoal.wire.codec import encode
 from shoal.wire.messages import Isolation
 from shoal_snapshot.core.catalogue import GRACE_MS
+from shoal_snapshot.images.allowed import ANYWHERE, read_from
 from shoal_snapshot.images.disk import make_disk
 from shoal_snapshot.images.errors import ImageError
 
@@ -45,9 +46,18 @@ class BuildError(Exception):
 
 
 class Maker:
-    """Makes templates on this machine, and in sandboxes of the cluster at `url`."""
+    """Makes templates on this machine, and in sandboxes of the cluster at `url`. `allowed`: see `Inspector`."""
 
-    def __init__(self, publisher: SteadyPublisher, store: BlobStore, url: str, scratch: Path, seals: Seals) -> None:
+    def __init__(
+        self,
+        publisher: SteadyPublisher,
+        store: BlobStore,
+        url: str,
+        scratch: Path,
+        seals: Seals,
+        allowed: Sequence[Path] = ANYWHERE,
+    ) -> None:
+        self._allowed = allowed
         self._publisher = publisher
         self._store = store
         self._url = url
@@ -98,7 +108,8 @@ class Maker:
             if all([await self._store.has(blob) for blob in known.blobs]):
                 return known
         loop = asyncio.get_running_loop()
-        source = f"{make.base.kind}:{make.base.path}"
+        # Looked at again: it was inspected a while ago, and a link may lead elsewhere by now.
+        source = f"{make.base.kind}:{read_from(make.base.kind, make.base.path, self._allowed)}"
 
         def progress(step: str) -> None:
             loop.call_soon_threadsafe(say, step, "")

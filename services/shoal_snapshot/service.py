@@ -19,6 +19,7 @@ from shoal.wire import streams, subjects
 from shoal.wire.messages import BlobsCollected, SnapshotsSealed
 from shoal_snapshot.core.catalogue import GRACE_MS
 from shoal_snapshot.core.snapshot import SnapshotCore
+from shoal_snapshot.images.allowed import ANYWHERE
 from shoal_snapshot.inspecting import Inspector
 from shoal_snapshot.making import Maker
 
@@ -89,13 +90,22 @@ def performing(inspector: Inspector, maker: Maker, collector: Collector, sealer:
     return perform
 
 
-async def run(context: Context, store: BlobStore, scratch: Path, what_is_left: bool = False) -> None:
-    """Serve, or stand by, until told to stop. Blobs go into `store`; disks are made in `scratch`."""
+async def run(
+    context: Context,
+    store: BlobStore,
+    scratch: Path,
+    what_is_left: bool = False,
+    template_roots: Sequence[Path] = ANYWHERE,
+) -> None:
+    """Serve, or stand by, until told to stop. Blobs go into `store`; disks are made in `scratch`.
+
+    `template_roots`: below which directories of this machine sources of templates may be.
+    """
     owner = Owner.local()
     spread = Spread(context.bus, "snapshot", owner, 1)
     core = SnapshotCore()
     seals = await seals_of(context.bus)
-    maker = Maker(SteadyPublisher(context.bus, "snapshot"), store, context.settings.url, scratch, seals)
+    maker = Maker(SteadyPublisher(context.bus, "snapshot"), store, context.settings.url, scratch, seals, template_roots)
     shell = Shell(
         context.bus,
         core,
@@ -103,7 +113,7 @@ async def run(context: Context, store: BlobStore, scratch: Path, what_is_left: b
         stream=streams.snapshot().name,
         tick_subject=subjects.snapshot(subjects.SYSTEM, "tick"),
         perform=performing(
-            Inspector(),
+            Inspector(template_roots),
             maker,
             Collector(store, lambda digest: maker.uses(digest) or not core.collects(digest)),
             Sealer(seals),

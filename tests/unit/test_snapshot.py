@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from shoal.blobs.files import FileStore
+from shoal.bus.memory import MemoryBroker, MemoryBus
 from shoal.machine.core import Cause, Collect, Inspect, LawBrokenError, Make, Publish, Seal
+from shoal.runtime.sealing import Seals
+from shoal.runtime.steady import SteadyPublisher
 from shoal.wire import subjects
 from shoal.wire.messages import (
     Blob,
@@ -31,7 +35,10 @@ from shoal.wire.messages import (
 )
 from shoal_snapshot.core.catalogue import GRACE_MS
 from shoal_snapshot.core.snapshot import SnapshotCore
+from shoal_snapshot.images.allowed import read_from
+from shoal_snapshot.images.errors import ImageError
 from shoal_snapshot.inspecting import Inspector
+from shoal_snapshot.making import Maker
 
 HOST = Snapshot("host", "host")
 
@@ -224,3 +231,55 @@ def test_sources_that_are_not(template: str, says: str) -> None:
     found = Inspector().inspect(template)
     assert found.snapshot is None
     assert says in found.error
+
+
+@pytest.mark.parametrize("kind", ["dir", "tar", "docker-archive", "oci"])
+@pytest.mark.parametrize("name", ["elsewhere", "templates/../elsewhere", "templates/out", "templates-too", ""])
+def test_sources_are_taken_only_from_where_the_service_says(tmp_path: Path, kind: str, name: str) -> None:
+    for each in ("templates", "templates-too", "elsewhere"):
+        (tmp_path / each).mkdir()
+    (tmp_path / "templates" / "out").symlink_to(tmp_path / "elsewhere")
+    source = f"{kind}:{tmp_path / name}"
+    for allowed, says in (
+        ((tmp_path / "templates",), f"only from below {tmp_path / 'templates'}; see its --template-roots"),
+        ((), "from no directory; see its --template-roots"),
+    ):
+        found = Inspector(allowed).inspect(source)
+        assert found.snapshot is None
+        assert says in found.error
+        with pytest.raises(ImageError, match="--template-roots"):
+            read_from(kind, str(tmp_path / name), allowed)
+
+
+def test_a_source_below_an_allowed_directory_is_read_where_it_really_is(tmp_path: Path) -> None:
+    (tmp_path / "templates" / "one").mkdir(parents=True)
+    (tmp_path / "templates" / "other").symlink_to(tmp_path / "templates" / "one")
+    (tmp_path / "link").symlink_to(tmp_path / "templates")
+    allowed = (tmp_path / "link",)
+    one = str(tmp_path / "templates" / "one")
+    assert read_from("dir", str(tmp_path / "templates" / "other"), allowed) == one
+    assert read_from("oci", f"{one}:v1", allowed) == f"{one}:v1"
+    assert read_from("docker", "//registry/image", allowed) == "//registry/image"
+    found = Inspector(allowed).inspect(f"dir:{tmp_path / 'templates' / 'other'}").snapshot
+    assert found is not None
+    assert found.path == str(tmp_path / "templates" / "other")
+
+
+async def test_a_source_that_was_exchanged_after_it_was_looked_at_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "templates" / "one").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    source = tmp_path / "templates" / "link"
+    source.symlink_to(tmp_path / "templates" / "one")
+    allowed = (tmp_path / "templates",)
+    base = Inspector(allowed).inspect(f"dir:{source}").snapshot
+    assert base is not None
+    source.unlink()
+    source.symlink_to(tmp_path / "secret")
+    publisher = SteadyPublisher(MemoryBus(MemoryBroker()), "snapshot")
+    store = FileStore(tmp_path / "blobs")
+    maker = Maker(publisher, store, "nats://127.0.0.1:1", tmp_path / "scratch", Seals(b"key"), allowed)
+    (told,) = await maker.perform(Make("key", "acme", Recipe(f"dir:{source}"), base))
+    assert isinstance(told.message, TemplateMade)
+    assert told.message.snapshot is None
+    assert f"only from below {tmp_path / 'templates'}; see its --template-roots" in told.message.error
+    assert not (tmp_path / "scratch").exists()

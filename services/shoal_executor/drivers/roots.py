@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from shoal.runtime.places import within
 from shoal.wire.messages import Snapshot
 from shoal_executor.drivers.protocol import BadInputError, DriverError
 
@@ -140,8 +141,8 @@ _PLAIN: Final = key_of(Snapshot("host", "host"))
 
 def _within(snapshot: Snapshot, allowed: Sequence[Path]) -> Path:
     """Return where a template's source really is. Raises BadInputError where that is below none of those allowed."""
-    real = Path(os.path.realpath(snapshot.path))
-    if any(real.is_relative_to(os.path.realpath(each)) for each in allowed):
+    real = within(snapshot.path, allowed)
+    if real is not None:
         return real
     what = f"template {snapshot.kind}:{snapshot.path}"
     places = f"only from below {', '.join(map(str, allowed))}" if allowed else "from no directory"

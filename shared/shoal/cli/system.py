@@ -111,7 +111,9 @@ class LocalSystem:
         checkpoint()
         self._tell("starting the services")
         blobs = ["--blobs", (self._state / "blobs").as_uri()]
-        kept = [*blobs, "--state", str(self._state / "snapshot")]
+        # Whoever starts all of it by one command may name any directory that is theirs.
+        roots = ["--template-roots", os.environ.get("SHOAL_TEMPLATE_ROOTS") or "/"]
+        kept = [*blobs, "--state", str(self._state / "snapshot"), *roots]
         for name, options in (("scheduler", []), ("placement", []), ("snapshot", kept)):
             for number in range(1, self._replicas + 1):
                 self._add(name if number == 1 else f"{name}-{number}", f"shoal_{name}", *options)
@@ -121,9 +123,7 @@ class LocalSystem:
                     end = (f"-{driver}" if number else "") + (f"-cell{cell}" if cell else "")
                     end += f"-{copy + 1}" if copy else ""
                     options = ["--executor", f"local{end}", "--driver", driver, "--cell", str(cell)]
-                    options += ["--state", str(self._state / f"executor{end}"), *blobs]
-                    # Whoever starts all of it by one command may name any directory that is theirs.
-                    options += ["--template-roots", os.environ.get("SHOAL_TEMPLATE_ROOTS") or "/"]
+                    options += ["--state", str(self._state / f"executor{end}"), *blobs, *roots]
                     options += [*self._size(cell * self._executors + copy), *self._executor_options]
                     self._add(f"executor{end}", "shoal_executor", *options, death_signal=signal.SIGTERM)
         failures = [child.failure for child in self._children]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -79,3 +80,20 @@ def cell_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "--cell", envvar="SHOAL_CELL", default=0, show_default=True, show_envvar=True, type=click.IntRange(0, 9999),
         help="The cell its nodes belong to.",
     )(command)  # fmt: skip
+
+
+def _directories(_: click.Context, __: click.Parameter, value: str) -> tuple[Path, ...]:
+    paths = tuple(Path(each) for each in value.split(":") if each)
+    if not all(path.is_absolute() for path in paths):
+        raise click.BadParameter("write whole paths, separated by colons, such as /srv/images:/data/roots")
+    return paths
+
+
+def template_roots_option(sources: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what adds `--template-roots`: below where `sources` may be. The command gets `template_roots`: paths."""
+    return click.option(
+        "--template-roots", envvar="SHOAL_TEMPLATE_ROOTS", show_envvar=True, default="/srv/shoal/templates",
+        show_default=True, metavar="DIR[:DIR...]", callback=_directories,
+        help=f"Below which directories {sources} of this machine may be, which whoever reaches the broker can name;"
+        " /: anywhere; empty: nowhere.",
+    )  # fmt: skip

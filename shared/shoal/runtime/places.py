@@ -1,5 +1,7 @@
-"""A service's directory, looked at before anything else is done."""
+"""Directories: a service's own, looked at before anything else is done; and those that it may read others' from."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -17,3 +19,9 @@ def usable(place: Path) -> Path:
             f"--state: the directory {place} cannot be used: {error.strerror}; name another"
         ) from None
     return place
+
+
+def within(path: str | Path, allowed: Sequence[Path]) -> Path | None:
+    """Return where a path really is, links followed; None where that is below none of the directories allowed."""
+    real = Path(os.path.realpath(path))
+    return real if any(real.is_relative_to(os.path.realpath(each)) for each in allowed) else None

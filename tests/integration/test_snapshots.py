@@ -80,6 +80,20 @@ async def test_warm_code_runs_once_and_every_sandbox_goes_on_from_there(cluster:
         await cluster.rollout("host", warm=code, isolation="simulated")
 
 
+async def test_warm_code_that_does_not_end_is_its_givers_and_no_verdict(cluster: shoal.Cluster) -> None:
+    loop = "while True: pass  # for ever"
+    async with cluster.rollout("host", n=2, warm=loop, timeout="6s", retries=0) as rollout:
+        sandboxes = [sandbox async for sandbox in rollout.ready()]
+        assert len(sandboxes) == 2
+        for failed in sandboxes:
+            with pytest.raises(shoal.SandboxEnded, match=r"warm: its code has not come to its end within \d\.\d s"):
+                await failed.run("true")
+    async with cluster.rollout("host", n=2, command="true", warm=loop, timeout="4s") as rollout:
+        outcomes = [outcome async for outcome in rollout.outcomes()]
+        assert [outcome.reason for outcome in outcomes] == [shoal.EndReason.BAD_INPUT] * 2
+        assert "the rollout's time is nearly up" in outcomes[0].detail
+
+
 async def test_forks_go_on_from_this_very_moment_and_so_does_the_parent(cluster: shoal.Cluster) -> None:
     async with cluster.rollout("host", resources=shoal.Resources(memory="128MiB"), env={"WHO": "me"}) as rollout:
         parent = await one(rollout)

@@ -126,6 +126,10 @@ class Pool:
         """As the driver does."""
         await self._driver.prepare(snapshot)
 
+    def warming(self, snapshot: Snapshot) -> bool:
+        """As the driver does."""
+        return self._driver.warming(snapshot)
+
     async def close(self) -> None:
         """Close the driver, with what nobody has."""
         keeper, self._keeper = self._keeper, None

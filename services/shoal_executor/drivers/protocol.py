@@ -197,6 +197,10 @@ class Driver(Protocol):
         """
         ...
 
+    def warming(self, snapshot: Snapshot) -> bool:
+        """Return whether the snapshot's `warm` code runs at this moment, and starts from it wait for that."""
+        ...
+
     def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
         """Start a sandbox of each name, which are unique among all that this driver ever started.
 

@@ -75,6 +75,10 @@ class SimulatedDriver:
     async def prepare(self, snapshot: Snapshot) -> None:
         """Every snapshot is at hand."""
 
+    def warming(self, snapshot: Snapshot) -> bool:
+        """No code is run."""
+        return False
+
     async def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
         """Yield each outcome after its drawn latency; those without latency at once."""
         profile = self._profile

@@ -89,6 +89,7 @@ from shoal_executor.service.offer import Offer
 from shoal_executor.service.outgoing import Outgoing
 from shoal_executor.service.outputs import Outputs
 from shoal_executor.service.pace import Pace
+from shoal_executor.service.preparing import prepared
 
 _LAST_WORDS_S: Final = 5.0
 _JOB: Final = "job"
@@ -294,8 +295,8 @@ class ExecutorService:
     def _carry_on(self, todo: ToDo) -> None:
         match todo:
             case Start(group=key, order=order, indices=indices):
-                self._deadlines.set(key, self._core.groups[key].due_ms)
-                self._spawn(self._start(key, order, indices))
+                self._deadlines.set(key, due_ms := self._core.groups[key].due_ms)
+                self._spawn(self._start(key, order, indices, due_ms))
             case RunJobs(group=key, indices=indices, commands=commands):
                 self._spawn(self._run_jobs(key, indices, commands))
             case Destroy(group=key, indices=indices):
@@ -307,10 +308,10 @@ class ExecutorService:
             case CutShort(group=key, index=index, id=id):
                 self._spawn(self._carrying.cut_short(name_of(key, index), id))
 
-    async def _start(self, key: Key, order: StartSandboxes, indices: Ranges) -> None:
+    async def _start(self, key: Key, order: StartSandboxes, indices: Ranges, due_ms: int) -> None:
         names, left, why = Names(key, indices), indices, EndReason.START_FAILED
         try:
-            await self._driver.prepare(order.snapshot)
+            await prepared(self._driver, order.snapshot, due_ms)
             spec = StartSpec(order.snapshot, order.resources, order.files, order.env, order.user)
             with self._pace.busy(), self._giving_way.starting(len(names)) as done:
                 async for outcome in self._driver.start(names, spec):

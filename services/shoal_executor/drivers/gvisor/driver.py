@@ -170,6 +170,10 @@ class GvisorDriver(AgentDriver[Box]):
         """Have its root, its disks and its memory on this node."""
         await self._starts.prepare(snapshot)
 
+    def warming(self, snapshot: Snapshot) -> bool:
+        """No interpreter is kept warm."""
+        return False
+
     def start(self, names: Sequence[str], spec: StartSpec) -> AsyncIterator[Started | StartFailed]:
         """Start all of them, so many at a time; of a kind that is asked for often, from one that was kept."""
         self._fresh.asked(spec, len(names))

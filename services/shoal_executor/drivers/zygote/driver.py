@@ -159,6 +159,10 @@ class ZygoteDriver(AgentDriver[Sandbox]):
         """Start the template's fork server, once."""
         await self._templates.server_of(snapshot)
 
+    def warming(self, snapshot: Snapshot) -> bool:
+        """Return whether the template's fork server waits for its warm interpreter."""
+        return self._templates.warming(snapshot)
+
     async def capture(self, name: str, directory: Path, *, memory: bool, hold: bool = False) -> Captured:
         """Keep its disk; what a process has in memory stays where it is."""
         if memory:

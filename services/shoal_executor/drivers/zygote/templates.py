@@ -62,6 +62,7 @@ class Templates:
         self._gone = gone
         self._busy = busy
         self._servers: dict[str, asyncio.Future[ForkServer]] = {}
+        self._warming: set[str] = set()
         self._ranges = itertools.count(_FIRST_UID, _RANGE)  # never shared, never used again: templates stay strangers
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -118,6 +119,10 @@ class Templates:
         self._retire()
         return await asyncio.shield(known)
 
+    def warming(self, snapshot: Snapshot) -> bool:
+        """Return whether its fork server is there but for the end of its `warm` code."""
+        return bool(snapshot.warm) and roots.key_of(snapshot) in self._warming
+
     def _set_aside(self, key: str, known: "asyncio.Future[ForkServer]") -> None:
         """Fork nothing out of it any more; it lives for as long as its sandboxes do."""
         server = known.result()
@@ -162,6 +167,8 @@ class Templates:
                 warm, tuple(entrances),
             )  # fmt: skip
             server.ground = await asyncio.to_thread(Ground.of, Path(root)) if root else None
+            if snapshot.warm:
+                self._warming.add(key)
             await server.launch(template, diary, place, key, group)
         except (DriverError, OSError, ImportError, RuntimeError) as error:
             if group is not None:
@@ -170,6 +177,7 @@ class Templates:
             kind = BadInputError if isinstance(error, BadInputError) else DriverError
             raise kind(f"the fork server of template {name} failed: {error}") from None
         finally:
+            self._warming.discard(key)
             for fd in (*lent, *entrances):
                 os.close(fd)
         return server

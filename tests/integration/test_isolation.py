@@ -443,6 +443,36 @@ async def test_who_takes_all_that_a_user_may_have_takes_it_from_nobody_else(
     await driver.destroy([greedy, neighbour, other])
 
 
+CROWD = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for user in range(2000, 2040):
+    if os.fork() == 0:
+        os.setuid(user)
+        while libc.inotify_init() >= 0:
+            os.write(1, b"x")
+        os.close(1)
+        import time
+        time.sleep(600)
+"""
+
+
+async def test_many_users_of_one_sandbox_take_no_more_inotify_instances_than_its_share(driver: ZygoteDriver) -> None:
+    allowed = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    greedy, neighbour = await one(driver), await one(driver)
+    for _ in range(2):  # what one that has ended took is there for the next
+        await driver.write_file(greedy, "/root/crowd.py", CROWD.encode())
+        taken = await sh(driver, greedy, "python3 /root/crowd.py | wc -c", timeout_ms=30_000)
+        assert int(taken.stdout) == allowed // 8
+        for name in (neighbour, await one(driver)):
+            await driver.write_file(name, "/root/greed.py", GREED.encode())
+            result = await driver.run(name, Command(("python3", "/root/greed.py", "inotify instances", "2")))
+            assert (result.stdout, result.exit_code) == (b"2\n", 0), name
+        await driver.destroy([greedy])
+        greedy = await one(driver)
+    await driver.destroy([greedy, neighbour])
+
+
 async def test_a_directory_of_the_host_is_a_template_only_where_the_executor_says(tmp_path: Path) -> None:
     (tmp_path / "templates" / "one").mkdir(parents=True)
     driver = ZygoteDriver(tmp_path / "state", template_roots=(tmp_path / "templates",))

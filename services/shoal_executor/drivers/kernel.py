@@ -123,6 +123,35 @@ def clone(flags: int) -> int:
     return _check(pid, f"clone {flags:#x}")
 
 
+def keep_capabilities() -> None:
+    """Have every capability whatever the effective user is, as `clone_for` needs it."""
+    prctl(_PR_SET_SECUREBITS, _NO_SETUID_FIXUP)
+
+
+def clone_for(owner: int, flags: int) -> int:
+    """Clone into a new user namespace that belongs to this user; for root that has done `keep_capabilities`.
+
+    Limits that the kernel counts by user and namespace it counts, of all that is in there, for that user, too. The
+    child is that user until its ids are mapped and it does `be_root`.
+    """
+    try:
+        os.seteuid(owner)
+        prctl(PR_SET_DUMPABLE, 1)  # each change of user hides its files under /proc, and its clones'
+        pid = clone(flags)
+    except OSError:
+        be_root()
+        raise
+    if pid:
+        be_root()
+    return pid
+
+
+def be_root() -> None:
+    """Be root in all respects, and as visible under /proc as before."""
+    os.setresuid(0, 0, 0)
+    prctl(PR_SET_DUMPABLE, 1)
+
+
 def prctl(option: int, value: int = 0) -> None:
     """Set an attribute of this process."""
     _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")

@@ -102,17 +102,20 @@ class Entrance:
     """The way from one template into its sandboxes.
 
     The process that makes it takes its first descriptors for it, lifts its own limit of descriptors (there is a
-    lifeline for each sandbox), and leaves no core files. `counted`: see `count_apart`.
+    lifeline for each sandbox), and leaves no core files. `counted`: see `count_apart`; `owned`: clones are users of the
+    template until they are root of their own, see `owners`.
     """
 
     def __init__(
-        self, lowers: list[str], program: bytes, warm: socket.socket | None, counted: Sequence[Counted] = ()
-    ) -> None:
+        self, lowers: list[str], program: bytes, warm: socket.socket | None, counted: Sequence[Counted] = (), *,
+        owned: bool = False,
+    ) -> None:  # fmt: skip
         self._lowers = lowers
+        self._owned = owned
         self._around = _around_memory()
         self._confine = [*confine(KEPT, program), steps.prctl(kernel.PR_SET_DUMPABLE)]
         self._arguments = _arguments()
-        self._watchers = _few_watchers()
+        self._watchers = few_watchers()
         self._counted = counted
         self._limit = usual_descriptors()
         hard = self._limit[1]
@@ -145,6 +148,8 @@ class Entrance:
         """Turn this fresh clone into the first process of a sandbox, as soon as a byte on its lifeline says so."""
         if not os.read(way.lifeline, 1):
             os._exit(1)
+        if self._owned:
+            kernel.be_root()
         upper = way.root.make()
         os.setsid()
         start, size = self._arguments
@@ -225,7 +230,8 @@ def confine(capabilities: frozenset[int], program: bytes) -> list[Step]:
     ]
 
 
-def _few_watchers() -> list[Step]:
+def few_watchers() -> list[Step]:
+    """Limit the inotify instances of each user of the namespace that this process is in then."""
     host, own = (f"/proc/{name}" for name in _WATCHERS)
     try:
         with open(host) as file:

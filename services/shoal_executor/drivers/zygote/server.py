@@ -26,6 +26,7 @@ from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.agent import heed_signals
 from shoal_executor.drivers.zygote.becoming import LINK, Entrance, Way, count_apart
 from shoal_executor.drivers.zygote.entering import RANGE, descend, enter_template
+from shoal_executor.drivers.zygote.owners import Owners
 from shoal_executor.drivers.zygote.rehearsal import rehearse
 from shoal_executor.drivers.zygote.warm import WarmingError, launch
 
@@ -44,14 +45,25 @@ class Sandbox(NamedTuple):
 
     pid: int
     lifeline: socket.socket
+    owner: int
 
 
 class Server:
-    """One template's fork server. `patience_s`: how long it waits for a driver when it has none."""
+    """One template's fork server. `patience_s`: how long it waits for a driver when it has none. `owners`: of
+
+    sandboxes' user namespaces; by default all are root's.
+    """
 
     def __init__(
-        self, control: socket.socket, listener: socket.socket, single: bool, patience_s: float, entrance: Entrance
+        self,
+        control: socket.socket,
+        listener: socket.socket,
+        single: bool,
+        patience_s: float,
+        entrance: Entrance,
+        owners: Owners | None = None,
     ) -> None:
+        self._owners = owners
         self._control: socket.socket | None = control
         self._listener = listener
         self._patience_s = patience_s
@@ -181,13 +193,15 @@ class Server:
 
     def _fork(self, order: frames.Order, fds: list[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        owner = self._owners.take() if self._owners is not None else 0
         try:
             way = self._entrance.prepare(order, fds[0], theirs.fileno(), fds[1:])
-            pid = kernel.clone(_FLAGS)
+            pid = kernel.clone_for(owner, _FLAGS) if owner else kernel.clone(_FLAGS)
             if pid == 0:
                 self._become(way)
         except BaseException:
             ours.close()
+            self._give_back(owner)
             raise
         finally:
             theirs.close()
@@ -199,11 +213,16 @@ class Server:
             ours.send(b"x")
         except OSError:
             ours.close()
+            self._give_back(owner)
             os.kill(pid, signal.SIGKILL)  # it waits for a word, and has the other end of that link itself
             raise
         self._ends.pop(order.name, None)  # another of that name
-        self._sandboxes[order.name] = Sandbox(pid, ours)
+        self._sandboxes[order.name] = Sandbox(pid, ours, owner)
         self._names[pid] = order.name
+
+    def _give_back(self, owner: int) -> None:
+        if self._owners is not None:
+            self._owners.give_back(owner)
 
     def _become(self, way: Way) -> NoReturn:
         """Be the sandbox."""
@@ -231,7 +250,9 @@ class Server:
                 return
             name = self._names.pop(pid, None)
             if name is not None:
-                self._sandboxes.pop(name).lifeline.close()
+                gone = self._sandboxes.pop(name)
+                gone.lifeline.close()
+                self._give_back(gone.owner)
                 self._note_end(name, status)
                 self._say(frames.Event("ended", name, status))
 
@@ -264,8 +285,9 @@ def main() -> None:
             os.close(fd)
         heed_signals()
         rehearse()
-        entrance = Entrance(lowers, template.filter, warm, counted)
-        server = Server(control, listener, template.base < 0, template.patience_s, entrance)
+        owners = Owners.where_it_may() if template.base >= 0 and warm is None else None
+        entrance = Entrance(lowers, template.filter, warm, counted, owned=owners is not None)
+        server = Server(control, listener, template.base < 0, template.patience_s, entrance, owners)
     except WarmingError as error:
         control.send(frames.encode(frames.Event("unwarmed", detail=str(error))))
         sys.exit(1)

@@ -393,6 +393,19 @@ class DriverConformance:
             assert (await sh(driver, name, f"{alive} && echo on", session=True)).stdout == b"on\n"
         await driver.destroy([name])
 
+    async def test_what_the_session_left_running_may_write_between_its_lines(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        for number in (1, 2):
+            left = await sh(driver, name, f"(sleep 0.2; echo late; echo late >&2; touch {number}) & x=5", session=True)
+            assert (left.exit_code, left.stdout, left.stderr) == (0, b"", b"")
+            async with asyncio.timeout(20):
+                while (await sh(driver, name, f"test -e {number}")).exit_code:
+                    pass
+            after = await sh(driver, name, "echo $x", session=True)
+            assert (after.exit_code, after.stdout, after.stderr) == (0, b"5\n", b"")
+        await driver.destroy([name])
+
     async def test_the_session_takes_any_line(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver)

@@ -170,3 +170,10 @@ def test_who_knows_the_mark_cannot_say_with_it_what_is_no_exit_code(shell: Shell
     forged = shell.session._mark + b"9" * 5000 + b".0\n"
     assert shell.session.take(1, forged) == forged
     assert not shell.session.complete()
+
+
+def test_what_is_heard_between_lines_is_the_end_of_none(shell: Shell) -> None:
+    assert shell.carry_out("echo one") == (0, b"one\n")
+    assert shell.session.take(1, b"late") == b""
+    assert not shell.session.complete()
+    assert shell.carry_out("echo two") == (0, b"two\n")

@@ -233,6 +233,7 @@ class Session:
         self.call = None
         self.deadline = None
         self._running = None
+        self._said = None  # what is heard in between is nobody's, and completes nothing
 
 
 def _file() -> int | None:

@@ -406,6 +406,21 @@ class DriverConformance:
             assert (after.exit_code, after.stdout, after.stderr) == (0, b"5\n", b"")
         await driver.destroy([name])
 
+    async def test_a_session_whose_line_waits_for_an_earlier_one_outlives_its_timeout(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        left = await sh(driver, name, "cd /usr; x=5; f() { echo f; }; sleep 1000 & pid=$!", session=True)
+        assert left.exit_code == 0
+        for waits in ("wait", "wait $pid", "sleep 1000 & wait; true"):
+            async with asyncio.timeout(20):
+                assert (await sh(driver, name, waits, session=True, timeout_ms=300)).timed_out
+            kept = await sh(driver, name, "kill -0 $pid && echo $x $PWD && f", session=True)
+            assert kept.stdout == b"5 /usr\nf\n", waits
+        became = await sh(driver, name, "exec sleep 1000", session=True, timeout_ms=300)
+        assert (became.timed_out, became.exit_code) == (True, 137)
+        assert (await sh(driver, name, "echo anew$x", session=True)).stdout == b"anew\n"
+        await driver.destroy([name])
+
     async def test_the_session_takes_any_line(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver)

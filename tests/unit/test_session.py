@@ -165,6 +165,26 @@ def test_a_shell_that_is_itself_busy_is_killed_at_once_and_what_it_left_running_
     os.kill(background, 0)
 
 
+@pytest.mark.parametrize("path", ["/bin/bash", "/bin/sh"])
+def test_a_shell_that_waits_for_what_an_earlier_line_left_running_is_woken(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(session, "_SHELLS", (path,))
+    shell = Shell()
+    try:
+        code, said = shell.carry_out("x=5; sleep 1238 > /dev/null 2>&1 & echo $!")
+        assert code == 0
+        shell.begin("echo on; wait")
+        shell.hear(b"on\n")
+        while session._processes()[shell.session.pid].busy:
+            pass  # it does not wait yet
+        shell.session.expire()
+        shell.end()
+        assert shell.carry_out(f"kill {int(said)} && echo $x") == (0, b"5\n")
+    finally:
+        shell.close()
+
+
 def test_who_knows_the_mark_cannot_say_with_it_what_is_no_exit_code(shell: Shell) -> None:
     shell.begin("while :; do :; done")  # what it says is said here
     forged = shell.session._mark + b"9" * 5000 + b".0\n"

@@ -9,7 +9,7 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Set
-from typing import Final
+from typing import Final, NamedTuple
 
 from shoal.wire.values import CommandResult
 from shoal_executor.drivers.agent.commands import Call, Running
@@ -22,6 +22,8 @@ _PAGE: Final = 4_096
 _END: Final = b"\n#\0"
 _TAKE: Final = b'eval "$_Q"'
 _LONGEST: Final = 20  # characters of a code and a process: anybody may write what looks like them
+_WAKE: Final = signal.SIGRTMAX
+"""Ends a shell's `wait`: the shell has a trap for it, which its children do not inherit."""
 _GRACE_S: Final = 1.0
 """How long a command may go on when its time is up and what it ran was killed, before its shell is."""
 
@@ -77,13 +79,14 @@ class Session:
         self._said = None
         self._expired = False
         line = command.line or shlex.join(command.argv)
+        trap = f"trap : {_WAKE:d}\n" if self._count == 1 else ""
         steps = [f"export {name}={shlex.quote(value)}" for name, value in command.env]
         if command.cwd:
             steps.append(f"cd -- {shlex.quote(command.cwd)}")
         steps.append(f"eval {shlex.quote(line)} </dev/null")
         # A line of its own: after some errors a shell goes on with its next.
         ended = f'printf \'{mark}%d.%d\\n\' "$?" "${{!:-0}}"'
-        self._feed(self._placed(f"{' && '.join(steps)}\n{ended}\n".encode()))
+        self._feed(self._placed(f"{trap}{' && '.join(steps)}\n{ended}\n".encode()))
 
     @property
     def unbegun(self) -> Call | None:
@@ -175,7 +178,7 @@ class Session:
         code, background = self._said
         if background != self._background:  # it left something running, which the ends of later ones spare
             self._background = background
-            self._earlier = frozenset(pid for pid, (parent, _) in _processes().items() if parent == self.pid)
+            self._earlier = frozenset(pid for pid, process in _processes().items() if process.parent == self.pid)
         answer = self.call, self._running.result(code)
         self._reset()
         return answer
@@ -183,14 +186,17 @@ class Session:
     def expire(self) -> None:
         """Kill what the command runs, but not what earlier ones left running.
 
-        The shell goes on, with what it remembers, unless it is itself the one busy: now, or still after `_GRACE_S`.
+        The shell goes on, with what it remembers, unless it is itself the one busy: now, or still after `_GRACE_S`. One
+        that waits for what an earlier one left is woken.
         """
         assert self._running is not None
         self._running.timed_out = not self._running.given_up
         there = _processes()
         doomed = _descendants(there, self.pid, self._earlier)
-        last = self._expired or not doomed
-        if last:
+        last = self._expired or (not doomed and self.pid in there and there[self.pid].busy)
+        if not last:
+            self._kill(self.pid, _WAKE)
+        else:
             # Not stopped before: in gvisor the end of a stopped shell hangs up on all of its group.
             self._kill(self.pid)
             doomed |= self._started_since(there, doomed)
@@ -205,17 +211,17 @@ class Session:
             self._running.given_up = True
             self.expire()
 
-    def _started_since(self, there: Mapping[int, tuple[int, int]], doomed: Set[int]) -> set[int]:
+    def _started_since(self, there: "Mapping[int, Process]", doomed: Set[int]) -> set[int]:
         """Return what the shell, now killed, and what is doomed have started since: it is of their session still."""
         now = _processes()
-        ours = {pid for pid, (_, session) in now.items() if session == self.pid and pid != self.pid}
+        ours = {pid for pid, process in now.items() if process.session == self.pid and pid != self.pid}
         spared = ours & there.keys() - doomed
         return ours - there.keys() - {each for pid in spared for each in _descendants(now, pid, frozenset())}
 
     @staticmethod
-    def _kill(pid: int) -> None:
+    def _kill(pid: int, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
     def gone(self, code: int) -> tuple[Call, CommandResult] | None:
         """The shell ended; returns the command that ended it, and its result."""
@@ -225,6 +231,8 @@ class Session:
         if self.call is None or self._running is None:
             return None
         self._running.take(1, self._tail)  # it was not the mark's beginning
+        if self._expired and code == -_WAKE:
+            code = -signal.SIGKILL  # what it had become has no such trap
         answer = self.call, self._running.result(code)
         self._reset()
         return answer
@@ -266,23 +274,31 @@ def _numbers(said: bytes) -> tuple[int, int] | None:
     return (int(code), int(background)) if numbers else None
 
 
-def _processes() -> dict[int, tuple[int, int]]:
-    """Return of every process its parent and its session."""
-    found: dict[int, tuple[int, int]] = {}
+class Process(NamedTuple):
+    """A process: its parent, its session, and whether it was at work."""
+
+    parent: int
+    session: int
+    busy: bool
+
+
+def _processes() -> dict[int, Process]:
+    """Return every process."""
+    found: dict[int, Process] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-                _, parent, _, session, *_ = file.read().rpartition(b")")[2].split()
-                found[int(entry)] = int(parent), int(session)
+                state, parent, _, session, *_ = file.read().rpartition(b")")[2].split()
+                found[int(entry)] = Process(int(parent), int(session), state == b"R")
     return found
 
 
-def _descendants(processes: Mapping[int, tuple[int, int]], pid: int, spared: Set[int]) -> set[int]:
+def _descendants(processes: Mapping[int, Process], pid: int, spared: Set[int]) -> set[int]:
     """Return all that descend from a process, but for these and what descends from them."""
     children: dict[int, list[int]] = {}
-    for child, (parent, _) in processes.items():
+    for child, process in processes.items():
         if child not in spared:
-            children.setdefault(parent, []).append(child)
+            children.setdefault(process.parent, []).append(child)
     found: set[int] = set()
     ask = [pid]
     while ask:

@@ -334,6 +334,37 @@ class DriverConformance:
         assert (await sh(driver, name, processes("[s]leep 600"))).stdout == b"0\n"
         await driver.destroy([name])
 
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "timeout 1000 sleep 603",  # which makes a group of its own
+            "cd /tmp && timeout 1000 sleep 603; true",
+            "setsid sleep 603 & sleep 603",
+            "timeout 1000 setsid sh -c 'sleep 603 & sleep 603; true'; true",
+        ],
+    )
+    async def test_a_timeout_kills_what_the_command_runs_in_groups_of_their_own(
+        self, driver: Driver, line: str
+    ) -> None:
+        self.needs_real()
+        name = await one(driver)
+        await sh(driver, name, "setsid sleep 1000 & timeout 1000 sleep 1000 & echo $! > pid")
+        count = processes("[s]leep 603")
+        running = asyncio.create_task(sh(driver, name, line))
+        async with asyncio.timeout(20):
+            while (await sh(driver, name, count)).stdout == b"0\n":
+                pass
+            running.cancel()
+            while (await sh(driver, name, count)).stdout != b"0\n":
+                pass
+        assert (await sh(driver, name, line, timeout_ms=500)).timed_out
+        async with asyncio.timeout(20):
+            while (await sh(driver, name, count)).stdout != b"0\n":
+                pass
+        assert (await sh(driver, name, "kill -0 $(cat pid)")).exit_code == 0
+        assert (await sh(driver, name, processes("[s]leep 1000"))).stdout == b"3\n"
+        await driver.destroy([name])
+
     async def test_a_timeout_may_be_as_long_as_anybody_likes(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from shoal.wire.messages import Command
-from shoal_executor.drivers.agent import frames, session
+from shoal_executor.drivers.agent import family, frames, session
 from shoal_executor.drivers.agent.commands import Call
 from shoal_executor.drivers.agent.session import Session
 
@@ -176,7 +176,7 @@ def test_a_shell_that_waits_for_what_an_earlier_line_left_running_is_woken(
         assert code == 0
         shell.begin("echo on; wait")
         shell.hear(b"on\n")
-        while session._processes()[shell.session.pid].busy:
+        while family.processes()[shell.session.pid].busy:
             pass  # it does not wait yet
         shell.session.expire()
         shell.end()

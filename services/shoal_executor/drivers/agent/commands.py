@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import signal
 import time
 
 from shoal.wire.outputs import LARGEST
 from shoal.wire.values import Command, CommandResult
-from shoal_executor.drivers.agent import frames
+from shoal_executor.drivers.agent import family, frames
 from shoal_executor.drivers.agent.programs import PATH, start
 from shoal_executor.drivers.kept import Kept
 
@@ -71,9 +70,8 @@ class Running:
             self.kill()
 
     def kill(self) -> None:
-        """Kill its process group; what earlier commands left running lives on."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """Kill what it runs; what earlier commands left running lives on."""
+        family.end(self.pid)
 
     def result(self, code: int) -> CommandResult:
         """Return what became of it."""

@@ -1,6 +1,5 @@
 """The sandbox's one persistent shell: its directory, variables and functions stay from command to command."""
 
-import contextlib
 import fcntl
 import os
 import shlex
@@ -9,9 +8,10 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Set
-from typing import Final, NamedTuple
+from typing import Final
 
 from shoal.wire.values import CommandResult
+from shoal_executor.drivers.agent import family
 from shoal_executor.drivers.agent.commands import Call, Running
 from shoal_executor.drivers.agent.programs import PATH, start
 
@@ -178,7 +178,7 @@ class Session:
         code, background = self._said
         if background != self._background:  # it left something running, which the ends of later ones spare
             self._background = background
-            self._earlier = frozenset(pid for pid, process in _processes().items() if process.parent == self.pid)
+            self._earlier = frozenset(pid for pid, process in family.processes().items() if process.parent == self.pid)
         answer = self.call, self._running.result(code)
         self._reset()
         return answer
@@ -191,17 +191,17 @@ class Session:
         """
         assert self._running is not None
         self._running.timed_out = not self._running.given_up
-        there = _processes()
-        doomed = _descendants(there, self.pid, self._earlier)
+        there = family.processes()
+        doomed = family.descendants(there, self.pid, self._earlier)
         last = self._expired or (not doomed and self.pid in there and there[self.pid].busy)
         if not last:
-            self._kill(self.pid, _WAKE)
+            family.kill(self.pid, _WAKE)
         else:
             # Not stopped before: in gvisor the end of a stopped shell hangs up on all of its group.
-            self._kill(self.pid)
+            family.kill(self.pid)
             doomed |= self._started_since(there, doomed)
         for pid in doomed:
-            self._kill(pid)
+            family.kill(pid)
         self.deadline = None if last else time.monotonic() + _GRACE_S
         self._expired = True
 
@@ -211,17 +211,12 @@ class Session:
             self._running.given_up = True
             self.expire()
 
-    def _started_since(self, there: "Mapping[int, Process]", doomed: Set[int]) -> set[int]:
+    def _started_since(self, there: Mapping[int, family.Process], doomed: Set[int]) -> set[int]:
         """Return what the shell, now killed, and what is doomed have started since: it is of their session still."""
-        now = _processes()
+        now = family.processes()
         ours = {pid for pid, process in now.items() if process.session == self.pid and pid != self.pid}
         spared = ours & there.keys() - doomed
-        return ours - there.keys() - {each for pid in spared for each in _descendants(now, pid, frozenset())}
-
-    @staticmethod
-    def _kill(pid: int, number: int = signal.SIGKILL) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+        return ours - there.keys() - {each for pid in spared for each in family.descendants(now, pid)}
 
     def gone(self, code: int) -> tuple[Call, CommandResult] | None:
         """The shell ended; returns the command that ended it, and its result."""
@@ -272,37 +267,3 @@ def _numbers(said: bytes) -> tuple[int, int] | None:
     code, _, background = said.partition(b".")
     numbers = len(said) < _LONGEST and code.isdigit() and background.isdigit()
     return (int(code), int(background)) if numbers else None
-
-
-class Process(NamedTuple):
-    """A process: its parent, its session, and whether it was at work."""
-
-    parent: int
-    session: int
-    busy: bool
-
-
-def _processes() -> dict[int, Process]:
-    """Return every process."""
-    found: dict[int, Process] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-                state, parent, _, session, *_ = file.read().rpartition(b")")[2].split()
-                found[int(entry)] = Process(int(parent), int(session), state == b"R")
-    return found
-
-
-def _descendants(processes: Mapping[int, Process], pid: int, spared: Set[int]) -> set[int]:
-    """Return all that descend from a process, but for these and what descends from them."""
-    children: dict[int, list[int]] = {}
-    for child, process in processes.items():
-        if child not in spared:
-            children.setdefault(process.parent, []).append(child)
-    found: set[int] = set()
-    ask = [pid]
-    while ask:
-        born = children.get(ask.pop(), [])
-        found.update(born)
-        ask += born
-    return found

@@ -424,6 +424,22 @@ class DriverConformance:
             assert (await sh(driver, name, f"{alive} && echo on", session=True)).stdout == b"on\n"
         await driver.destroy([name])
 
+    async def test_a_line_of_the_session_finds_the_exit_code_of_the_one_before(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+
+        async def line(text: str, **options: object) -> tuple[int, bytes]:
+            result = await sh(driver, name, text, session=True, **options)
+            return result.exit_code, result.stdout
+
+        assert await line("(exit 7)") == (7, b"")
+        assert await line("echo $?") == (0, b"7\n")
+        assert await line("echo $?; false") == (1, b"0\n")
+        assert await line("echo $? $x $PWD; declare -F; set -e", cwd="/usr", env=(("x", "5"),)) == (0, b"1 5 /usr\n")
+        assert await line("(exit 3)") == (3, b"")  # which `set -e` ends it for
+        assert await line("echo $?$x") == (0, b"0\n")  # a new one
+        await driver.destroy([name])
+
     async def test_what_the_session_left_running_may_write_between_its_lines(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver)

@@ -105,6 +105,7 @@ def test_other_shells_read_from_the_pipe(monkeypatch: pytest.MonkeyPatch) -> Non
     try:
         assert shell.carry_out("cd /usr; x=5; echo 'a b'") == (0, b"a b\n")
         assert shell.carry_out('echo "$x $PWD"; (exit 4)') == (4, b"5 /usr\n")
+        assert shell.carry_out("echo $?") == (0, b"4\n")
     finally:
         shell.close()
 

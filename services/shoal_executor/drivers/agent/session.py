@@ -59,6 +59,7 @@ class Session:
         self._running: Running | None = None
         self._name = os.urandom(6).hex()
         self._count = 0
+        self._code = 0
         self._mark = b""
         self._tail = b""
         self._said: tuple[int, int] | None = None
@@ -83,7 +84,7 @@ class Session:
         steps = [f"export {name}={shlex.quote(value)}" for name, value in command.env]
         if command.cwd:
             steps.append(f"cd -- {shlex.quote(command.cwd)}")
-        steps.append(f"eval {shlex.quote(line)} </dev/null")
+        steps.append(_after(self._code, f"eval {shlex.quote(line)} </dev/null"))
         # A line of its own: after some errors a shell goes on with its next.
         ended = f'printf \'{mark}%d.%d\\n\' "$?" "${{!:-0}}"'
         self._feed(self._placed(f"{trap}{' && '.join(steps)}\n{ended}\n".encode()))
@@ -176,6 +177,7 @@ class Session:
         assert self._running is not None
         assert self._said is not None
         code, background = self._said
+        self._code = code
         if background != self._background:  # it left something running, which the ends of later ones spare
             self._background = background
             self._earlier = frozenset(pid for pid, process in family.processes().items() if process.parent == self.pid)
@@ -252,6 +254,15 @@ def _file() -> int | None:
         return None
     finally:
         os.close(made)
+
+
+def _after(code: int, line: str) -> str:
+    """Return the line with `$?` being this code at its beginning: what told of the last one's end has changed it.
+
+    By a function, which removes itself: `(exit 1)` is another process, for which there may be no room. What is before
+    `||` may fail under `set -e`.
+    """
+    return f"{{ __r() {{ unset -f __r; return {code}; }}; __r || {line}\n}}" if code else line
 
 
 def _overlap(data: bytes, mark: bytes) -> int:

@@ -440,6 +440,15 @@ class DriverConformance:
         assert await line("echo $?$x") == (0, b"0\n")  # a new one
         await driver.destroy([name])
 
+    async def test_a_line_of_the_session_may_send_elsewhere_what_it_and_later_ones_write(self, driver: Driver) -> None:
+        self.needs_real()
+        name = await one(driver)
+        for line, code in (("exec > out; echo in", 0), ("echo more; false", 1), ("exec 1>&-; (exit 3)", 3), ("x=5", 0)):
+            ended = await sh(driver, name, line, session=True, timeout_ms=20_000)
+            assert (ended.exit_code, ended.timed_out, ended.stdout) == (code, False, b""), line
+        assert (await sh(driver, name, "cat out")).stdout == b"in\nmore\n"
+        await driver.destroy([name])
+
     async def test_what_the_session_left_running_may_write_between_its_lines(self, driver: Driver) -> None:
         self.needs_real()
         name = await one(driver)

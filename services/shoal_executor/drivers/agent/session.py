@@ -17,6 +17,8 @@ from shoal_executor.drivers.agent.programs import PATH, start
 
 _SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
 _HIGH: Final = 60  # descriptors that nobody counts on
+_SAID: Final = 70
+"""The shell's descriptor of its standard output as it was first: a line may send that elsewhere (`exec > log`)."""
 _KEPT: Final = 65_536
 _PAGE: Final = 4_096
 _END: Final = b"\n#\0"
@@ -80,14 +82,22 @@ class Session:
         self._said = None
         self._expired = False
         line = command.line or shlex.join(command.argv)
-        trap = f"trap : {_WAKE:d}\n" if self._count == 1 else ""
+        first = ""
+        if self._count == 1:
+            first = f"trap : {_WAKE:d}\n" + (f"exec {_SAID}>&1\n" if self._file is not None else "")
         steps = [f"export {name}={shlex.quote(value)}" for name, value in command.env]
         if command.cwd:
             steps.append(f"cd -- {shlex.quote(command.cwd)}")
         steps.append(_after(self._code, f"eval {shlex.quote(line)} </dev/null"))
         # A line of its own: after some errors a shell goes on with its next.
-        ended = f'printf \'{mark}%d.%d\\n\' "$?" "${{!:-0}}"'
-        self._feed(self._placed(f"{trap}{' && '.join(steps)}\n{ended}\n".encode()))
+        self._feed(self._placed(f"{first}{' && '.join(steps)}\n{self._ended(mark)}\n".encode()))
+
+    def _ended(self, mark: str) -> str:
+        """Return what says that a line is done: its exit code, and which process was the last in the background."""
+        if self._file is None:  # other shells know one digit of a descriptor
+            return f'printf \'{mark}%d.%d\\n\' "$?" "${{!:-0}}"'
+        says = f"printf '{mark}%d.%d\\\\n' $? ${{!:-0}}"  # the numbers are put in once, before the first of them runs
+        return f'eval "{says} >&{_SAID} || {says}"'
 
     @property
     def unbegun(self) -> Call | None:

@@ -15,7 +15,9 @@ apt_install() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     say "installing $* through apt"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    # One repository of many that has expired fails an update; the others, and the lists from before, are still there.
+    apt-get update -qq || say "apt-get update failed: trying with the package lists that are there"
+    apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 can_venv() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
 has_seccomp() { "$python" -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' 2>/dev/null; }

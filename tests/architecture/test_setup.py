@@ -114,6 +114,15 @@ def test_root_gets_a_missing_venv_through_apt(machine: Machine) -> None:
     assert len(machine.installed.splitlines()) == 2
 
 
+def test_an_update_that_fails_does_not_keep_a_package_away_that_can_be_had(machine: Machine) -> None:
+    machine.python(venv='[ -e "$HOME/python3-venv" ]')
+    machine.command("id", "echo 0")
+    machine.command("apt-get", 'case "$*" in update*) exit 100 ;; *python3-venv) touch "$HOME/python3-venv" ;; esac')
+    done = machine.setup()
+    assert done.returncode == 0, done.stderr
+    assert "apt-get update failed" in done.stdout
+
+
 @pytest.mark.parametrize(("tool", "package"), [("mkfs.erofs", "erofs-utils"), ("runsc", "runsc")])
 def test_what_only_some_sandboxes_need_is_installed_or_said_to_be_missing(
     machine: Machine, tool: str, package: str

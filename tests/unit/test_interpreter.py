@@ -6,6 +6,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,20 +150,62 @@ def test_one_whose_children_have_its_socket_is_given_up_when_it_was_killed(sandb
     assert [(result.exit_code, result.timed_out) for result in sandbox.results] == [(137, True)]
 
 
-@pytest.mark.parametrize("text", ["raise SystemExit(3)", "while True: pass"], ids=["ends", "endless"])
-def test_it_takes_its_modules_from_its_own_library_and_the_codes_from_the_home_too(tmp_path: Path, text: str) -> None:
-    for name in ("ast", "json", "linecache", "socket", "struct", "types", "typing"):
-        (tmp_path / f"{name}.py").write_text(text)
-    (tmp_path / "own.py").write_text("said = 'own'")
-    interpreter = Interpreter.cold({"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, "")
-    interpreter.begin(Call(frames.Run(1, Command(python="import own; print(own.said)"), False, "")))
+IMPORTS_FIRST = f"""#!/bin/sh
+exec {sys.executable} "$1" "import linecache
+$2"
+"""
+"""A Python that behaves as 3.13: it imports a module before the first line of `-c`."""
+
+
+def said(interpreter: Interpreter, code: str) -> str:
+    """Return what this code writes there."""
+    interpreter.begin(Call(frames.Run(1, Command(python=code), False, "")))
     while not interpreter.complete():
         assert select.select([interpreter.control], [], [], 20)[0], "nothing is heard of it"
         assert interpreter.listen(), os.read(interpreter.outputs[2], 4096)
     interpreter.take(1, os.read(interpreter.outputs[1], 4096))
-    assert interpreter.finish()[1].stdout == b"own\n"
+    answer = interpreter.finish()[1]
     interpreter.gone(0)
     os.waitpid(interpreter.pid, 0)
+    return answer.stdout.decode()
+
+
+@pytest.fixture(params=["as it is", "imports first"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where to look for programs: with the machine's own python3, and with one that behaves as 3.13."""
+    if request.param == "as it is":
+        return os.environ["PATH"]
+    python = tmp_path / "bin/python3"
+    python.parent.mkdir()
+    python.write_text(IMPORTS_FIRST)
+    python.chmod(0o755)
+    return f"{python.parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(3)", "while True: pass"], ids=["ends", "endless"])
+def test_it_takes_its_modules_from_its_own_library_and_the_codes_from_the_home_too(
+    tmp_path: Path, path: str, text: str
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("ast", "json", "linecache", "os", "socket", "struct", "token", "types", "typing"):
+        (home / f"{name}.py").write_text(text)
+    (home / "own.py").write_text("said = 'own'")
+    interpreter = Interpreter.cold({"HOME": str(home), "PATH": path}, "")
+    assert said(interpreter, "import own; print(own.said)") == "own\n"
+
+
+SEEN = "import os, sys; print(sys.path.count(''), sys.path[0] == '', os.environ.get('PYTHONSAFEPATH'))"
+
+
+@pytest.mark.parametrize(
+    ("env", "seen"), [({}, "1 True None"), ({"PYTHONSAFEPATH": ""}, "1 True None"), ({"PYTHONSAFEPATH": "1"}, "0 False 1")]
+)
+def test_code_looks_for_modules_in_the_home_first_unless_its_environment_says_otherwise(
+    tmp_path: Path, path: str, env: dict[str, str], seen: str
+) -> None:
+    interpreter = Interpreter.cold({"HOME": str(tmp_path), "PATH": path, **env}, "")
+    assert said(interpreter, SEEN) == seen + "\n"
 
 
 def test_one_that_never_begins_is_killed_when_the_codes_time_is_up(tmp_path: Path) -> None:

@@ -19,20 +19,18 @@ with open(os.path.join(os.path.dirname(__file__), "served.py"), encoding="utf-8"
 _NAMES: Final = ("python3", "python")
 _INTERRUPTED_S: Final = 1.0
 """How long code may take to end by KeyboardInterrupt when its time is up, before its interpreter is killed."""
-MAIN: Final = (
+_MAIN: Final = (
     "import sys\n"
     "path = sys.path[:]\n"
     "sys.path[:] = [place for place in path if place]\n"
     "space = {{'__name__': 'shoal'}}\n"
     "with open({text}, 'rb') as source: exec(compile(source.read(), '<shoal>', 'exec'), space)\n"
-    "import socket\n"
-    "sys.path[:] = path\n"
+    "import os, socket\n"
+    "if {ours}: del os.environ[{safe!r}]\n"
+    "sys.path[:] = path if not {ours} or path[:1] == [''] else ['', *path]\n"
     "space[{what!r}](socket.socket(fileno={control}), space['namespace']())\n"
 )
-"""What an interpreter is started with: where to read what it runs first, which of it to call, and its socket.
-
-That takes nothing of where it is, the sandbox's home: a `types.py` there is not what it means.
-"""
+_SAFE: Final = "PYTHONSAFEPATH"
 _NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 _LENGTH: Final = struct.Struct(">I")
 _CODE: Final = struct.Struct(">i")
@@ -46,6 +44,18 @@ def find(env: dict[str, str]) -> str:
             if os.access(path, os.X_OK) and not os.path.isdir(path):
                 return path
     raise FileNotFoundError(2, "the image has no python3 to run this in", "python3")
+
+
+def first(env: dict[str, str], text: int, what: str, control: int) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments and the environment to start an interpreter with.
+
+    It reads what it runs first from `text`, and calls `what` of that with its socket, `control`. All this takes nothing
+    of where it is, the sandbox's home: a `types.py` there is not what it means. From 3.13 on Python itself imports before
+    the first line of `-c`, so that place comes to its path only afterwards. Older ones have it from the beginning.
+    """
+    ours = not env.get(_SAFE)
+    main = _MAIN.format(text=text, what=what, control=control, ours=ours, safe=_SAFE)
+    return ["-c", main], {**env, _SAFE: "1"} if ours else env
 
 
 def source(text: str = SERVED) -> int:
@@ -96,10 +106,9 @@ class Interpreter:
         here, there = socket.socketpair()
         text = source()
         try:
-            main = MAIN.format(text=text, what="serve", control=there.fileno())
             fds = (text, there.fileno())
-            argv = [find(full), "-c", main]
-            program = start(argv, full, "", user, stdin=False, fds=fds, few_calls=few_calls)
+            argv, its = first(full, text, "serve", there.fileno())
+            program = start([find(full), *argv], its, "", user, stdin=False, fds=fds, few_calls=few_calls)
         except BaseException:
             here.close()
             raise

@@ -16,7 +16,7 @@ from typing import Final
 
 from shoal_executor.drivers import kernel
 from shoal_executor.drivers.agent import frames
-from shoal_executor.drivers.agent.interpreter import MAIN, find, source
+from shoal_executor.drivers.agent.interpreter import find, first, source
 from shoal_executor.drivers.agent.programs import PATH
 from shoal_executor.drivers.zygote.becoming import Counted, Root, confine, inside, stacked, usual_descriptors
 from shoal_executor.drivers.zygote.steps import take
@@ -86,5 +86,5 @@ def _become(
     take(confine(frozenset(), template.warm_filter))
     full = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **dict(template.env)}
     os.chdir("/root")
-    main = MAIN.format(text=_SOURCE, what="warm", control=_CONTROL)
-    os.execve(find(full), ["python3", "-c", main], full)  # noqa: S606 - no shell is wanted
+    argv, its = first(full, _SOURCE, "warm", _CONTROL)
+    os.execve(find(full), ["python3", *argv], its)  # noqa: S606 - no shell is wanted

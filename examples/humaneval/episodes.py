@@ -9,6 +9,7 @@ from candidates import Candidate, Problem
 
 VERDICT: Final = "verdict"
 TEST_SECONDS: Final = 20.0
+TIMED_OUT: Final = "timed out"
 
 
 @dataclass(slots=True)
@@ -18,6 +19,8 @@ class Episode:
     problem: str
     passed: list[bool] = field(default_factory=list)
     reference_passed: bool | None = None
+    reference_failed: str = ""
+    """How it failed, where it did."""
     commands: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -45,13 +48,16 @@ async def play(sandbox: shoal.Sandbox, problem: Problem, order: list[Candidate])
             episode.reference_passed = passed
         if passed:
             return episode
-        episode.failures[_kind(result)] += 1
+        kind = _kind(result)
+        episode.failures[kind] += 1
+        if candidate.is_reference:
+            episode.reference_failed = kind
     return episode
 
 
 def _kind(result: shoal.CommandResult) -> str:
     if result.timed_out:
-        return "timed out"
+        return TIMED_OUT
     if result.out_of_memory:
         return "out of memory"
     lines = result.stderr.strip().splitlines()

@@ -28,7 +28,7 @@ from rich.table import Table
 
 import shoal
 from candidates import Problem, candidates
-from episodes import Episode, play
+from episodes import TEST_SECONDS, TIMED_OUT, Episode, play
 from shoal.cli.system import LocalSystem
 
 SANDBOXES = 4
@@ -137,6 +137,23 @@ def summary(score: Score) -> dict[str, object]:
     }
 
 
+def incomplete(score: Score, wanted: int) -> str:
+    """Return why not all that was wanted was done, in one sentence for a person; nothing where it was."""
+    told = []
+    missing = wanted * SANDBOXES - len(score.episodes)
+    if missing:
+        told.append(f"{missing} of {wanted * SANDBOXES} sandboxes have no score")
+    failed = {each.problem: each.reference_failed for each in score.episodes if each.reference_passed is False}
+    if failed:
+        which = ", ".join(f"{problem} ({how})" for problem, how in failed.items())
+        told.append(f"the reference solution failed for {which}")
+    if TIMED_OUT in failed.values():
+        told.append(
+            f"{TEST_SECONDS:g} s were too little on this machine as busy as it is: a lower --concurrency may help"
+        )
+    return "; ".join(told)
+
+
 def show(figures: dict[str, object], console: Console) -> None:
     """Print the table."""
     table = Table(title="HumanEval in real sandboxes", show_header=False)
@@ -175,13 +192,10 @@ def main() -> None:
         print(json.dumps(figures))
     else:
         show(figures, console)
-    wanted = options.problems
-    complete = figures["sandboxes"] == wanted * SANDBOXES and figures["reference_solutions_passed"] == wanted
-    if not complete:
-        console.print(
-            f"[bold red]incomplete[/]: {wanted} reference solutions must pass in {wanted * SANDBOXES} sandboxes"
-        )
-    sys.exit(0 if complete else 1)
+    reason = incomplete(score, options.problems)
+    if reason:
+        console.print(f"[bold red]incomplete[/]: {reason}", soft_wrap=True)
+    sys.exit(1 if reason else 0)
 
 
 if __name__ == "__main__":

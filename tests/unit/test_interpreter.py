@@ -199,7 +199,8 @@ SEEN = "import os, sys; print(sys.path.count(''), sys.path[0] == '', os.environ.
 
 
 @pytest.mark.parametrize(
-    ("env", "seen"), [({}, "1 True None"), ({"PYTHONSAFEPATH": ""}, "1 True None"), ({"PYTHONSAFEPATH": "1"}, "0 False 1")]
+    ("env", "seen"),
+    [({}, "1 True None"), ({"PYTHONSAFEPATH": ""}, "1 True None"), ({"PYTHONSAFEPATH": "1"}, "0 False 1")],
 )
 def test_code_looks_for_modules_in_the_home_first_unless_its_environment_says_otherwise(
     tmp_path: Path, path: str, env: dict[str, str], seen: str

@@ -50,8 +50,8 @@ def first(env: dict[str, str], text: int, what: str, control: int) -> tuple[list
     """Return the arguments and the environment to start an interpreter with.
 
     It reads what it runs first from `text`, and calls `what` of that with its socket, `control`. All this takes nothing
-    of where it is, the sandbox's home: a `types.py` there is not what it means. From 3.13 on Python itself imports before
-    the first line of `-c`, so that place comes to its path only afterwards. Older ones have it from the beginning.
+    of where it is, the sandbox's home: a `types.py` there is not what it means. From 3.13 on Python imports modules
+    before the first line of `-c`, so that place comes to its path only afterwards. Before 3.11 it is there at once.
     """
     ours = not env.get(_SAFE)
     main = _MAIN.format(text=text, what=what, control=control, ours=ours, safe=_SAFE)

@@ -13,7 +13,7 @@ import structlog
 
 from shoal import host
 from shoal.wire.messages import Isolation, Snapshot
-from shoal_executor.drivers import roots
+from shoal_executor.drivers import rootless, roots
 from shoal_executor.drivers.agent import frames
 from shoal_executor.drivers.agent.link import Link
 from shoal_executor.drivers.cgroups import Groups
@@ -93,8 +93,7 @@ class ZygoteDriver(AgentDriver[Sandbox]):
             await try_walls(self)
         except (DriverError, OSError) as error:
             await self.close()
-            hint = "" if os.geteuid() == 0 else "; run the executor as root, or allow user namespaces to this user"
-            raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}{hint}") from error
+            raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}{rootless.hint()}") from error
         a_second = 100.0 * host.cores()
         return DriverReport(self._groups.unenforced, a_second, self._starts_at_once)
 

@@ -1,5 +1,6 @@
 """What an executor that is not root lacks, and how it is had: the kernel's settings say who may make namespaces."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -12,9 +13,13 @@ _SETTINGS: Final = (
 """A setting, its value that forbids user namespaces to users, and one that allows them."""
 
 
-def hint(settings: Path = Path("/proc/sys")) -> str:
-    """Return what to say behind why no sandbox can be started: nothing to root."""
-    if os.geteuid() == 0:
+_REFUSED: Final = tuple(map(os.strerror, (errno.EPERM, errno.EACCES, errno.ENOSPC)))
+"""The last where there may be no more namespaces."""
+
+
+def hint(error: str, settings: Path = Path("/proc/sys")) -> str:
+    """Return what to say behind an error that kept sandboxes from being started: nothing to root, nor of others."""
+    if os.geteuid() == 0 or not any(words in error for words in _REFUSED):
         return ""
     return "; run the executor as root, or allow user namespaces to this user" + _how(settings)
 

@@ -93,7 +93,9 @@ class ZygoteDriver(AgentDriver[Sandbox]):
             await try_walls(self)
         except (DriverError, OSError) as error:
             await self.close()
-            raise IsolationFailedError(f"sandboxes cannot be isolated here: {error}{rootless.hint()}") from error
+            raise IsolationFailedError(
+                f"sandboxes cannot be isolated here: {error}{rootless.hint(str(error))}"
+            ) from error
         a_second = 100.0 * host.cores()
         return DriverReport(self._groups.unenforced, a_second, self._starts_at_once)
 

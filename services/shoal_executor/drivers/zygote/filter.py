@@ -33,7 +33,10 @@ _LOW: Final = 32
 @functools.cache
 def compile_filter(allow: tuple[str, ...] = ()) -> bytes:
     """Return the program, which lets these calls pass besides. Raises RuntimeError where libseccomp is not there."""
-    import pyseccomp  # it needs a library that only this isolation does
+    try:
+        import pyseccomp  # it needs a library that only this isolation does
+    except OSError as error:
+        raise RuntimeError(f"libseccomp is missing ({error}): apt install libseccomp2") from None
 
     rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ALLOW)
     for name in (each for each in _DENIED if each not in allow):

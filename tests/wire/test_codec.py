@@ -103,11 +103,11 @@ def test_bytes_after_a_message_are_refused() -> None:
 
 def test_endless_nesting_is_refused() -> None:
     with pytest.raises(codec.UndecodableError):
-        codec.decode(b"\x91" * 100_000)
+        codec.decode(b"\x91" * 1_000_000)  # from Python 3.14 on, 100,000 levels have room on the stack
     extra = codec.encode(SAMPLES["Tick"])
     assert extra[0] == 0x92
     with pytest.raises(codec.UndecodableError):
-        codec.decode(b"\x93" + extra[1:] + b"\x91" * 100_000 + b"\xc0")
+        codec.decode(b"\x93" + extra[1:] + b"\x91" * 1_000_000 + b"\xc0")
 
 
 def test_a_length_that_lies_is_refused() -> None:

@@ -12,7 +12,7 @@ import msgspec
 from shoal.machine.core import Cause, Collect, Effect, Inspect, LawBrokenError, Publish, Seal
 from shoal.wire import messages as m, subjects
 from shoal.wire.quantities import BadValueError
-from shoal_snapshot.core import builds, catalogue
+from shoal_snapshot.core import builds as building, catalogue as cataloguing
 from shoal_snapshot.core.builds import Builds, told
 from shoal_snapshot.core.catalogue import Catalogue
 from shoal_snapshot.core.upgrades import UPGRADES
@@ -26,8 +26,8 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     """The whole state. Orders are kept, so that equal states are equal bytes."""
 
     askers: list[tuple[str, list[tuple[int, str]]]]
-    catalogue: catalogue.Dumped
-    builds: builds.Dumped
+    catalogue: cataloguing.Dumped
+    builds: building.Dumped
 
 
 class SnapshotCore:

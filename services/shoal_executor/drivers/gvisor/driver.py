@@ -128,18 +128,21 @@ class GvisorDriver(AgentDriver[Box]):
             shutil.rmtree(self._place / name, ignore_errors=True)
 
     async def _choose_platform(self, program: runsc.Runsc) -> None:
-        platforms = (self._platform,) if self._platform else program.platforms
-        for platform in platforms:
+        failed = []
+        for platform in (self._platform,) if self._platform else program.platforms:
             program.platform = platform
             try:
                 await try_walls(self, own_kernel=True)
             except DriverError as error:
                 log.warning("runsc does not work on this platform here", platform=platform, error=str(error))
-                if platform == platforms[-1]:
-                    raise
+                failed.append(f"{platform}: {error}")
             else:
                 log.info("runsc", release=program.release, platform=platform)
                 return
+        raise DriverError(
+            f"runsc {program.release} does not work here ({'; '.join(failed)});"
+            " another release of it may: see https://gvisor.dev/docs/user_guide/install"
+        )
 
     async def _try_memory(self) -> None:
         """Find out whether checkpoints work here; without them the driver serves all the same."""

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -29,7 +29,7 @@ from unit.client_fabric import EXECUTOR, Fabric, all_ready, all_run
 T = TypeVar("T")
 
 
-async def life(fabric: Fabric, program: Callable[[shoal.Run], Awaitable[T]], **policy: str) -> T:
+async def life(fabric: Fabric, program: Callable[[shoal.Run], Awaitable[T]], **policy: Any) -> T:
     """One life of a trainer: of what it knew nothing is left."""
     async with shoal.connect(bus=fabric.connect(), answer_grace=5) as cluster:
         async with cluster.resume("grpo-7", **policy) as run:

@@ -70,6 +70,24 @@ def refuse(outbox: Outbox, number: int, code: int, err_code: int, description: s
     outbox.replied(number, "", json.dumps({"error": error, "stream": "S", "seq": 0}).encode())
 
 
+async def test_what_is_forbidden_fails_and_the_rest_of_its_stream_goes_on(
+    outbox: Outbox, transport: FakeTransport
+) -> None:
+    futures = [outbox.publish(subject, b"", subject) for subject in ("s.t.A", "s.t.b", "s.t.A", "s.t.c")]
+    await settle()
+    assert transport.ids == ["s.t.A"]
+    assert outbox.forbidden(lambda subject: BusError(subject) if subject == "s.t.A" else None)
+    await until_sent(transport, 2)
+    confirm(outbox, 2, 1)
+    await until_sent(transport, 3)
+    confirm(outbox, 4, 2)
+    heard = await asyncio.gather(*futures, return_exceptions=True)
+    assert [isinstance(one, Stored) for one in heard] == [False, True, False, True]
+    assert transport.ids == ["s.t.A", "s.t.b", "s.t.c"]
+    assert not outbox.forbidden(lambda subject: BusError(subject) if subject == "s.t.A" else None)
+    assert outbox.outstanding == 0
+
+
 async def test_a_confirmation_resolves_its_own_future(outbox: Outbox, transport: FakeTransport) -> None:
     one, two = outbox.publish("a", b"", "1"), outbox.publish("b", b"", "2")
     await settle()

@@ -1,14 +1,17 @@
 """What the environment says of TLS: used where it is right, and explained where it is not."""
 
+import ssl
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 import shoal
 from architecture.project import ROOT
+from shoal.bus.certificate import ends_at
 from shoal.bus.jetstream import JetStreamBus
-from shoal.bus.tls import TlsError, tls_from_environment
+from shoal.bus.tls import TlsError, not_accepted, tls_from_environment
 from shoal.wire.quantities import BadValueError
 
 
@@ -68,6 +71,69 @@ def test_what_is_wrong_is_named(certificates: Path, changed: dict[str, str], var
         tls_from_environment(environment(certificates, **changed))
     assert caught.value.field == variable
     assert isinstance(caught.value, BadValueError)  # so that a service ends as one that is configured wrongly
+
+
+@pytest.fixture(scope="module")
+def expired(certificates: Path) -> Path:
+    """A certificate whose last day was yesterday."""
+    request = ["openssl", "req", "-new", "-key", "client-key.pem", "-subj", "/CN=client", "-out", "old.csr"]
+    sign = ["openssl", "x509", "-req", "-in", "old.csr", "-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial"]
+    for command in (request, [*sign, "-days", "-1", "-out", "old.pem"]):
+        subprocess.run(command, cwd=certificates, check=True, timeout=30, stderr=subprocess.DEVNULL)
+    return certificates / "old.pem"
+
+
+def test_a_certificate_that_is_valid_no_more_is_refused_at_once(certificates: Path, expired: Path) -> None:
+    with pytest.raises(TlsError, match=r"^SHOAL_TLS_CERT: .*old\.pem was valid until \d{4}-\d\d-\d\d .* UTC") as caught:
+        tls_from_environment(environment(certificates, CERT=expired.name))
+    assert caught.value.field == "SHOAL_TLS_CERT"
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "client.pem", "one.pem", "old.pem"])
+def test_the_end_of_a_certificate_is_read_as_openssl_reads_it(certificates: Path, expired: Path, name: str) -> None:
+    command = ["openssl", "x509", "-in", str(certificates / name), "-noout", "-enddate"]
+    said = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True).stdout
+    first = (certificates / name).read_text()
+    more = expired.read_text()
+    assert ends_at(f"words before it\n{first}{more}") == ssl.cert_time_to_seconds(said.strip().partition("=")[2])
+
+
+def test_an_end_after_2049_has_four_digits_of_the_year(certificates: Path) -> None:
+    command = ["openssl", "req", "-x509", "-new", "-key", "ca-key.pem", "-days", "20000", "-subj", "/CN=far"]
+    made = subprocess.run(command, cwd=certificates, check=True, timeout=30, capture_output=True, text=True).stdout
+    end_s = ends_at(made)
+    assert end_s is not None
+    assert abs(end_s - time.time() - 20000 * 86400) < 86400
+
+
+@pytest.mark.parametrize("body", ["", "AAAA", "MIIB", "not base64!"])
+def test_what_is_no_certificate_has_no_end(body: str) -> None:
+    assert ends_at(f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n") is None
+    assert ends_at(body) is None
+
+
+def alert(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, reason)
+    error.reason = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "encrypted", "said"),
+    [
+        (alert("TLSV13_ALERT_CERTIFICATE_REQUIRED"), True, True),
+        (alert("SSLV3_ALERT_BAD_CERTIFICATE"), False, True),  # TLS 1.2 tells during the handshake
+        (alert("TLSV1_ALERT_UNKNOWN_CA"), False, True),
+        (BrokenPipeError(), True, False),
+        (RuntimeError("the handler is closed"), True, False),
+        (BrokenPipeError(), False, None),
+        (alert("CERTIFICATE_VERIFY_FAILED"), False, None),  # theirs, not ours
+        (TimeoutError(), True, None),
+    ],
+)
+def test_what_says_that_our_certificate_is_not_accepted(error: Exception, encrypted: bool, said: bool | None) -> None:
+    found = not_accepted(error, encrypted)
+    assert (None if found is None else found.said) is said
 
 
 async def test_connecting_says_so_too(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:

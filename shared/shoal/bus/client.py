@@ -17,6 +17,7 @@ from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Srv
 from nats.aio.subscription import Subscription
 from nats.errors import BadHeaderError, BadSubjectError
 
+from shoal.bus.tls import not_accepted
 from shoal.bus.transport import DirectTransport
 
 _LINE: Final = b"NATS/1.0"
@@ -37,6 +38,8 @@ class DirectClient(Client):
         self._listeners: dict[int, Hear] = {}
         self._complaints: set[asyncio.Task[None]] = set()
         self._writing = False
+        self.tried = 0
+        """How many times a server was tried."""
 
     async def listen(self, subject: str, hear: Hear) -> Subscription:
         """Subscribe; `hear` is called in the turn of the event loop in which a message comes. Raises as `subscribe`."""
@@ -53,6 +56,7 @@ class DirectClient(Client):
         super()._remove_sub(sid, max_msgs)
 
     async def _connect_to_server(self, s: Srv) -> None:
+        self.tried += 1
         if s.uri.scheme not in _TCP:
             await super()._connect_to_server(s)
             return
@@ -60,6 +64,17 @@ class DirectClient(Client):
         if not self._transport:
             self._transport = DirectTransport(self._heard)
         await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except (OSError, RuntimeError) as error:  # RuntimeError: of uvloop, for a transport that is closed
+            transport = self._transport
+            if isinstance(transport, DirectTransport):
+                refused = not_accepted(transport.trouble or error, transport.encrypted)
+                if refused is not None:
+                    raise refused from error
+            raise
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         # What nats-py's parser has: all of another transport, and here what nobody listens for.

@@ -7,7 +7,6 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -15,14 +14,15 @@ from nats.errors import Error as NatsError, NoRespondersError
 
 from shoal.bus.address import shown
 from shoal.bus.client import DirectClient
+from shoal.bus.dialing import NO_TLS, Attempts, in_the_clear, unreachable
 from shoal.bus.ending import end
+from shoal.bus.permissions import Requests, Violation, violation
 from shoal.bus.protocol import UnreachableError
 
 _PENDING_BYTES: Final = 64 * 1024**2
 _PING_S: Final = 5
 _RECONNECT_S: Final = 0.2
 _LOOK_S: Final = 1.0
-_NO_TLS: Final = "it does not speak TLS, which tls:// asks for"
 _SAME_ERROR_S: Final = 10.0
 """The same trouble is told once in so many seconds, or a broker's absence would fill the log."""
 
@@ -40,6 +40,10 @@ class Follower(Protocol):
 
     async def connected(self, fresh: bool) -> None:
         """There is a connection again; `fresh`: a new one that knows nothing of earlier subscriptions."""
+        ...
+
+    def forbidden(self, what: Violation) -> bool:
+        """The broker forbids this. Returns whether it is of theirs, and whoever asked for it is told."""
         ...
 
 
@@ -62,12 +66,12 @@ class Connection:
         """What subjects begin with on which this connection hears answers."""
         self._url = url
         self._tls = tls
-        self._must_encrypt = "tls://" in url
         self._name = name
         self._on_error = on_error
         self._connect_timeout = connect_timeout
         self._followers: list[Follower] = []
         self._up = asyncio.Event()
+        self._requests = Requests(url, inbox)
         self._told: dict[str, float] = {}
         self._closing = False
         self._redialing: asyncio.Task[None] | None = None
@@ -80,36 +84,29 @@ class Connection:
         return bool(self.client.is_connected)
 
     @property
+    def url(self) -> str:
+        """Where it connects to, and as whom."""
+        return self._url
+
+    @property
     def max_payload(self) -> int:
         """Bytes of headers and payload together that the server takes."""
         return int(self.client.max_payload)
 
     async def dial(self) -> None:
-        """Connect for the first time. Raises UnreachableError when no server answers within connect_timeout seconds."""
-        servers = [part.strip() for part in self._url.split(",") if part.strip()]
-        for server in servers:
-            try:
-                port = urlsplit(server if "://" in server else f"nats://{server}").port
-            except ValueError:
-                port = -1
-            if port == -1:
-                servers = []
-        if not servers:
-            raise UnreachableError(
-                f"{shown(self._url)!r} is no broker's address; write one such as nats://127.0.0.1:4222"
-            )
+        """Connect for the first time. Raises UnreachableError when no server answers within connect_timeout seconds.
+
+        Each server has its share of them. Raises NotAllowedError where one answers and does not let us in.
+        """
+        attempts = Attempts(self._url, self._connect_timeout)
         client = DirectClient()
-        failures: list[str] = []
-        failed = asyncio.Event()
         dialing = True
 
         async def on_error(error: Exception) -> None:
-            if not dialing:
-                self.tell(f"{type(error).__name__}: {error}")
-                return
-            failures.append(str(error) or type(error).__name__)
-            if len(failures) >= len(servers):
-                failed.set()
+            if dialing:
+                attempts.failure(client.tried, error)
+            else:
+                self._went_wrong(error)
 
         async def on_disconnected() -> None:
             if self.client is client:
@@ -117,7 +114,7 @@ class Connection:
 
         async def on_reconnected() -> None:
             if self._in_the_clear(client):
-                self.tell(self._unreachable(_NO_TLS))
+                self.tell(str(unreachable(self._url, NO_TLS)))
                 await client.close()  # and dial again
                 return
             await self._connected(fresh=False)
@@ -128,13 +125,13 @@ class Connection:
 
         connecting = asyncio.create_task(
             client.connect(
-                servers,
+                attempts.servers,
                 name=self._name,
                 error_cb=on_error,
                 disconnected_cb=on_disconnected,
                 reconnected_cb=on_reconnected,
                 closed_cb=on_closed,
-                connect_timeout=max(1, round(self._connect_timeout)),
+                connect_timeout=attempts.share_s,  # type: ignore[arg-type]  # seconds; a fraction works
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=_RECONNECT_S,  # type: ignore[arg-type]  # seconds; a fraction works
                 ping_interval=_PING_S,
@@ -144,20 +141,19 @@ class Connection:
                 inbox_prefix=self.inbox,
             )
         )
-        giving_up = asyncio.create_task(failed.wait())
+        giving_up = asyncio.create_task(attempts.failed.wait())
         try:
             await asyncio.wait(
                 {connecting, giving_up}, timeout=self._connect_timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if not connecting.done():
-                why = failures[-1] if failures else f"no answer within {self._connect_timeout:g} s"
-                raise UnreachableError(self._unreachable(why))
+                raise attempts.error()
             try:
                 connecting.result()
             except (OSError, NatsError, ValueError) as error:
-                raise UnreachableError(self._unreachable(str(error) or type(error).__name__)) from error
+                raise unreachable(self._url, str(error) or type(error).__name__) from error
             if self._in_the_clear(client):
-                raise UnreachableError(self._unreachable(_NO_TLS))
+                raise unreachable(self._url, NO_TLS)
         except BaseException:
             await end(connecting)
             with contextlib.suppress(Exception):
@@ -166,6 +162,7 @@ class Connection:
         finally:
             giving_up.cancel()
         dialing = False
+        client.options["connect_timeout"] = self._connect_timeout  # from now on it tries for ever
         self.client = client
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch(), name="watch the connection")
@@ -177,14 +174,17 @@ class Connection:
         return bool(self.client._server_info.get("cluster"))
 
     def _in_the_clear(self, client: Client) -> bool:
-        """Return whether nothing is encrypted though the address says so: nats-py leaves that to the server."""
-        return self._must_encrypt and not client._server_info.get("tls_required")
+        return in_the_clear(self._url, client._server_info.get("tls_required"))
 
-    def _unreachable(self, why: str) -> str:
-        return (
-            f"no broker answers at {shown(self._url)} ({why}); start one with `shoal up`, or set SHOAL_URL to where"
-            " yours is"
-        )
+    def _went_wrong(self, error: Exception) -> None:
+        """Tell whoever asked for what the broker forbids, and everybody of all else."""
+        text = f"{type(error).__name__}: {error}"
+        what = violation(error)
+        if what is not None:
+            theirs = [follower.forbidden(what) for follower in list(self._followers)]
+            if self._requests.forbidden(what) or any(theirs):
+                self._told[text] = time.monotonic()  # it comes once for each message of a subject, and all have failed
+        self.tell(text)
 
     def follow(self, follower: Follower) -> None:
         """Tell the follower from now on when the connection comes and goes."""
@@ -275,8 +275,9 @@ class Connection:
             await asyncio.sleep(_RECONNECT_S)
 
     async def request(self, subject: str, payload: bytes, deadline_s: float, *, absent_s: float | None = None) -> Msg:
-        """Ask the server's API, again until it answers: only what may come twice. Raises UnreachableError.
+        """Ask the server's API, again until it answers: only what may come twice.
 
+        Raises UnreachableError, and NotAllowedError at once where the broker's permissions forbid it.
         After `absent_s` seconds it is no longer asked where nobody listens for such a question.
         """
         began = time.monotonic()
@@ -286,7 +287,9 @@ class Connection:
             try:
                 async with asyncio.timeout(left):
                     await self._up.wait()
-                return await self.client.request(subject, payload, timeout=min(left, 2.0))
+                return await self._requests.answer(
+                    subject, self.client.request(subject, payload, timeout=min(left, 2.0))
+                )
             except NoRespondersError:
                 why = "JetStream is not enabled there, or not ready; start nats-server with --jetstream"
                 if absent_s is not None and time.monotonic() - began >= absent_s:

@@ -13,7 +13,8 @@ from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
 from shoal.bus.client import status
 from shoal.bus.connection import INBOX, Connection, OnError
 from shoal.bus.outbox import Outbox
-from shoal.bus.protocol import BusError, Entry, Kept, NoStreamError, Stored, UnreachableError
+from shoal.bus.permissions import Violation, not_allowed
+from shoal.bus.protocol import BusError, Entry, Kept, NoStreamError, NotAllowedError, Stored, UnreachableError
 from shoal.bus.pull import PullReader
 from shoal.bus.refusals import WrongLastError
 from shoal.bus.tls import tls_from_environment
@@ -72,7 +73,7 @@ class JetStreamBus:
         appear. `tls`: for `tls://` addresses and servers that insist on it; None: what the environment says
         (`shoal.bus.tls`). `replicas`: on how many servers streams and buckets made here are kept where the cluster
         that is set up there says nothing else. `inbox`: what subjects begin with on which it hears answers; whoever may
-        subscribe to those hears them, too. Raises UnreachableError, saying what to do, and TlsError.
+        subscribe to those hears them, too. Raises UnreachableError, saying what to do, NotAllowedError and TlsError.
         """
         connection = Connection(url, name, on_error, connect_timeout, tls or tls_from_environment(), inbox)
         await connection.dial()
@@ -107,6 +108,17 @@ class JetStreamBus:
             await self._subscribe()
         self._outbox.interrupted()
         self._outbox.resume()
+
+    def forbidden(self, what: Violation) -> bool:
+        """Fail what the broker forbids to publish, or all of it where its answers cannot be heard."""
+        ours = f"{self._inbox}.*"
+        if what.forbids("subscription", ours):
+            return self._outbox.forbidden(lambda _: not_allowed(self._connection.url, "subscription", ours))
+        return self._outbox.forbidden(
+            lambda subject: (
+                not_allowed(self._connection.url, "publish", subject) if what.forbids("publish", subject) else None
+            )
+        )
 
     @property
     def max_payload(self) -> int:
@@ -170,7 +182,7 @@ class JetStreamBus:
     async def reader(
         self, stream: str, *, after: int | None = 0, since_ms: int | None = None, filters: Sequence[str] = ()
     ) -> PullReader:
-        """Follow a stream; see the protocol. Raises NoStreamError, UnreachableError.
+        """Follow a stream; see the protocol. Raises NoStreamError, UnreachableError, NotAllowedError.
 
         Where most servers of a cluster are away it waits for them for two minutes, as readers do that follow already.
         """
@@ -180,7 +192,7 @@ class JetStreamBus:
                 reader = await self._reader(stream, 0 if since_ms is not None else after, since_ms, filters)
                 break
             except UnreachableError as error:
-                if time.monotonic() >= until:
+                if isinstance(error, NotAllowedError) or time.monotonic() >= until:
                     raise
                 self._connection.tell(f"reader of {stream}: {error}")
                 await asyncio.sleep(_PAUSE_S)

@@ -265,6 +265,15 @@ class Outbox:
         self._alone.clear()
         self._queue = deque(self._open.values())
 
+    def forbidden(self, fails: Callable[[str], BusError | None]) -> bool:
+        """Fail what the broker forbids, where `fails` has an error for its subject. Returns whether there was any."""
+        hit = False
+        for entry in list(self._open.values()):
+            if (error := fails(entry.subject)) is not None:
+                hit = True
+                self._settle(entry, error)
+        return hit
+
     def resume(self) -> None:
         """There is a connection again."""
         self._wake.set()

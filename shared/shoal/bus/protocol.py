@@ -20,7 +20,11 @@ class BusError(Exception):
 
 
 class UnreachableError(BusError):
-    """No broker answers at the address."""
+    """No broker answers at the address, or none that lets us in."""
+
+
+class NotAllowedError(UnreachableError):
+    """The broker does not let this client in, or forbids what was asked: trying again changes nothing."""
 
 
 class PublishTimeoutError(BusError):
@@ -124,7 +128,7 @@ class Bus(Protocol):
         """Publish without waiting, in call order. The future resolves when the broker has stored the message.
 
         Retries with the same id until a deadline; a stream drops a copy whose id it has seen inside its window.
-        Fails with PublishTimeoutError, StreamFullError, TooLargeError or NoStreamError.
+        Fails with PublishTimeoutError, StreamFullError, TooLargeError, NoStreamError or NotAllowedError.
         """
         ...
 

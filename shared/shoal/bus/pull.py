@@ -23,7 +23,8 @@ from shoal.bus.client import header, message_id, status
 from shoal.bus.connection import Connection
 from shoal.bus.ending import end
 from shoal.bus.origin import Origin
-from shoal.bus.protocol import BusError, Delivery, NoStreamError, StreamAnewError
+from shoal.bus.permissions import Violation, not_allowed
+from shoal.bus.protocol import BusError, Delivery, NoStreamError, NotAllowedError, StreamAnewError
 
 _FIRST: Final = 64
 _AHEAD: Final = 4096
@@ -179,6 +180,22 @@ class PullReader:
             await self._subscribe()
         self._start_over("")
 
+    def forbidden(self, what: Violation) -> bool:
+        """End where the broker forbids to ask for messages, or to hear them."""
+        asked, heard = self._next_subject, f"{self._inbox}.*.*"
+        if what.forbids("publish", asked):
+            self._fail(not_allowed(self._connection.url, "publish", asked))
+        elif what.forbids("subscription", heard):
+            self._fail(not_allowed(self._connection.url, "subscription", heard))
+        else:
+            return False
+        return True
+
+    def _fail(self, error: BusError) -> None:
+        self._failure = error
+        self._hand_over()
+        self._work.set()
+
     def _on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         if not reply.startswith(_DELIVERY) and status(headers)[0]:
             _, generation, pull = subject.rsplit(b".", 2)
@@ -251,7 +268,7 @@ class PullReader:
     async def _working(self) -> None:
         """Make consumers and pull from them, until closed."""
         pause = 0.05
-        while True:
+        while self._failure is None:
             self._work.clear()
             try:
                 if self._made != self._wanted:
@@ -261,9 +278,8 @@ class PullReader:
                     await self._origin.check(self._last, self._last_ns)
                     self._checked = self._made
                 self._top_up()
-            except (NoStreamError, StreamAnewError) as error:
-                self._failure = error
-                self._hand_over()
+            except (NoStreamError, StreamAnewError, NotAllowedError) as error:
+                self._fail(error)
                 return
             except (BusError, NatsError, OSError) as error:
                 self._connection.tell(f"reader of {self._stream}: {error}")
@@ -316,6 +332,11 @@ class PullReader:
             self._consumer = b""
             self._connection.send(subject, b"", "", None)
 
+    @property
+    def _next_subject(self) -> str:
+        """On what its consumer is asked for messages."""
+        return f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer.decode()}"
+
     def _top_up(self) -> None:
         """Ask for what there is room for, ahead of need."""
         room = self._room()
@@ -328,7 +349,7 @@ class PullReader:
         self._pulls[self._pull_number] = room
         self._asked += room
         self._connection.send(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer.decode()}",
+            self._next_subject,
             msgspec.json.encode(pull),
             f"{self._inbox}.{self._made}.{self._pull_number}",
             None,

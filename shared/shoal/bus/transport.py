@@ -15,6 +15,7 @@ from nats.aio.transport import TcpTransport
 
 _END: Final = b"\r\n"
 _BREAK: Final = len(_END)
+_CLOSING_S: Final = 1.0
 _MESSAGES: Final = (b"MSG ", b"HMSG ")
 
 Heard = Callable[[int, bytes, bytes, bytes, bytes], bool]
@@ -30,14 +31,19 @@ class DirectTransport(TcpTransport):
     def __init__(self, heard: Heard) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nats-py's says no types
         self._heard = heard
+        self.encrypted = False
+        """Whether TLS is up."""
 
-    def _begin(self, buffer_size: int) -> "tuple[asyncio.AbstractEventLoop, asyncio.StreamReader, Frames]":
+    def _begin(
+        self, buffer_size: int, encrypted: bool
+    ) -> "tuple[asyncio.AbstractEventLoop, asyncio.StreamReader, Frames]":
         reader = asyncio.StreamReader(limit=buffer_size)
-        return asyncio.get_running_loop(), reader, Frames(reader, self._heard)
+        return asyncio.get_running_loop(), reader, Frames(reader, self._heard, encrypted)
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         """Connect. Raises OSError, TimeoutError."""
-        loop, reader, frames = self._begin(buffer_size)
+        self.encrypted = False
+        loop, reader, frames = self._begin(buffer_size, encrypted=False)
         async with asyncio.timeout(connect_timeout):
             transport, _ = await loop.create_connection(lambda: frames, uri.hostname or "", uri.port or 0)
         writer = asyncio.StreamWriter(transport, frames, reader, loop)
@@ -49,23 +55,59 @@ class DirectTransport(TcpTransport):
     ) -> None:
         """Go on encrypted. Raises OSError, TimeoutError."""
         assert self._io_writer is not None, "connect first"
-        loop, reader, frames = self._begin(buffer_size)
+        loop, reader, frames = self._begin(buffer_size, encrypted=True)
         host = uri if isinstance(uri, str) else uri.hostname
-        async with asyncio.timeout(connect_timeout):
-            transport = await loop.start_tls(self._io_writer.transport, frames, ssl_context, server_hostname=host)
-        assert transport is not None
+        bare = self._io_writer.transport
+        told = bare.get_protocol()
+        try:
+            async with asyncio.timeout(connect_timeout):
+                transport = await loop.start_tls(bare, frames, ssl_context, server_hostname=host)
+            assert transport is not None
+        except BaseException as error:
+            # The loop has put its own protocol in the place of this one, which would never hear of the end; whoever
+            # closes waits for that.
+            bare.abort()
+            told.connection_lost(error if isinstance(error, Exception) else None)
+            raise
         self._io_reader, self._io_writer = reader, asyncio.StreamWriter(transport, frames, reader, loop)
+        self.encrypted = True
+
+    @property
+    def trouble(self) -> Exception | None:
+        """Why the connection ended, where that is known: what was written then fails without saying so."""
+        return None if self._io_reader is None else self._io_reader.exception()
+
+    async def readline(self) -> bytes:
+        """Return a line of what comes before anything else. Raises OSError, also where there is none any more."""
+        line: bytes = await super().readline()  # type: ignore[no-untyped-call]  # nats-py's says no types
+        if not line:
+            raise ConnectionResetError("it ended the connection before it had answered")
+        return line
+
+    async def wait_closed(self) -> None:
+        """Wait until it is closed. A peer that hangs takes no more, and is not waited for."""
+        try:
+            async with asyncio.timeout(_CLOSING_S):
+                await super().wait_closed()  # type: ignore[no-untyped-call]  # nats-py's says no types
+        except TimeoutError:
+            if self._io_writer is not None:
+                self._io_writer.transport.abort()
 
 
 class Frames(asyncio.StreamReaderProtocol):
     """Cuts what comes into frames: a line, and behind a message's line its headers and its payload."""
 
-    def __init__(self, reader: asyncio.StreamReader, heard: Heard) -> None:
+    def __init__(self, reader: asyncio.StreamReader, heard: Heard, encrypted: bool = False) -> None:
         super().__init__(reader)
         self._heard = heard
+        self._encrypted = encrypted
         self._begun: list[bytes] = []  # what is there of a frame
         self._missing = 0  # and how many bytes are not, as far as is known
         self._cut = True
+
+    def eof_received(self) -> bool | None:
+        """Return whether to go on writing, which TLS cannot: it warns of whoever wants to."""
+        return bool(super().eof_received()) and not self._encrypted
 
     def data_received(self, data: bytes) -> None:
         """Hand over all frames that are whole now."""

@@ -17,7 +17,8 @@ import shoal
 from architecture.project import ROOT
 from shoal.broker.embedded import find_server, free_ports
 from shoal.bus.jetstream import JetStreamBus
-from shoal.bus.protocol import UnreachableError
+from shoal.bus.protocol import NotAllowedError, UnreachableError
+from shoal.runtime.cluster import ensure_cluster
 from shoal.wire import streams, subjects
 from shoal.wire.codec import decode
 from shoal.wire.messages import PrefetchSnapshot
@@ -34,13 +35,14 @@ def permissions() -> str:
 
 
 @contextlib.asynccontextmanager
-async def broker(where: Path) -> AsyncIterator[int]:
-    """A broker with these users."""
+async def broker(where: Path, may: str = "") -> AsyncIterator[int]:
+    """A broker with these users, or those of `may`."""
     (port,) = free_ports(1)
     config = where / "nats.conf"
     store = where / "store"
     config.write_text(
-        f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{store}", max_file_store: 4TB }}\n{permissions()}'
+        f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{store}", max_file_store: 4TB }}\n'
+        f"{may or permissions()}"
     )
     server = subprocess.Popen([find_server(), "-c", config], stderr=subprocess.DEVNULL)
     try:
@@ -102,6 +104,70 @@ async def test_a_tenant_can_work_and_neither_read_the_key_nor_speak_for_the_syst
             assert await bus.get(streams.SECRET_BUCKET, streams.SEAL_KEY) is not None
             await refused(theirs)
             await bus.close()
+
+
+async def test_what_is_forbidden_is_told_at_once_to_whoever_asked(tmp_path: Path) -> None:
+    async with broker(tmp_path) as port:
+        ours, theirs = (f"nats://{who}@127.0.0.1:{port}" for who in ("services:s", "acme:a"))
+        bus = await JetStreamBus.connect(ours)
+        await ensure_cluster(bus, 1)
+        await bus.ensure([streams.Stream("OTHER", ("other.>",), 3600.0, 1024**2)])
+
+        said: list[str] = []
+        acme = await JetStreamBus.connect(theirs, on_error=said.append)
+        good, bad = (f"shoal.rollout.0.{tenant}.Run.request" for tenant in ("acme", "default"))
+        sent = [acme.publish(subject, b"", str(number)) for number, subject in enumerate([good, bad, good, bad])]
+        heard = await asyncio.gather(*sent, return_exceptions=True)
+        assert [getattr(one, "sequence", None) for one in heard] == [1, None, 2, None]
+        for one in (heard[1], heard[3]):
+            assert isinstance(one, NotAllowedError)
+            assert str(one).startswith(f"user acme may not publish to {bad}: ")
+            assert "`--tenant`" in str(one)
+        with pytest.raises(
+            NotAllowedError, match=r"^user acme may not publish to \$JS\.API\.STREAM\.LIST: .* services$"
+        ):
+            await acme.streams()
+        with pytest.raises(NotAllowedError, match=r"CONSUMER\.CREATE\.OTHER"):
+            await acme.reader("OTHER")
+        assert said == []
+        await acme.close()
+
+        with pytest.raises(NotAllowedError, match=r"subscribe to _INBOX_SHOAL\..* permissions"):
+            await JetStreamBus.connect(theirs, inbox="_INBOX_SHOAL")
+        for wrong, who in (("acme:b@", "user acme with this password"), ("", "who gives no user and password")):
+            with pytest.raises(NotAllowedError, match=f"^the broker at nats://127.0.0.1:{port} does not let in {who}"):
+                await JetStreamBus.connect(f"nats://{wrong}127.0.0.1:{port}")
+        with pytest.raises(shoal.NotAllowed, match=r"may not publish to shoal\.rollout") as told:
+            async with shoal.connect(theirs) as cluster:
+                await cluster.rollout("host")
+        assert not isinstance(told.value, shoal.InfrastructureError)
+        for command in (["nodes"], ["run", "host", "-n", "2", "--", "true"]):
+            done = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-m", "shoal.cli", *command], env={**os.environ, "SHOAL_URL": theirs},
+                capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+            assert done.returncode == 24, done.stderr
+            assert "user acme may not publish to" in done.stderr
+            assert "shoal up" not in done.stderr
+            assert "Traceback" not in done.stderr
+        await bus.close()
+
+
+async def test_a_reader_ends_where_it_may_not_ask_for_messages(tmp_path: Path) -> None:
+    may = permissions().replace('"$JS.API.CONSUMER.MSG.NEXT.SHOAL_ROLLOUT_0.*"', '"nothing"')
+    assert may != permissions()
+    async with broker(tmp_path, may) as port:
+        ours, theirs = (f"nats://{who}@127.0.0.1:{port}" for who in ("services:s", "acme:a"))
+        bus = await JetStreamBus.connect(ours)
+        await bus.ensure([streams.rollout(0)])
+        acme = await JetStreamBus.connect(theirs)
+        reader = await acme.reader("SHOAL_ROLLOUT_0")
+        with pytest.raises(
+            NotAllowedError, match=r"may not publish to \$JS\.API\.CONSUMER\.MSG\.NEXT\.SHOAL_ROLLOUT_0"
+        ):
+            await asyncio.wait_for(reader.batch(), 20)
+        await acme.close()
+        await bus.close()
 
 
 async def refused(url: str) -> None:

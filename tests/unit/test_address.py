@@ -3,7 +3,7 @@
 import pytest
 
 import shoal
-from shoal.bus.address import shown
+from shoal.bus.address import advice, shown, user_of
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import UnreachableError
 
@@ -21,6 +21,28 @@ from shoal.bus.protocol import UnreachableError
 )
 def test_an_address_is_shown_without_who_asks(address: str, seen: str) -> None:
     assert shown(address) == seen
+
+
+@pytest.mark.parametrize(
+    ("address", "user"),
+    [
+        ("nats://me:secret@b:4222", "me"),
+        ("nats://b:1,tls://me:secret@c:2", "me"),
+        ("nats://secret@b:4222", ""),  # it may be a token
+        ("nats://b:4222", ""),
+        ("nats://me:secret@b:potatoes", ""),
+    ],
+)
+def test_a_user_is_named_and_a_token_never(address: str, user: str) -> None:
+    assert user_of(address) == user
+
+
+def test_what_to_do_where_nobody_answers() -> None:
+    assert advice("nats://b:1") == "start one with `shoal up`, or set SHOAL_URL to where yours is"
+    assert "shoal up" not in advice("tls://b:1,tls://c:1")
+    assert "shoal up" not in str(shoal.Unreachable("tls://b:1", "no answer"))
+    told = str(shoal.Unreachable("tls://b:1", f"no answer; {advice('tls://b:1')}"))
+    assert told.count("see that its brokers run") == 1
 
 
 @pytest.mark.parametrize("address", ["nats://me:secret@127.0.0.1:1", "nats://me:secret@127.0.0.1:potatoes"])

@@ -20,6 +20,7 @@ MADE: dict[str, Callable[[], shoal.ShoalError]] = {
     "FileError": lambda: shoal.FileError("r-0", "f", "is none"),
     "InfrastructureError": lambda: shoal.InfrastructureError("broken"),
     "NoSuchSnapshot": lambda: shoal.NoSuchSnapshot("gone"),
+    "NotAllowed": lambda: shoal.NotAllowed("nats://somewhere", "user acme may not publish"),
     "NotConnected": lambda: shoal.NotConnected("nats://nowhere", "closed"),
     "NotIdempotent": lambda: shoal.NotIdempotent("r-0", "~1", "true", RESULT),
     "OutputGone": lambda: shoal.OutputGone("r-0", "gone", RESULT),

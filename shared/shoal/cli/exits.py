@@ -29,6 +29,7 @@ class Exit(IntEnum):
     DIVERGED = 22  # the services installed here say something else than was recorded
     STREAM_FULL = 18  # a stream takes no new messages until somebody makes room
     OUTPUT = 23  # standard output cannot be written, such as to a full disk
+    NOT_ALLOWED = 24  # the broker does not let this client in, or forbids what was asked
     OBJECTIVE = 21  # a load test missed an objective, or found sandboxes lost or counted twice
     INTERNAL = 70  # a mistake in Shoal
     COMMAND_NOT_FOUND = 127  # the sandbox has no such command
@@ -59,7 +60,8 @@ def explain(error: BaseException) -> tuple[Exit, str]:
     if isinstance(error, OutputRefused):
         return Exit.OUTPUT, f"standard output cannot be written: {error}"
     from shoal.archive.source import ArchiveError, DamagedError
-    from shoal.bus.protocol import BusError, StreamFullError
+    from shoal.bus.address import advice
+    from shoal.bus.protocol import BusError, NotAllowedError, StreamFullError
     from shoal.client import errors
     from shoal.wire.quantities import BadValueError
 
@@ -75,10 +77,11 @@ def explain(error: BaseException) -> tuple[Exit, str]:
         case errors.Rejected():
             return Exit.REJECTED, str(error)
         case errors.Unreachable():
-            reason = error.detail.partition("; start one")[0]
+            reason = error.detail.removesuffix("; " + advice(error.address))
             what = reason if reason.startswith("no broker") else f"no Shoal answers at {error.address}: {reason}"
-            hint = "start one with `shoal up`, or say with --url or SHOAL_URL where yours is"
-            return Exit.UNREACHABLE, f"{what}; {hint}"
+            return Exit.UNREACHABLE, f"{what}; {advice(error.address, 'say with --url or SHOAL_URL')}"
+        case errors.NotAllowed() | NotAllowedError():
+            return Exit.NOT_ALLOWED, str(error)
         case errors.Timeout():
             return Exit.TIMEOUT, str(error)
         case errors.StreamFull() | StreamFullError():

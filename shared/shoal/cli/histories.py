@@ -94,18 +94,18 @@ class Source:
 
 @asynccontextmanager
 async def broker(url: str | None) -> "AsyncIterator[Bus]":
-    """Connect to a cluster's broker. Raises Unreachable, BadRequest."""
+    """Connect to a cluster's broker. Raises Unreachable, NotAllowed, BadRequest."""
     from shoal.bus.jetstream import JetStreamBus
     from shoal.bus.protocol import BusError
     from shoal.client.cluster import DEFAULT_URL
-    from shoal.client.errors import Unreachable
+    from shoal.client.errors import Unreachable, without_answer
     from shoal.wire.streams import CELLS_KEY, CLUSTER_BUCKET
 
     address = url or os.environ.get("SHOAL_URL") or DEFAULT_URL
     try:
         bus = await JetStreamBus.connect(address, name="shoal-history", connect_timeout=5.0)
     except BusError as error:
-        raise Unreachable(address, str(error)) from error
+        raise without_answer(address, error) from error
     try:
         if await bus.get(CLUSTER_BUCKET, CELLS_KEY) is None:
             raise Unreachable(address, "a broker does, but no cluster was ever set up there")

@@ -14,7 +14,7 @@ from shoal.bus.protocol import Bus, BusError
 from shoal.client import dead, listing, mapping, nodes as nodes_, tenants
 from shoal.client.choices import OnLost
 from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
-from shoal.client.errors import BadRequest, Unreachable
+from shoal.client.errors import BadRequest, Unreachable, without_answer
 from shoal.client.fold import RolloutFold
 from shoal.client.ids import new_id
 from shoal.client.link import ANSWER_GRACE_S, Link
@@ -60,7 +60,7 @@ def connect(
     made again whenever it breaks. answer_grace: seconds an answer may take beyond its command's own timeout. bus: use
     this connection, which is closed with the cluster, instead of making one.
 
-    Raises BadRequest, and Unreachable, which says what to do.
+    Raises BadRequest, and Unreachable or NotAllowed, which say what to do.
     """
 
     async def open() -> Cluster:
@@ -75,12 +75,12 @@ def connect(
             except BadValueError as error:  # what the environment says of TLS
                 raise BadRequest(error.field, error.problem) from error
             except BusError as error:
-                raise Unreachable(address, str(error)) from error
+                raise without_answer(address, error) from error
         try:
             entry = await chosen.get(streams.CLUSTER_BUCKET, "cells")
         except BusError as error:
             await chosen.close()
-            raise Unreachable(address, str(error)) from error
+            raise without_answer(address, error) from error
         except BaseException:
             await chosen.close()
             raise

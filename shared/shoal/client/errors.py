@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from shoal.bus.address import shown
+from shoal.bus.address import advice, shown
+from shoal.bus.protocol import BusError, NotAllowedError
 from shoal.wire.messages import EndReason
 
 if TYPE_CHECKING:
@@ -356,10 +357,31 @@ class Unreachable(InfrastructureError, ConnectionError):
 
     def __init__(self, address: str, detail: str) -> None:
         address = shown(address)
-        advice = "" if "`shoal up`" in detail else "; start one with `shoal up`, or set SHOAL_URL"
-        super().__init__(f"no Shoal answers at {address}: {detail}{advice}")
+        what_to_do = advice(address)
+        super().__init__(
+            f"no Shoal answers at {address}: {detail}" + ("" if what_to_do in detail else f"; {what_to_do}")
+        )
         self.address = address
         self.detail = detail
+
+
+class NotAllowed(ShoalError, PermissionError):
+    """The broker at `address` does not let this client in, or its permissions forbid what was asked.
+
+    It is no InfrastructureError: it comes again until somebody changes the address or the permissions.
+    """
+
+    def __init__(self, address: str, detail: str) -> None:
+        super().__init__(detail)
+        self.address = shown(address)
+        self.detail = detail
+
+
+def without_answer(address: str, error: BusError) -> ShoalError:
+    """Return the error for an address where a trouble of the bus left nothing to work with."""
+    if isinstance(error, NotAllowedError):
+        return NotAllowed(address, str(error))
+    return Unreachable(address, str(error))
 
 
 class NotConnected(Unreachable, RuntimeError):

@@ -22,7 +22,16 @@ from shoal.bus.protocol import (
     TooLargeError,
 )
 from shoal.client.belonging import CLOSED, Belonging
-from shoal.client.errors import BadRequest, LogGone, NotConnected, PlatformTimeout, ShoalError, StreamFull, Unreachable
+from shoal.client.errors import (
+    BadRequest,
+    LogGone,
+    NotConnected,
+    PlatformTimeout,
+    ShoalError,
+    StreamFull,
+    Unreachable,
+    without_answer,
+)
 from shoal.client.feed import Feed
 from shoal.client.pending import OutputSink, Pending
 from shoal.client.record import Memory, Record
@@ -127,7 +136,7 @@ class Link:
             case NoStreamError():
                 return Unreachable(self.address, f"the broker answers, but {error}")
             case _:
-                return Unreachable(self.address, str(error))
+                return without_answer(self.address, error)
 
     # --- following
 

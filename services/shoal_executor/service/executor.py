@@ -376,8 +376,7 @@ class ExecutorService:
             await self._driver.destroy(Names(key, indices))
         except NotEndedError as error:  # they keep their slots: something of them may still be running
             again_s = min(2 * waited_s, MOST_S) or AGAIN_S
-            where = {"rollout": key[0], "node": key[2]}
-            log.error("sandboxes could not be ended", **where, error=str(error), again_s=again_s)
+            log.error("sandboxes could not be ended", rollout=key[0], node=key[2], error=str(error), again_s=again_s)
             left = indices_of(error.names)
             self._spawn(self._destroy_later(key, left, again_s))
             indices = ranges.without(indices, left)

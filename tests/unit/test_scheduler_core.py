@@ -39,6 +39,14 @@ def test_where_no_node_is_alive_it_is_not_said_that_none_ever_came(cells: int, w
     assert [each.reason for each in said if isinstance(each, m.RolloutQueued)] == [f"no node is alive{where}"]
 
 
+def test_what_a_trainer_gave_up_is_its_own_affair() -> None:
+    core, _ = submitted()
+    before = core.dump()
+    assert fold(core, m.StepsGivenUp("r", (m.StepGivenUp(0, 0, "#1"), m.StepGivenUp(9, 9, "no such")))) == []
+    assert fold(core, m.StepsGivenUp("no such", ())) == []
+    assert core.dump() == before
+
+
 def test_release_of_part_then_the_deadline() -> None:
     core, _ = submitted()
     released = m.RolloutReleased("r", ((1, 2),))

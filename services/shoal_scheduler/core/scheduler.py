@@ -115,6 +115,8 @@ class SchedulerCore(Fates):
                     return effects
             case m.SandboxesClosed(rollout=name, indices=indices, reason=reason):
                 self._close(name, indices, reason, now, effects)
+            case m.StepsGivenUp():
+                return ()  # between a trainer and itself, should it be started again
             case m.RolloutCancelled(rollout=name):
                 self._close(name, (), m.EndReason.CANCELLED, now, effects)
             case _:

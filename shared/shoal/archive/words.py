@@ -123,11 +123,16 @@ def _finished(message: m.SandboxesFinished) -> str:
     return f"{sandboxes(indices_of(message))} done on {message.node}: {counts}{attempt(message.attempt)}"
 
 
+def _given_up(steps: Sequence[m.StepGivenUp]) -> str:
+    return ", ".join(f"step {step.id} of {step.index}" for step in steps)
+
+
 _SAYERS: Final[dict[type[Any], Callable[[Any], str]]] = {
     m.RolloutSubmitted: lambda e: f"submitted: {_spec(e.spec)}, run {e.run} of {e.tenant}",
     m.RolloutReleased: lambda e: f"its trainer has no more use for {sandboxes(e.indices)}",
     m.RolloutCancelled: lambda e: f"cancelled{f' by {e.by}' if e.by else ''}",
     m.SandboxesWanted: lambda e: f"{sandboxes(e.indices)} wanted again",
+    m.StepsGivenUp: lambda e: f"its trainer gave up {_given_up(e.steps)}",
     m.SandboxesReady: lambda e: f"{sandboxes(e.indices)} ready on {e.node}{attempt(e.attempt)}",
     m.SandboxesFinished: _finished,
     m.SandboxesEnded: lambda e: f"{sandboxes(e.indices)} {ended(e.reason, e.detail)} ({e.node or 'nowhere'})",

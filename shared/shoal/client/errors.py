@@ -1,6 +1,6 @@
 """Everything that can go wrong for a trainer, as one tree. Every text says what happened and what to do."""
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from shoal.bus.address import advice, shown
 from shoal.bus.protocol import BusError, NotAllowedError
@@ -67,10 +67,18 @@ class InfrastructureError(ShoalError):
     """The platform failed. Never a verdict on what ran inside a sandbox: do not score it, try again."""
 
 
-class SandboxLost(InfrastructureError):
-    """The platform lost a sandbox. `restarting`: it is being started again, empty, and `ready()` will yield it."""
+_ANOTHER: Final = "ask for another, or have the platform start it again: on_lost='restart' or 'resume', retries="
 
-    def __init__(self, sandbox: str, reason: EndReason, detail: str = "", *, restarting: bool = False) -> None:
+
+class SandboxLost(InfrastructureError):
+    """The platform lost a sandbox. `restarting`: it is being started again, empty, and `ready()` will yield it.
+
+    `advice`: what can be done, where more is known than that it was lost; it is a part of the text.
+    """
+
+    def __init__(
+        self, sandbox: str, reason: EndReason, detail: str = "", *, restarting: bool = False, advice: str = ""
+    ) -> None:
         text = {
             EndReason.NODE_LOST: "its node was lost",
             EndReason.START_FAILED: "it could not be started",
@@ -81,7 +89,7 @@ class SandboxLost(InfrastructureError):
         todo = (
             "it is being started again, empty: take it from ready()"
             if restarting
-            else "this says nothing about what ran in it: do not score it; ask for another, or use on_lost='restart'"
+            else f"this says nothing about what ran in it: do not score it; {advice or _ANOTHER}"
         )
         super().__init__(f"sandbox {sandbox} is lost: {text}{f' ({detail})' if detail else ''}; {todo}")
         self.sandbox = sandbox
@@ -393,8 +401,10 @@ class NotConnected(Unreachable, RuntimeError):
         self.detail = detail
 
 
-def sandbox_error(sandbox: str, reason: EndReason, detail: str = "", *, restarting: bool = False) -> ShoalError:
+def sandbox_error(
+    sandbox: str, reason: EndReason, detail: str = "", *, restarting: bool = False, advice: str = ""
+) -> ShoalError:
     """Return the error for using a sandbox that ended so: lost by the platform, or ended otherwise."""
     if reason.infrastructure:
-        return SandboxLost(sandbox, reason, detail, restarting=restarting)
+        return SandboxLost(sandbox, reason, detail, restarting=restarting, advice=advice)
     return SandboxEnded(sandbox, reason, detail)

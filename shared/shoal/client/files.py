@@ -74,12 +74,12 @@ class Files(Live):
         whole_number(mode, "mode", 0, 0o7777)
         truth(append, "append")
         truth(idempotent, "idempotent")
-        step = await self._sandbox.step(id)
-        for offset in range(0, max(len(whole), 1), PIECE):
-            # The last piece has the step's own id: the step is done when that is.
-            name = step if offset + PIECE >= len(whole) else f"{step}+{offset // PIECE}"
-            piece = whole[offset : offset + PIECE]
-            await self._write(name, path, piece, APPEND if append else offset, mode, idempotent=idempotent)
+        async with self._sandbox.step(id) as step:
+            for offset in range(0, max(len(whole), 1), PIECE):
+                # The last piece has the step's own id: the step is done when that is.
+                name = step if offset + PIECE >= len(whole) else f"{step}+{offset // PIECE}"
+                piece = whole[offset : offset + PIECE]
+                await self._write(name, path, piece, APPEND if append else offset, mode, idempotent=idempotent)
 
     async def read(self, path: str, *, limit: int | str = LIMIT, id: str | None = None) -> str:
         """Return a file as UTF-8 text. Raises FileError; also when it is no such text. Else as `read_bytes`."""
@@ -97,16 +97,16 @@ class Files(Live):
         that is read of it is held here and kept in the log.
         """
         path, most = file_path(path, "path"), checked(parse_bytes, limit, "limit")
-        step = await self._sandbox.step(id)
         pieces: list[bytes] = []
         offset = 0
-        while True:
-            piece = await self._read(f"{step}+{len(pieces)}" if pieces else step, path, offset)
-            pieces.append(piece.data)
-            offset += len(piece.data)
-            self._bounded(path, max(piece.size, offset), most)
-            if piece.eof or not piece.data:
-                return b"".join(pieces)
+        async with self._sandbox.step(id) as step:
+            while True:
+                piece = await self._read(f"{step}+{len(pieces)}" if pieces else step, path, offset)
+                pieces.append(piece.data)
+                offset += len(piece.data)
+                self._bounded(path, max(piece.size, offset), most)
+                if piece.eof or not piece.data:
+                    return b"".join(pieces)
 
     async def list(self, path: str = ".", *, id: str | None = None) -> Listing:
         """Return what is in a directory, sorted by name; links are told as such. Raises FileError.
@@ -178,8 +178,8 @@ class Files(Live):
         def message(head: "Head") -> ManageFile:
             return ManageFile(*head, op, path, to, recursive, idempotent)
 
-        step = await self._sandbox.step(id)
-        answer = await self._sandbox.ask(message, TIMEOUT_S, what, step)
+        async with self._sandbox.step(id) as step:
+            answer = await self._sandbox.ask(message, TIMEOUT_S, what, step)
         if not isinstance(answer, FileManaged):
             raise self._sandbox.unexpected(answer, path)
         if op.changes:

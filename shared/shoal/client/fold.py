@@ -28,6 +28,8 @@ from shoal.wire.messages import (
     SandboxesWanted,
     SandboxSaved,
     SandboxSlept,
+    StepGivenUp,
+    StepsGivenUp,
 )
 
 _CONCLUSIONS = {
@@ -90,6 +92,8 @@ class RolloutFold:
         self.where: dict[int, Ready] = {}
         self.kept: dict[int, tuple[int, Ranges]] = {}
         """Of sandboxes that have a snapshot: the attempt it is of, and the numbers of its steps that it has."""
+        self.given_up: dict[int, list[StepGivenUp]] = {}
+        """By sandbox, the steps that its trainer did not wait for, in the log's order."""
         self.key = ""
         self._came: dict[int, Ready] = {}  # of those that wait for commands, all that ever were ready, in that order
         self.outcomes: list[SandboxOutcome] = []
@@ -152,6 +156,10 @@ class RolloutFold:
                     isolation = before.isolation if before else ""
                     self.where[index] = Ready(index, next_attempt(attempt), "", "", isolation, time_ms, asleep=True)
                     news.slept.append((attempt, self.where[index]))
+            case StepsGivenUp(steps=steps):
+                for step in steps:
+                    self.given_up.setdefault(step.index, []).append(step)
+                return news
             case SandboxesWanted():
                 self.ledger.wake(indices)
                 return news

@@ -33,6 +33,7 @@ from shoal.client.errors import (
     without_answer,
 )
 from shoal.client.feed import Feed
+from shoal.client.givenup import GivenUp
 from shoal.client.pending import OutputSink, Pending
 from shoal.client.record import Memory, Record
 from shoal.wire import streams, subjects
@@ -88,6 +89,7 @@ class Link:
         self.rollouts: dict[str, Follower] = {}
         """Who hears of a rollout by the reader that its run has in common."""
         self.memory = Memory()
+        self.given_up = GivenUp(self)
         self.pieces: dict[str, asyncio.Future[BlobRead]] = {}
         """Pieces of blobs that are waited for, by the id they were asked with."""
         self._pending: dict[tuple[str, int], Pending] = {}  # by id and attempt

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from shoal.client.errors import PlatformTimeout, SandboxResumed, ShoalError
@@ -108,6 +109,15 @@ class Presence:
                 await self._wake(attempt)
             if self.away and self.attempt == attempt and self._unheard is None:
                 await self._back.change()
+
+    async def end(self, attempt: int, within_s: float) -> None:
+        """Wait until the log says what became of an attempt, so long at most. Raises why nobody would hear that."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.lives and self.attempt == attempt and self._unheard is None:
+                    await self._back.change()
+        if self._unheard is not None:
+            raise self._unheard.with_traceback(None)
 
     def done(self, number: int, what: str) -> None:
         """Note that the step of this number was done in it, once; 0: its executor is old, and does not number them."""

@@ -84,7 +84,13 @@ async def resume(
         raise BadRequest("not_idempotent", f"{not_idempotent!r} is no policy; write 'raise' or 'recorded'")
     if sandbox.ended is None:
         raise BadRequest("sandbox", f"{sandbox.name} lives: go on with it, or fork() it")
-    step = await sandbox.step(id)
+    async with sandbox.step(id) as step:
+        return await _brought_back(sandbox, timeout, diverged, not_idempotent, step)
+
+
+async def _brought_back(
+    sandbox: "Sandbox", timeout: float | str | None, diverged: str, not_idempotent: str, step: str  # noqa: ASYNC109 - the new rollout's
+) -> Replay:  # fmt: skip
     story = await sandbox.story()
     attempt = story.last(sandbox.attempt)
     steps, saved = story.steps(attempt), story.saved(attempt)

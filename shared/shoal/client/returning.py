@@ -15,7 +15,8 @@ async def roll_back(sandbox: "Sandbox", snapshot: Snapshot, id: str | None) -> N
     """Make a live sandbox what a snapshot holds."""
     if not isinstance(snapshot, Snapshot):
         raise BadRequest("snapshot", f"{snapshot!r} is none; give what sandbox.snapshot() returned")
-    step, wire = await sandbox.step(id), await sealed(sandbox.rollout.link, snapshot.wire)
-    answer = await sandbox.ask(lambda head: RollBack(*head, wire), TIMEOUT_S, "rolling back", step)
+    async with sandbox.step(id) as step:
+        wire = await sealed(sandbox.rollout.link, snapshot.wire)
+        answer = await sandbox.ask(lambda head: RollBack(*head, wire), TIMEOUT_S, "rolling back", step)
     if not isinstance(answer, RolledBack):
         raise sandbox.unexpected(answer)

@@ -164,6 +164,7 @@ class Rollout(Live):
         self._released = True
         message = RolloutReleased(self.id, ranges.whole(self.n))
         try:
+            await self.link.given_up.tell()
             await self.link.publish(self._request(), message, f"{self.id}:released")
         except BaseException:
             self._released = False  # it can be asked again
@@ -174,6 +175,7 @@ class Rollout(Live):
     async def cancel(self) -> None:
         """Stop it, whatever it is doing; its sandboxes end as cancelled. Idempotent."""
         if not self._fold.over:
+            await self.link.given_up.tell()
             await self.link.publish(self._request(), RolloutCancelled(self.id, "client"), f"{self.id}:cancelled")
 
     async def start(self, spec: RolloutSpec, key: str) -> "Rollout":
@@ -244,6 +246,15 @@ class Rollout(Live):
         if self._fold.rejected is not None:
             self._raise_failure()
 
+    def after_loss(self, index: int, reason: EndReason) -> str:
+        """Return what can be done about a sandbox that is lost for good; empty where that is what always can."""
+        starts, most = self._fold.ledger.starts(index), self.spec.max_attempts
+        if starts >= most and (self.spec.on_lost is not OnLost.FAIL or reason is EndReason.START_FAILED):
+            again = "" if reason is EndReason.START_FAILED else "; `await sandbox.resume()` brings it back"
+            often = "once" if starts == 1 else f"{starts} times"
+            return f"it was started {often}, the most that max_attempts= allows: retries= allows more{again}"
+        return "" if self.spec.on_lost is OnLost.FAIL else "ask for another"
+
     async def want(self, index: int, attempt: int) -> None:
         """Ask for a sandbox that sleeps."""
         message = SandboxesWanted(self.id, ((index, 1),))
@@ -253,6 +264,7 @@ class Rollout(Live):
         """Give one sandbox back."""
         if self._released or self._fold.over:
             return
+        await self.link.given_up.tell()
         message = RolloutReleased(self.id, ((index, 1),))
         await self.link.publish(self._request(), message, f"{self.id}:released:{index}")
 
@@ -272,6 +284,7 @@ class Rollout(Live):
                 known.presence.back(where)
                 continue
             sandbox = Sandbox(self, where)
+            sandbox.steps.given_up = {(step.id, step.turn): step for step in self._fold.given_up.get(where.index, ())}
             sandbox.ready_ms = self._fold.since_submitted(where.time_ms)
             self._live[where.index] = sandbox
             self._arrived.append(sandbox)

@@ -54,7 +54,9 @@ class Run(Live):
     """A run of the tenant's, by its name. Made by `Cluster.resume`.
 
     Whoever resumes it gets its rollouts as they are, with everything already done: what is asked of a sandbox in the
-    same order as before is answered from the log, until that has nothing more; from there on it is done.
+    same order as before is answered from the log, until that has nothing more; from there on it is done. What was given
+    up (`asyncio.wait_for`, `asyncio.timeout`, `task.cancel()`) before the trainer went on has no answer: it waits until
+    it is given up again.
     """
 
     def __init__(self, link: Link, name: str, policy: Policy) -> None:
@@ -140,6 +142,7 @@ class Run(Live):
             return await self._open(spec, run, key)
 
     async def _open(self, spec: RolloutSpec, run: str, key: str) -> Rollout:
+        await self._link.given_up.tell()
         retry = 0
         while True:
             id = id_of(self._link.tenant, run, key, retry)
@@ -294,6 +297,9 @@ class Resumable(Catalogued):
         diverged: what if a step is asked to be something else than it was: "raise" TrajectoryDiverged, or go on "live"
         from there. not_idempotent: what if a step was undone by a loss that must not be done twice: "raise"
         NotIdempotent, or take what is "recorded" of it.
+
+        A step that was given up waits to be given up again, and warns in the log `shoal.client` when that takes much
+        longer than the first time; with diverged="live" it then gets what came of it.
         """
         policy, name = Policy(diverged, not_idempotent), token(run, "run")
 

@@ -2,22 +2,20 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from shoal.client import outputs, replaying, returning, snapshots
+from shoal.client import givenup, outputs, refusals, replaying, returning, snapshots
 from shoal.client.belonging import Live
 from shoal.client.choices import Differing, NotIdempotent
 from shoal.client.errors import (
     BadRequest,
     CommandFailed,
-    FileError,
-    RolledBack,
     SandboxResumed,
     ShoalError,
-    SnapshotError,
-    Timeout,
     sandbox_error,
 )
 from shoal.client.files import Files as Files
@@ -30,7 +28,7 @@ from shoal.client.results import CommandResult
 from shoal.client.snapshots import Snapshot
 from shoal.client.steps import Steps, diverged, own
 from shoal.client.story import Story, order
-from shoal.client.streaming import Streamed, sink
+from shoal.client.streaming import Streamed, say_again, sink
 from shoal.wire import subjects
 from shoal.wire.asked import Answer, Asked, same
 from shoal.wire.codec import encode
@@ -40,7 +38,6 @@ from shoal.wire.messages import (
     CommandRefused,
     EndReason,
     Hibernate,
-    OnLost,
     RunCommand,
 )
 
@@ -66,6 +63,7 @@ class Sandbox(Live):
         self.name = f"{rollout.id}-{where.index}"
         self.presence = Presence(self.name, where, self._wake)
         self.steps = Steps(self.name, self.presence, rollout.policy)
+        self.since_s = monotonic()
         self.ready_ms: float | None = None
         """Ms from submission to readiness, by the broker's clock."""
         self.first_command_ms: float | None = None
@@ -138,7 +136,8 @@ class Sandbox(Live):
         it. id: makes a repetition harmless; the sandbox runs an id once and answers the same ever after, also when it
         slept or was lost meanwhile, unless that has undone it. Cancelled (`asyncio.wait_for`, a TaskGroup, Ctrl-C), a
         command without an id is killed in the sandbox, too; one with an id, or in a run that is resumed, goes on, and
-        asking again gets what came of it.
+        asking again gets what came of it. A trainer of such a run that went on, and is started again, gets no answer
+        to that step before it cancels it again.
 
         Raises BadRequest, SandboxLost, SandboxEnded, CommandFailed, TrajectoryDiverged where the id stands for another
         command, NotIdempotent, OutputGone, PlatformTimeout when no answer comes, or a plain Timeout when another
@@ -197,17 +196,17 @@ class Sandbox(Live):
                 "stdin" if wire.stdin else "command", "it is too long for one message; write a file and use it"
             )
         within = wire.timeout_ms / 1000 + self.rollout.link.grace_s if wire.timeout_ms else None
-        id = await self.step(id)
         streamed = Streamed(on_output) if on_output is not None else None
-        if wire.session:  # the shell takes one line at a time: only then does its time run
-            async with self._session:
-                answer = await self.ask(message, within, f"command {shown(wire)!r}", id, streamed)
-        else:
-            answer = await self.ask(message, within, f"command {shown(wire)!r}", id, streamed)
-        if not isinstance(answer, CommandFinished):
-            raise self.unexpected(answer)
-        self.done(answer, shown(wire))
-        result = await outputs.whole(self.rollout, self.name, answer)
+        async with self.step(id) as step:
+            if wire.session:  # the shell takes one line at a time: only then does its time run
+                async with self._session:
+                    answer = await self.ask(message, within, f"command {shown(wire)!r}", step, streamed)
+            else:
+                answer = await self.ask(message, within, f"command {shown(wire)!r}", step, streamed)
+            if not isinstance(answer, CommandFinished):
+                raise self.unexpected(answer)
+            self.done(answer, shown(wire))
+            result = await outputs.whole(self.rollout, self.name, answer)
         if streamed is not None:
             streamed.end(result)
         if check and not result.ok:
@@ -223,7 +222,7 @@ class Sandbox(Live):
         that. id as in `run`, here and in what follows. Raises SnapshotError, when the sandbox goes on as it was;
         BadRequest, SandboxLost, SandboxEnded, PlatformTimeout.
         """
-        return await snapshots.take(self, name, memory, await self.step(id))
+        return await snapshots.take(self, name, memory, id)
 
     async def fork(
         self, n: int = 1, *, timeout: float | str | None = None, id: str | None = None  # noqa: ASYNC109 - the forks', kept by the cluster
@@ -282,12 +281,12 @@ class Sandbox(Live):
         if self._reason is not None:
             return
         self._reason = reason
-        self.presence.ended(lambda: sandbox_error(self.name, reason, detail, restarting=restarting))
+        advice = self.rollout.after_loss(self.index, reason)
+        self.presence.ended(lambda: sandbox_error(self.name, reason, detail, restarting=restarting, advice=advice))
 
-    async def step(self, id: str | None) -> str:
-        """Return the id of what is asked next. Raises BadRequest, NotConnected."""
-        self.rollout.link.check()
-        return await self.steps.id(id, self.story)
+    def step(self, id: str | None) -> AbstractAsyncContextManager[str]:
+        """Return what is entered to ask for the next step: it has its id. Raises BadRequest, NotConnected."""
+        return givenup.asking(self, id)
 
     async def story(self) -> Story:
         """Return what was done in it, as far as its trajectory tells: all that its present attempt has behind it."""
@@ -327,7 +326,7 @@ class Sandbox(Live):
                 attempt = self.attempt
                 name, told = await self.told(id, make)
                 if told is not None:
-                    _say_again(told, on_output)
+                    say_again(told, on_output)
                     return told
                 await presence.here()
                 if self.attempt != attempt and self.rollout.record is not None:
@@ -345,6 +344,7 @@ class Sandbox(Live):
                 elif not same(asked, answer):
                     raise diverged(self.name, asked, answer)
                 else:
+                    await refusals.log_has_it(self, answer)
                     return answer
         except SandboxResumed:
             self.steps.undone()
@@ -361,41 +361,4 @@ class Sandbox(Live):
     def unexpected(self, answer: Answer, path: str | None = None) -> ShoalError:
         """Return the error that an answer of another kind than was hoped for stands for."""
         assert isinstance(answer, CommandRefused)  # it is the answer to the same question
-        match answer.code:
-            case "sandbox_gone":
-                # An executor that knows nothing of it was restarted without it.
-                reason = self._reason or answer.reason or EndReason.NODE_LOST
-                if reason.infrastructure and self._reason is None and self.rollout.spec.on_lost is OnLost.RESUME:
-                    self.steps.undone()
-                    return self.presence.lost(reason, answer.detail, told=True, attempt=answer.attempt)
-                self.ended_by(reason, answer.detail)
-                return sandbox_error(self.name, reason, answer.detail)
-            case "file_error":
-                return FileError(self.name, path or "", answer.detail)
-            case "busy" if path is None and answer.what == "run":
-                what = shown(answer.command) if answer.command is not None else ""
-                return Timeout(f"command {what!r} in sandbox {self.name}: {answer.detail}", answer.id.partition(":")[2])
-            case "given_up":
-                return BadRequest("id", f"{answer.detail}; ask again under another id")
-            case "unsupported" | "snapshot_failed" | "busy":
-                return SnapshotError(self.name, answer.code, answer.detail)
-            case "rolled_back":
-                return RolledBack(self.name)
-            case "answer_gone":
-                return BadRequest(
-                    "id", f"this command ran before and its answer is no longer kept: {answer.detail}; `shoal events`"
-                )
-            case _:
-                return BadRequest("command" if path is None else "path", answer.detail)
-
-
-def _say_again(answer: Answer, on_output: OutputSink | None) -> None:
-    """Hand on what a recorded command wrote, all of it that the log has at once."""
-    if on_output is not None and isinstance(answer, CommandFinished):
-        told = CommandResult.of(answer.result)
-        for channel, data, tail in (
-            ("stdout", told.stdout_bytes, told.stdout_tail),
-            ("stderr", told.stderr_bytes, told.stderr_tail),
-        ):
-            if tail < len(data):
-                on_output(channel, data[: len(data) - tail])
+        return refusals.error(self, answer, path)

@@ -59,11 +59,16 @@ class Snapshot:
         return sum(blob.size for blob in self.wire.layers)
 
 
-async def take(sandbox: "Sandbox", name: str | None, memory: bool | None, id: str) -> Snapshot:
+async def take(sandbox: "Sandbox", name: str | None, memory: bool | None, id: str | None) -> Snapshot:
     """Keep a live sandbox as it is now."""
     called = "" if name is None else token(name, "name")
     wanted = "" if memory is None else "yes" if truth(memory, "memory") else "no"
-    answer = await sandbox.ask(lambda head: TakeSnapshot(*head, called, wanted), TIMEOUT_S, "taking a snapshot", id)
+    async with sandbox.step(id) as step:
+        return await _taken(sandbox, called, wanted, step)
+
+
+async def _taken(sandbox: "Sandbox", called: str, wanted: str, step: str) -> Snapshot:
+    answer = await sandbox.ask(lambda head: TakeSnapshot(*head, called, wanted), TIMEOUT_S, "taking a snapshot", step)
     if not isinstance(answer, SnapshotTaken):
         raise sandbox.unexpected(answer)
     return Snapshot(answer.snapshot, answer.name, answer.took_us / 1000)
@@ -72,28 +77,25 @@ async def take(sandbox: "Sandbox", name: str | None, memory: bool | None, id: st
 async def fork(sandbox: "Sandbox", n: int, timeout: float | str | None, id: str | None) -> "list[Sandbox]":  # noqa: ASYNC109 - the forks' lifetime, kept by the cluster
     """Start copies of a live sandbox as it is now; the parent goes on."""
     whole_number(n, "n", 1, _MOST_FORKS)
-    step = await sandbox.step(id)
-    snapshot = await take(sandbox, None, None, step)
     rollout = sandbox.rollout
-    spec = msgspec.structs.replace(
-        rollout.spec,
-        template=str(snapshot),
-        n=n,
-        files=(),  # they are there already
-        timeout_ms=milliseconds(timeout, "timeout") or rollout.spec.timeout_ms,
-    )
-    forks = await rollout.start(spec, f"{sandbox.name}:{step}:{snapshot.digest}")
-    async with released_unless_given(forks):
-        return [each async for each in forks.ready()]
+    asked_ms = milliseconds(timeout, "timeout") or rollout.spec.timeout_ms
+    async with sandbox.step(id) as step:
+        snapshot = await _taken(sandbox, "", "", step)
+        again = msgspec.structs.replace(
+            rollout.spec, template=str(snapshot), n=n, timeout_ms=asked_ms, files=()  # they are there already
+        )  # fmt: skip
+        forks = await rollout.start(again, f"{sandbox.name}:{step}:{snapshot.digest}")
+        async with released_unless_given(forks):
+            return [each async for each in forks.ready()]
 
 
 async def hibernate(sandbox: "Sandbox", id: str | None) -> None:
     """Let a live sandbox sleep."""
-    step = await sandbox.step(id)
-    _, told = await sandbox.told(step, lambda head: Hibernate(*head))
-    if told is None and sandbox.asleep and sandbox.ended is None:
-        return
-    answer = await sandbox.ask(lambda head: Hibernate(*head), TIMEOUT_S, "hibernating", step)
+    async with sandbox.step(id) as step:
+        _, told = await sandbox.told(step, lambda head: Hibernate(*head))
+        if told is None and sandbox.asleep and sandbox.ended is None:
+            return
+        answer = await sandbox.ask(lambda head: Hibernate(*head), TIMEOUT_S, "hibernating", step)
     if isinstance(answer, Hibernated):
         sandbox.presence.slept(answer.attempt, sandbox.rollout.link.grace_s)
     elif not (isinstance(answer, CommandRefused) and answer.code == "asleep"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shoal.client.errors import BadRequest, NotIdempotent, TrajectoryDiverged
+from shoal.client.givenup import Recorded
 from shoal.client.presence import Presence
 from shoal.client.record import Record
 from shoal.client.requests import shown, text
@@ -73,6 +74,9 @@ class Steps:
         self._policy = policy
         self._next = self._first = 1
         self._branch = 0
+        self._turns: dict[str, int] = {}  # by id that was handed in: how often it was asked for
+        self.given_up: Recorded = {}
+        """What was given up by the trainer before this one; each step of it is taken out when it is asked for."""
         self._undone = False  # a loss took some: which number comes next must be looked up
         self._waiting = 0
         self._turn = asyncio.Lock()
@@ -98,6 +102,13 @@ class Steps:
                 self._waiting -= 1
         return self._number()
 
+    def turn(self, id: str, *, again: bool) -> int:
+        """Return the how-manieth asking of an id this is. `again`: the trainer handed it in."""
+        if not again:
+            return 1
+        turn = self._turns[id] = self._turns.get(id, int(id[0] == "#")) + 1
+        return turn
+
     def _may_give(self, id: str) -> bool:
         """Return whether this may be handed in: of our own, only what an error has told of (`Timeout.id`)."""
         if id[0] == "#":
@@ -115,6 +126,8 @@ class Steps:
     def undone(self) -> None:
         """A loss has undone steps: go on with the first of them."""
         self._undone = self._policy is not None
+        self._turns.clear()
+        self.given_up.clear()  # what is asked now was not there to be given up
 
     def _first_missing(self, story: Story) -> int:
         number, attempt = self._first, self._presence.attempt

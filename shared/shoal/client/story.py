@@ -139,6 +139,13 @@ class Story:
         """Return whether an attempt has the step of that number behind it, of an earlier attempt or its own."""
         return any(each == of and _holds(within, number) for each, within in self._line(attempt))
 
+    def counts(self, id: str, attempt: int, of: int) -> bool:
+        """Return whether an attempt has behind it that a step was given up in an attempt, and not done again since."""
+        told = self.recorded(id, attempt)
+        return any(each == of for each, _ in self._line(attempt)) and (
+            told is None or order(told.attempt) <= order(of)
+        )  # fmt: skip
+
     def steps(self, attempt: int) -> list[Told]:
         """Return the steps that an attempt has behind it, in their order."""
         found = [

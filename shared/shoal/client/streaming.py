@@ -6,6 +6,8 @@ import inspect
 from shoal.client.errors import BadRequest
 from shoal.client.pending import OutputSink
 from shoal.client.results import CommandResult
+from shoal.wire.asked import Answer
+from shoal.wire.messages import CommandFinished
 
 
 def sink(given: object) -> None:
@@ -41,3 +43,15 @@ class Streamed:
             size = self._sizes[channel]
             if size < len(whole) and hashlib.blake2b(whole[:size]).digest() == self._digests[channel].digest():
                 self(channel, whole[size:])
+
+
+def say_again(answer: Answer, on_output: OutputSink | None) -> None:
+    """Hand on what a recorded command wrote, all of it that the log has at once."""
+    if on_output is not None and isinstance(answer, CommandFinished):
+        told = CommandResult.of(answer.result)
+        for channel, data, tail in (
+            ("stdout", told.stdout_bytes, told.stdout_tail),
+            ("stderr", told.stderr_bytes, told.stderr_tail),
+        ):
+            if tail < len(data):
+                on_output(channel, data[: len(data) - tail])

@@ -120,6 +120,10 @@ class Ledger:
         state = self._states[index]
         return _REASONS[state - _ENDED] if state >= _ENDED else None
 
+    def starts(self, index: int) -> int:
+        """Return how often a sandbox was started, of which `max_attempts` is the most."""
+        return self._failures[index] + 1
+
     def ready_count(self) -> int:
         """Return how many take commands now."""
         return self._states.count(_READY)

@@ -5,7 +5,7 @@ Everything that crosses a process boundary is declared here. A message is frozen
 
 from typing import Final
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Of the contract: one more whenever a message or a field is added. What was written under any of them is read for ever
 
 (`tests/archive/golden` has an archive of each).

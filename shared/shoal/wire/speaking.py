@@ -17,11 +17,12 @@ from shoal.wire.messages import (
     RolloutReleased,
     RolloutSubmitted,
     SandboxesWanted,
+    StepsGivenUp,
 )
 from shoal.wire.subjects import SYSTEM
 
 _SAID: Final = {
-    ("rollout", "request"): (RolloutSubmitted, RolloutReleased, RolloutCancelled, SandboxesWanted),
+    ("rollout", "request"): (RolloutSubmitted, RolloutReleased, RolloutCancelled, SandboxesWanted, StepsGivenUp),
     ("snapshot", "request"): (BuildTemplate, ListSnapshots, PinSnapshot, RemoveSnapshot),
     ("placement", "prefetch"): (PrefetchSnapshot,),
 }

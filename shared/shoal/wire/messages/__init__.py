@@ -62,6 +62,8 @@ from shoal.wire.messages.rollout import (
     SandboxSaved as SandboxSaved,
     SandboxSlept as SandboxSlept,
     SettingsChanged as SettingsChanged,
+    StepGivenUp as StepGivenUp,
+    StepsGivenUp as StepsGivenUp,
     TemplateResolved as TemplateResolved,
     TenantAdded as TenantAdded,
     TenantLimited as TenantLimited,
@@ -129,7 +131,7 @@ from shoal.wire.values import (
 )
 
 AnyMessage = (
-    RolloutSubmitted | RolloutReleased | RolloutCancelled | SandboxesWanted
+    RolloutSubmitted | RolloutReleased | RolloutCancelled | SandboxesWanted | StepsGivenUp
     | SandboxesReady | SandboxesFinished | SandboxesEnded | SandboxSaved | SandboxSlept
     | RolloutQueued | RolloutDispatched | RolloutRejected | RolloutConcluded | SandboxesHedged | SandboxesClosed
     | TemplateResolved | CellCapacity | TenantAdded | TenantRemoved | TenantSet | Tick

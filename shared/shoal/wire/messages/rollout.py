@@ -38,6 +38,27 @@ class SandboxesWanted(Message, frozen=True):
     indices: Ranges
 
 
+class StepGivenUp(Value, frozen=True):
+    """A step of a run that can be resumed, for whose end its trainer did not wait.
+
+    `id` as the trainer has it; `turn`: the how-manieth asking of that id it was, 1 for the first. `attempt` was the
+    sandbox's; `after_ms`: how long its trainer had the handle then.
+    """
+
+    index: Integer
+    attempt: Integer
+    id: str
+    turn: Integer = 1
+    after_ms: Integer = 0
+
+
+class StepsGivenUp(Message, frozen=True):
+    """A trainer gave these steps up, and went on: said before the first thing that it asks for after that."""
+
+    rollout: str
+    steps: tuple[StepGivenUp, ...]
+
+
 # --- reports by executors and placement
 
 

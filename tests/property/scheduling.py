@@ -143,6 +143,7 @@ class Scheduling(RuleBasedStateMachine):
                 assert not held, f"{held} of {name} were given out after all"
                 if reason == "timed_out":
                     known.ledger.close(message.not_started, m.EndReason.NOT_STARTED)
+                    known.ledger.close(message.deadline, m.EndReason.DEADLINE)
                     known.ledger.close(ranges.whole(known.ledger.n), m.EndReason.TIMED_OUT)
                 assert counts == known.ledger.counts(), "the scheduler and the trainer count otherwise"
 

@@ -66,7 +66,8 @@ class LedgerMachine(RuleBasedStateMachine):
         indices = self.some(data)
         gone, again = [], []
         for i in self.current(indices, attempt):
-            lost = reason.infrastructure and self.on_lost is not OnLost.FAIL
+            over = reason is EndReason.DEADLINE
+            lost = reason.infrastructure and not over and self.on_lost is not OnLost.FAIL
             made_room = reason is EndReason.PREEMPTED
             if made_room or ((reason is EndReason.START_FAILED or lost) and self.starts[i] < self.limit):
                 self.starts[i] += not made_room

@@ -66,11 +66,14 @@ class Scheduler(RuleBasedStateMachine):
                 case m.PlaceRequested(rollout=rollout, attempt=attempt, indices=part):
                     for index in ranges.indices(part):
                         self.placed[rollout, attempt, index] += 1
-                case m.RolloutConcluded(rollout=rollout, counts=counts, reason=reason, not_started=waited):
+                case m.RolloutConcluded(
+                    rollout=rollout, counts=counts, reason=reason, not_started=waited, deadline=late
+                ):
                     assert (reason == "timed_out") == (self.now >= self.deadlines[rollout])
                     self.concluded[rollout] += 1
                     if reason == "timed_out":
                         self.ledgers[rollout].close(waited, m.EndReason.NOT_STARTED)
+                        self.ledgers[rollout].close(late, m.EndReason.DEADLINE)
                         self.ledgers[rollout].close(ranges.whole(self.submitted[rollout]), m.EndReason.TIMED_OUT)
                     assert counts == self.ledgers[rollout].counts()
                     assert sum(count for _, count in counts) == self.submitted[rollout]

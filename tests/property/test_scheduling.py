@@ -152,10 +152,11 @@ class WaitsForTheDead(SchedulerCore):
     """Those that are to follow the first of their rollout wait though these were released before they were there."""
 
     def _conclude(
-        self, rollout: Any, reason: str, now: int, effects: list[Effect], waited: m.Ranges = ()
+        self, rollout: Any, reason: str, now: int, effects: list[Effect], waited: m.Ranges = (),
+        late: m.Ranges = (),
     ) -> None:  # fmt: skip
         if not rollout.lost_its_first:
-            super()._conclude(rollout, reason, now, effects, waited)
+            super()._conclude(rollout, reason, now, effects, waited, late)
 
 
 class WaitsForItself(WaitsForTheDead):

@@ -12,6 +12,7 @@ from shoal.testing.replica import Replica
 from shoal.testing.world import LawViolatedError
 from shoal.wire import messages as m
 from shoal_executor import core as x
+from shoal_scheduler.core.missed import Missed
 from simulation.cluster import Cores, Watched, WatchedPlacement as PlacementCore
 from simulation.fleet import SimExecutor
 
@@ -49,6 +50,16 @@ class EndsOnlyAtHome(Watched):
 
     def _let_go(self, rollout: Any, here: m.Ranges, away: m.Ranges, *rest: Any) -> None:
         super()._let_go(rollout, here, (), *rest)
+
+
+class ForgetsWhenTheyCame(Watched):
+    """What was there when its rollout's time was up times out, however late it came."""
+
+    def _close(self, name: str, indices: m.Ranges, reason: m.EndReason, now: int, effects: list[Effect]) -> None:
+        if name in self.books.rollouts and reason is m.EndReason.TIMED_OUT:
+            rollout = self.books.rollouts[name]
+            rollout.missed = Missed(rollout.request.spec.n, rollout.submitted_ms)
+        super()._close(name, indices, reason, now, effects)
 
 
 class LendsWhatItHasNot(Watched):
@@ -304,6 +315,7 @@ PLANTED: dict[str, Planted] = {
     "scheduler: concludes twice": Planted(replace(REAL, scheduler=ConcludesTwice), 200),
     "scheduler: a lost node is a result": Planted(replace(REAL, scheduler=LostIsAResult), 200),
     "scheduler: late reports count": Planted(replace(REAL, scheduler=Impatient), 1000),
+    "scheduler: forgets when they came": Planted(replace(REAL, scheduler=ForgetsWhenTheyCame), 400),
     "scheduler: forgets what came back": Planted(replace(REAL, scheduler=ForgetsReturns), 600),
     "scheduler: no fair share": Planted(replace(REAL, scheduler=Unfair), 200),
     "scheduler: no quota": Planted(replace(REAL, scheduler=IgnoresTheQuota), 200),

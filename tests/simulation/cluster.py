@@ -185,6 +185,8 @@ class Trainer:
         self.ledger = Ledger(spec)
         self.rejected = False
         self._deadline_ms = 0
+        self._missed: dict[int, int] = {}  # how long each was not there though it was wanted, in ms
+        self._awaited: dict[int, int] = {}  # since when those that slept are waited for
         self.concluded: list[m.RolloutConcluded] = []
         self._position = 0
         self._sent = 0
@@ -229,6 +231,7 @@ class Trainer:
         match message:
             case m.SandboxesReady(attempt=attempt, indices=indices, executor=executor):
                 for index in ranges.indices(ledger.ready(attempt, indices)):
+                    self._came(index, time_ms)
                     asked = m.RunCommand(
                         f"{self.name}-{index}-{attempt}", self.tenant, "run", self.cell, self.name, index, attempt,
                         m.Command(("true",)),
@@ -244,13 +247,16 @@ class Trainer:
             case m.SandboxesEnded(attempt=attempt, indices=indices, reason=reason):
                 ledger.end(attempt, indices, reason)
             case m.SandboxSlept(attempt=attempt, index=index, snapshot=snapshot):
+                was_there = ledger.is_ready(index)
                 if ledger.sleep(attempt, index):
+                    if not was_there:
+                        self._came(index, time_ms)
                     self.cluster.truth.kept[self.name, index, next_attempt(attempt)] = snapshot.digest
                     if random_.random() < 0.7:
                         wish = m.SandboxesWanted(self.name, ((index, 1),))
                         self.cluster.world.after(random_.randint(1, 3000), self._say, wish)
             case m.SandboxesWanted(indices=indices):
-                ledger.wake(indices)
+                self._awaited.update(dict.fromkeys(ranges.indices(ledger.wake(indices)), time_ms))
             case m.SandboxesHedged(attempt=attempt, indices=indices):
                 ledger.hedge(attempt, indices)
             case m.SandboxesClosed(indices=indices, reason=reason):
@@ -263,12 +269,33 @@ class Trainer:
                 self.rejected = True
             case m.RolloutConcluded(reason=reason):
                 if reason == "timed_out":
+                    self._check_late(ranges.without(ledger.open(), message.not_started), message.deadline)
                     ledger.close(message.not_started, m.EndReason.NOT_STARTED)
+                    ledger.close(message.deadline, m.EndReason.DEADLINE)
                     ledger.close(ranges.whole(ledger.n), m.EndReason.TIMED_OUT)
                 self.concluded.append(message)
 
     def _release(self, index: int) -> None:
         self._say(m.RolloutReleased(self.name, ((index, 1),)))
+
+    def _came(self, index: int, time_ms: int) -> None:
+        since, before = self._awaited.pop(index, self._deadline_ms - self.spec.timeout_ms), 0
+        if since != self._deadline_ms - self.spec.timeout_ms:
+            before = self._missed[index]
+        self._missed[index] = before + time_ms - since
+
+    def _check_late(self, open_: m.Ranges, told: m.Ranges) -> None:
+        """What was there for half of the rollout's time has its verdict, and nothing else has."""
+        late = []
+        for index in ranges.indices(open_):
+            missed = self._missed.get(index, 0)
+            if not (self.ledger.is_ready(index) or self.ledger.asleep(((index, 1),))):
+                woken = self._awaited.get(index)
+                missed = self.spec.timeout_ms if woken is None else missed + self._deadline_ms - woken
+            if 2 * missed > self.spec.timeout_ms:
+                late.append(index)
+        if ranges.collect(late) != told:
+            raise LawViolatedError(f"{told} of {self.name} end as late for their deadline, and {late} are")
 
     def _check_result(self, index: int, attempt: int, code: int) -> None:
         if self.cluster.truth.results.get((self.name, index, attempt)) != code:

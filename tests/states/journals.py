@@ -50,10 +50,11 @@ def began(version: int = VERSION) -> Began:
 
 
 def _order(
-    rollout: str, attempt: int, indices: m.Ranges, snapshot: m.Snapshot = HOST, jobs: tuple[m.Command, ...] = ()
-) -> m.StartSandboxes:
+    rollout: str, attempt: int, indices: m.Ranges, snapshot: m.Snapshot = HOST, jobs: tuple[m.Command, ...] = (),
+    ready_by_ms: int = 0,
+) -> m.StartSandboxes:  # fmt: skip
     head = ("boot-1", "n1", rollout, "acme", "train-7", 0, attempt, indices, snapshot, m.Resources())
-    return m.StartSandboxes(*head, jobs, (), (), "", 1_700_003_600_000)
+    return m.StartSandboxes(*head, jobs, (), (), "", 1_700_003_600_000, ready_by_ms=ready_by_ms)
 
 
 def _run(id: str, index: int, attempt: int = 0) -> m.RunCommand:
@@ -78,7 +79,7 @@ RECORDS: Final[tuple[AnyRecord, ...]] = (
     Returned("agents", 0, 0, KEPT),
     Slept(_AGENTS, 2, KEPT),
     Gone(_AGENTS, ((2, 1),)),
-    Took(7, _order("other", 0, ((0, 3),)), 1_700_000_000_800),
+    Took(7, _order("other", 0, ((0, 3),), ready_by_ms=1_700_001_800_000), 1_700_000_000_800),
     Up(_OTHER, ((0, 2),), 1_700_000_000_900),
     Exited(_OTHER, 0, m.EndReason.OUT_OF_MEMORY, "of 256 MiB"),
     Took(8, m.DestroySandboxes("boot-1", "other", ((1, 1),), m.EndReason.RELEASED), 1_700_000_001_000),

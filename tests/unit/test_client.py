@@ -144,6 +144,13 @@ async def test_a_refusal_tells_why_a_sandbox_is_gone() -> None:
             await second.run("gone out_of_memory")
 
 
+async def test_what_came_too_late_for_its_deadline_is_not_waited_for_as_if_it_came_back() -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+        (sandbox,) = await _all(await cluster.rollout("host", on_lost="resume"))
+        with pytest.raises(shoal.SandboxLost, match="most of that went by before it was there"):
+            await asyncio.wait_for(sandbox.run("gone deadline"), 5)
+
+
 async def test_ready_waits_for_the_log_when_a_command_told_first_that_its_sandbox_is_lost() -> None:
     async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
         rollout = await cluster.rollout("host", n=2, on_lost="restart")
@@ -260,6 +267,19 @@ async def test_time_up_and_cancelled_before_all_were_ready() -> None:
         assert [(each.reason, each.infrastructure) async for each in rollout.outcomes()] == [
             (shoal.EndReason.NOT_STARTED, True)
         ] * 2
+
+        def late(fabric: Fabric, request: RolloutSubmitted) -> None:
+            fabric.ready(request.rollout, 0)
+            fabric.say(request.rollout, RolloutConcluded(request.rollout, (), "timed_out", (), ((0, 2),)))
+
+        fabric.script = late
+        rollout = await cluster.rollout("host", n=2, on_lost="resume")
+        with pytest.raises(shoal.Timeout, match="1 of its 2"):
+            _ = [sandbox async for sandbox in rollout.ready()]
+        for outcome in [each async for each in rollout.outcomes()]:
+            assert (outcome.reason, outcome.infrastructure) == (shoal.EndReason.DEADLINE, True)
+            with pytest.raises(shoal.SandboxLost, match="of its rollout's|in its rollout's"):
+                _ = outcome.ok
         fabric.script = lambda fabric, request: fabric.say(
             request.rollout, RolloutQueued(request.rollout, 4, 2, "the cluster is full")
         )

@@ -178,6 +178,14 @@ def test_one_whose_time_is_up_names_both_times_it_may_have_been() -> None:
     assert "lifetime=" in told
 
 
+def test_one_that_came_too_late_says_what_limits_the_work_alone() -> None:
+    told = str(shoal.SandboxLost("r-0", EndReason.DEADLINE, "it was ready after 11.0 s"))
+    assert "most of that went by before it was there (it was ready after 11.0 s)" in told
+    assert "do not score it; try again with a longer timeout=" in told
+    assert "command_timeout=" in told
+    assert "lifetime=" in told
+
+
 async def test_what_is_printed_of_a_handle_is_short_and_tells_no_password() -> None:
     async with Fabric(all_ready) as fabric:
         url = "nats://me:secret@one:4222,nats://token@two:4222"

@@ -32,10 +32,12 @@ AHEAD_S = 90.0
 HOUR_MS = 3_600_000
 
 
-def order(deadline_ms: int, rollout: str = "r1", *, lifetime_ms: int = 0) -> StartSandboxes:
+def order(
+    deadline_ms: int, rollout: str = "r1", *, lifetime_ms: int = 0, ready_by_ms: int = 0
+) -> StartSandboxes:  # fmt: skip
     return StartSandboxes(
         "b1", "n1", rollout, "acme", "run", 0, 0, ((0, 1),), Snapshot("host", "host"), Resources(), (), (), (), "",
-        deadline_ms, lifetime_ms=lifetime_ms,
+        deadline_ms, lifetime_ms=lifetime_ms, ready_by_ms=ready_by_ms,
     )  # fmt: skip
 
 
@@ -66,11 +68,16 @@ async def test_a_clock_that_is_wrong_ends_nothing_and_keeps_nothing(
         order(broker_ms + 60_000, "lasting", lifetime_ms=60_000),
         order(broker_ms + 60_000, "short", lifetime_ms=100),
         order(broker_ms - 10_000, "late"),
+        order(broker_ms - 10_000, "woken", ready_by_ms=broker_ms + 60_000),
+        order(broker_ms - 10_000, "waited", ready_by_ms=broker_ms - 60_000),
     )
     for number, each in enumerate(orders):
         await bus.publish(subjects.executor_control("e1"), encode(each), f"t:{number}")
-    await until(lambda: len(ended()) >= 2)
-    assert sorted(ended()) == [("late", EndReason.TIMED_OUT), ("short", EndReason.TIMED_OUT)]
+    await until(lambda: len(ended()) >= 4)
+    assert sorted(ended()) == [
+        ("late", EndReason.TIMED_OUT), ("short", EndReason.TIMED_OUT),
+        ("waited", EndReason.DEADLINE), ("woken", EndReason.TIMED_OUT),
+    ]  # fmt: skip
     assert {"r1", "lasting"} <= {each.rollout for each in said() if isinstance(each, SandboxesReady)}
     stop.set()
     await running

@@ -232,3 +232,46 @@ def test_the_rollouts_end_is_a_backstop() -> None:
     assert isinstance(effects[0], c.ReportEnded)
     assert effects[0].reason is EndReason.TIMED_OUT
     assert effects[1] == c.Destroy(KEY, ((0, 1),))  # 1 is still starting
+
+
+def expired(core: c.ExecutorCore, key: c.Key = KEY) -> dict[EndReason, Ranges]:
+    core.check()
+    return {each.reason: each.indices for each in core.expire(key) if isinstance(each, c.ReportEnded)}
+
+
+def due(indices: Ranges, ready_by_ms: int, attempt: int = 0) -> StartSandboxes:
+    return msgspec.structs.replace(order(indices, attempt=attempt), ready_by_ms=ready_by_ms)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_was_there_too_late_for_half_of_its_rollouts_time_ends_as_that(again: bool) -> None:
+    core = c.ExecutorCore(BOOT)
+    core.start(due(((0, 5),), 10**12), 2_000, 1_000)
+    core.started(KEY, ((0, 1),), 1_000)
+    core.started(KEY, ((1, 2),), 1_001)
+    core.started(KEY, ((4, 1),), 1_001)
+    core.destroy(destroy(((4, 1),)))
+    if again:  # another process
+        kept, core = core.dump(), c.ExecutorCore("")
+        core.load(kept)
+        assert core.dump() == kept
+    assert expired(core) == {EndReason.DEADLINE: ((1, 3),), EndReason.TIMED_OUT: ((0, 1),)}
+    assert core.command(ask(1)) == [c.Refuse(ask(1), EndReason.DEADLINE)]
+    assert core.command(ask(0)) == [c.Refuse(ask(0), EndReason.TIMED_OUT)]
+    core.destroyed(KEY, ((0, 3),))
+    core.started(KEY, ((3, 1),), 2_000)
+    core.destroyed(KEY, ((3, 2),))
+    assert not core.groups
+
+
+@pytest.mark.parametrize("first_ms", [0, 1_000])
+def test_those_that_are_woken_at_different_times_have_each_its_own(first_ms: int) -> None:
+    core, key = c.ExecutorCore(BOOT), ("r1", 1, "n1")
+    core.start(due(((0, 1),), first_ms, attempt=1), 2_000, first_ms)
+    core.start(due(((1, 1),), 1_200, attempt=1), 2_000, 1_200)
+    core.start(due(((2, 1),), 2_100, attempt=1), 2_000, 2_100)  # woken so late that it need not be there at all
+    kept, core = core.dump(), c.ExecutorCore("")
+    core.load(kept)
+    core.started(key, ((0, 2),), 1_100)
+    late = {EndReason.DEADLINE: ((0, 1),)} if first_ms else {}
+    assert expired(core, key) == {**late, EndReason.TIMED_OUT: ((1, 2),) if first_ms else ((0, 3),)}

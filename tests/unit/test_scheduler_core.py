@@ -54,7 +54,9 @@ def test_release_of_part_then_the_deadline() -> None:
     assert fold(core, released) == []
     assert core.wake_at_ms() == 1001
     said = fold(core, m.Tick(1001), 1001)
-    assert said[-1] == m.RolloutConcluded("r", ((m.EndReason.TIMED_OUT, 2), (m.EndReason.RELEASED, 2)), "timed_out")
+    assert said[-1] == m.RolloutConcluded(
+        "r", ((m.EndReason.RELEASED, 2), (m.EndReason.DEADLINE, 2)), "timed_out", (), ((0, 1), (3, 1))
+    )
 
 
 def test_a_failed_start_is_tried_elsewhere() -> None:

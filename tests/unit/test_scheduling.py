@@ -455,7 +455,7 @@ def test_what_waits_when_its_rollouts_time_is_up_was_not_started_and_did_not_tim
 
 
 @pytest.mark.parametrize("reason", [m.EndReason.NODE_LOST, m.EndReason.PREEMPTED])
-def test_what_ran_and_has_no_room_any_more_times_out(reason: m.EndReason) -> None:
+def test_what_ran_and_was_lost_has_none_of_its_rollouts_time(reason: m.EndReason) -> None:
     cell = Cell(2)
     cell.submit(2, timeout_ms=5_000, on_lost=m.OnLost.RESTART, max_attempts=9)
     cell.ready("r0", ((0, 1),))
@@ -464,8 +464,8 @@ def test_what_ran_and_has_no_room_any_more_times_out(reason: m.EndReason) -> Non
     kept, cell.core = cell.core.dump(), SchedulerCore(0)
     cell.core.load(kept)
     concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
-    counts = ((m.EndReason.TIMED_OUT, 1), (m.EndReason.NOT_STARTED, 1))
-    assert concluded == m.RolloutConcluded("r0", counts, "timed_out", ((1, 1),))
+    counts = ((m.EndReason.NOT_STARTED, 1), (m.EndReason.DEADLINE, 1))
+    assert concluded == m.RolloutConcluded("r0", counts, "timed_out", ((1, 1),), ((0, 1),))
 
 
 @pytest.mark.parametrize(("reason", "node"), [(m.EndReason.START_FAILED, "n1"), (m.EndReason.PREEMPTED, "")])
@@ -478,15 +478,119 @@ def test_what_was_sent_and_never_ran_is_not_started(reason: m.EndReason, node: s
     assert concluded == m.RolloutConcluded("r0", ((m.EndReason.NOT_STARTED, 1),), "timed_out", ((0, 1),))
 
 
-def test_what_slept_and_has_no_room_when_it_wakes_times_out() -> None:
+@pytest.mark.parametrize(("slept_ms", "late"), [(10, True), (2_600, False)])
+def test_what_sleeps_has_its_time_and_what_is_woken_waits_for_it(slept_ms: int, late: bool) -> None:
     cell = Cell(1)
     cell.submit(1, timeout_ms=5_000)
     cell.ready("r0", ((0, 1),))
     cell(m.SandboxSlept("r0", 0, 0, "n", HOST))
     cell(m.CellCapacity(0, 0, ("zygote",)))
-    cell(m.SandboxesWanted("r0", ((0, 1),)))
+    cell(m.SandboxesWanted("r0", ((0, 1),)), slept_ms)
+    kept, cell.core = cell.core.dump(), SchedulerCore(0)
+    cell.core.load(kept)
     concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
-    assert concluded == m.RolloutConcluded("r0", ((m.EndReason.TIMED_OUT, 1),), "timed_out")
+    reason, those = (m.EndReason.DEADLINE, ((0, 1),)) if late else (m.EndReason.TIMED_OUT, ())
+    assert concluded == m.RolloutConcluded("r0", ((reason, 1),), "timed_out", (), those)
+
+
+def test_what_sleeps_when_its_rollouts_time_is_up_is_waited_for_by_nobody() -> None:
+    cell = Cell(2)
+    cell.submit(2, timeout_ms=5_000)
+    cell.ready("r0", ((0, 1),))
+    cell.ready("r0", ((1, 1),), passes_ms=3_000)
+    for index in (0, 1):
+        cell(m.SandboxSlept("r0", 0, index, "n", HOST))
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    counts = ((m.EndReason.TIMED_OUT, 1), (m.EndReason.DEADLINE, 1))
+    assert concluded == m.RolloutConcluded("r0", counts, "timed_out", (), ((1, 1),))
+
+
+def test_each_time_that_it_is_waited_for_counts() -> None:
+    cell = Cell(2)
+    cell.submit(2, timeout_ms=5_000)
+    cell.ready("r0", ((0, 2),), passes_ms=1_500)
+    for index, slept_ms, woke_ms in ((0, 300, 1_001), (1, 300, 1_000)):
+        cell(m.SandboxSlept("r0", 0, index, "n", HOST))
+        cell(m.SandboxesWanted("r0", ((index, 1),)), slept_ms)
+        cell.ready("r0", ((index, 1),), attempt=1, passes_ms=woke_ms)
+    kept, cell.core = cell.core.dump(), SchedulerCore(0)
+    cell.core.load(kept)
+    assert cell.core.dump() == kept
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    counts = ((m.EndReason.TIMED_OUT, 1), (m.EndReason.DEADLINE, 1))
+    assert concluded == m.RolloutConcluded("r0", counts, "timed_out", (), ((0, 1),))
+
+
+def test_a_sleep_that_is_heard_of_before_its_readiness_says_that_it_was_there() -> None:
+    cell = Cell(1)
+    cell.submit(1, timeout_ms=5_000)
+    cell(m.SandboxSlept("r0", 0, 0, "n", HOST), 4_000)
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    assert concluded == m.RolloutConcluded("r0", ((m.EndReason.DEADLINE, 1),), "timed_out", (), ((0, 1),))
+
+
+def test_who_was_there_for_half_of_the_time_has_a_verdict_and_the_others_are_the_platforms() -> None:
+    cell = Cell()
+    cell.submit(4, timeout_ms=5_000)
+    cell.ready("r0", ((0, 1),), passes_ms=2_500)
+    cell.ready("r0", ((1, 2),), passes_ms=1)
+    said = cell(m.Tick(cell.now), 5_000)
+    assert [each for each in said if isinstance(each, m.ReleaseRequested)] == [
+        m.ReleaseRequested("r0", ((1, 3),), m.EndReason.DEADLINE),
+        m.ReleaseRequested("r0", (), m.EndReason.TIMED_OUT),
+    ]
+    concluded = of(said, m.RolloutConcluded)
+    counts = ((m.EndReason.TIMED_OUT, 1), (m.EndReason.DEADLINE, 3))
+    assert concluded == m.RolloutConcluded("r0", counts, "timed_out", (), ((1, 3),))
+    fold = RolloutFold("r0", "t", "u", m.RolloutSpec("host", 4, timeout_ms=5_000))
+    fold.handle(m.RolloutSubmitted("r0", "t", "u", fold.spec), 1_000)
+    fold.handle(m.SandboxesReady("r0", 0, ((0, 1),), "n", "e", "zygote"), 3_500)
+    fold.handle(m.SandboxesReady("r0", 0, ((1, 2),), "n", "e", "zygote"), 3_501)
+    fold.handle(concluded, 6_000)
+    assert fold.ledger.counts() == counts
+    told = {each.index: each for each in fold.outcomes}
+    assert [told[index].infrastructure for index in range(4)] == [False, True, True, True]
+    assert told[1].detail == "it was ready after 2.5 s of its rollout's 5.0 s, and ran for 2.5 s"
+    assert told[1].ready_ms == 2_501
+    assert told[3].detail == "it was not ready in its rollout's 5.0 s"
+
+
+def test_where_all_came_late_all_are_ended_as_that_at_once() -> None:
+    cell = Cell()
+    cell.submit(2, timeout_ms=5_000)
+    cell.ready("r0", ((0, 2),), passes_ms=2_501)
+    said = cell(m.Tick(cell.now), 5_000)
+    assert of(said, m.ReleaseRequested) == m.ReleaseRequested("r0", (), m.EndReason.DEADLINE)
+
+
+def test_one_that_is_started_again_has_its_time_from_its_last_start() -> None:
+    cell = Cell()
+    (first,) = [
+        e for e in cell.submit(2, timeout_ms=5_000, on_lost=m.OnLost.RESTART) if isinstance(e, m.PlaceRequested)
+    ]
+    cell.ready("r0", ((0, 2),))
+    (again,) = [e for e in cell.end("r0", ((0, 1),), m.EndReason.NODE_LOST) if isinstance(e, m.PlaceRequested)]
+    assert [each.ready_by_ms for each in (first, again)] == [3_500, 3_500]
+    cell.ready("r0", ((0, 1),), attempt=1, passes_ms=2_600)
+    concluded = of(cell(m.Tick(cell.now), 5_000), m.RolloutConcluded)
+    counts = ((m.EndReason.TIMED_OUT, 1), (m.EndReason.DEADLINE, 1))
+    assert concluded == m.RolloutConcluded("r0", counts, "timed_out", (), ((0, 1),))
+
+
+def test_a_node_is_told_by_when_what_wakes_has_to_be_there() -> None:
+    cell = Cell()
+    cell.submit(1, timeout_ms=5_000)
+    cell.ready("r0", ((0, 1),), passes_ms=500)
+    cell(m.SandboxSlept("r0", 0, 0, "n", HOST))
+    woken = of(cell(m.SandboxesWanted("r0", ((0, 1),)), 1_500), m.PlaceRequested)
+    assert woken.ready_by_ms == 3_000 + 2_500 - 500
+
+
+def test_what_a_node_says_of_a_deadline_starts_nothing_again() -> None:
+    cell = Cell()
+    cell.submit(1, timeout_ms=5_000, on_lost=m.OnLost.RESTART)
+    concluded = of(cell.end("r0", ((0, 1),), m.EndReason.DEADLINE), m.RolloutConcluded)
+    assert concluded == m.RolloutConcluded("r0", ((m.EndReason.DEADLINE, 1),), "finished")
 
 
 def test_what_no_node_could_hold_is_no_failure_of_its_own() -> None:

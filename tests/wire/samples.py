@@ -223,6 +223,7 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "RolloutRejected": RolloutRejected("r1", "unknown_template", "no template is called nope"),
     "RolloutConcluded": RolloutConcluded("r1", ((EndReason.SUCCEEDED, 250), (EndReason.NODE_LOST, 6)), "finished"),
     "RolloutConcluded/not_started": RolloutConcluded("r1", ((EndReason.NOT_STARTED, 130),), "timed_out", _RANGES),
+    "RolloutConcluded/deadline": RolloutConcluded("r1", ((EndReason.DEADLINE, 130),), "timed_out", (), _RANGES),
     "TemplateResolved": TemplateResolved("acme", "host", _SNAPSHOT),
     "TemplateResolved/error": TemplateResolved("acme", "nope", None, "no template is called nope"),
     "CellCapacity": CellCapacity(slots=4096, nodes=3, isolations=("simulated", "zygote")),
@@ -384,6 +385,25 @@ SAMPLES: Final[dict[str, AnyMessage]] = {
     "TenantSet": TenantSet("acme", Limits(2.5, 1000, 2**40, 64_000, 200.0, 5000)),
     "PlaceRequested/together": PlaceRequested(
         "r1", "acme", "grpo-7", 0, 1, _RANGES, RolloutSpec("host", 40), _TAKEN, 1, together=True
+    ),
+    "PlaceRequested/ready_by": PlaceRequested(
+        "r1", "acme", "grpo-7", 0, 1, _RANGES, RolloutSpec("host", 40), _TAKEN, 7_200_000, ready_by_ms=3_600_000
+    ),
+    "StartSandboxes/ready_by": StartSandboxes(
+        "b00t",
+        "node-1",
+        *_PLACE,
+        12,
+        1,
+        ((3, 1),),
+        _TAKEN,
+        _RESOURCES,
+        (),
+        (),
+        (),
+        "",
+        7_200_000,
+        ready_by_ms=3_600_000,
     ),
     "ReleaseRequested/attempt": ReleaseRequested("r1", _RANGES, EndReason.RELEASED, 1 << 20),
     "PreemptRequested": PreemptRequested("r1", 2, _RANGES, OnPreempted.HIBERNATE),

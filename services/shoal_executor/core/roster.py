@@ -52,7 +52,7 @@ class _State(msgspec.Struct, frozen=True, array_like=True):
 class ExecutorCore:
     """The roster of one executor under one `boot`, which lasts for as long as its sandboxes can be found again."""
 
-    state_version = 5
+    state_version = 6
 
     def __init__(self, boot: str) -> None:
         self.boot = boot
@@ -64,10 +64,10 @@ class ExecutorCore:
 
     # --- what placement says
 
-    def start(self, order: StartSandboxes, due_ms: int = 0) -> list[Effect]:
+    def start(self, order: StartSandboxes, due_ms: int = 0, ready_by_ms: int = 0) -> list[Effect]:
         """Accept a start order. Orders for another life of this executor, and repeats, come to nothing.
 
-        `due_ms`: its deadline as this machine counts time; the order's own is by the broker's clock.
+        `due_ms`, `ready_by_ms`: its own as this machine counts time; in the order they are by the broker's clock.
         """
         if order.boot != self.boot:
             return []
@@ -79,9 +79,9 @@ class ExecutorCore:
         if not wanted:
             return []
         if group is None:
-            group = self.groups[key] = Group(order, due_ms=due_ms)
+            group = self.groups[key] = Group(order, due_ms=due_ms, ready_by_ms=ready_by_ms)
             self._by_rollout.setdefault(order.rollout, []).append(key)
-        group.accept(order, wanted)  # placement may find room for more of a rollout on the same node
+        group.accept(order, wanted, ready_by_ms)  # placement may find room for more of a rollout on the same node
         self.starting += wanted.bit_count()
         return [Start(key, order, ranges.unmask(wanted))]
 
@@ -122,10 +122,13 @@ class ExecutorCore:
         return effects
 
     def expire(self, key: Key) -> list[Effect]:
-        """End what is left of a group whose rollout's time is up."""
-        if key not in self.groups:
+        """End what is left of a group whose rollout's time is up: a verdict for those that had half of it."""
+        group = self.groups.get(key)
+        if group is None:
             return []
-        return self._end_and_tell(key, self.groups[key].here, EndReason.TIMED_OUT, "the rollout's time was up")
+        late, why = group.late_at_its_end(), "most of its rollout's time was up before it was ready"
+        effects = self._end_and_tell(key, late, EndReason.DEADLINE, why)
+        return effects + self._end_and_tell(key, group.here & ~late, EndReason.TIMED_OUT, "the rollout's time was up")
 
     # --- what trainers say
 
@@ -165,6 +168,7 @@ class ExecutorCore:
             group.live |= up
             self.starting -= up.bit_count()
             self.live += up.bit_count()
+            group.came(up, since_ms)
             if group.order.lifetime_ms:
                 group.since_ms.update(dict.fromkeys(ranges.indices(ranges.unmask(up)), since_ms))
             for order, part in group.orders_of(up):
@@ -305,6 +309,7 @@ class ExecutorCore:
                 bits.bit_count() for bits in (group.starting, group.live, group.ending)
             ), "a sandbox is in one phase"
             assert group.here
-            for kept in (group.commands, group.snapshots, group.since_ms):
+            assert not group.late & ~group.here
+            for kept in (group.commands, group.snapshots, group.since_ms, group.others_ready_by_ms):
                 assert not ranges.mask(ranges.collect(kept)) & ~group.here
         self._ended.check()

@@ -33,7 +33,7 @@ from shoal.wire.messages import (
 )
 from shoal_executor.core import Key
 
-VERSION: Final = 6
+VERSION: Final = 7
 """Changes with what is said for what happens: who says something else must not go on in the middle of a sentence."""
 _HEAD: Final = struct.Struct(">II")
 _LOCK_S: Final = 10.0

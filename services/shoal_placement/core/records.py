@@ -96,5 +96,5 @@ def start_order(request: m.PlaceRequested, executor: Executor, node: Node, indic
         executor.boot, node.spec.node, request.rollout, request.tenant, request.run, request.cell, request.attempt,
         request.indices, request.snapshot, spec.resources, spec.commands, spec.files, spec.env, spec.user,
         request.deadline_ms, spec.checkpoint_every_ms, spec.checkpoint_commands, spec.idle_after_ms,
-        spec.lifetime_ms,
+        spec.lifetime_ms, request.ready_by_ms,
     )  # fmt: skip

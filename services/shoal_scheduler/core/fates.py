@@ -50,7 +50,8 @@ class Fates:
     def _ready(self, rollout: Rollout, attempt: int, indices: m.Ranges, now: int, effects: list[Effect]) -> bool:
         """Return whether more may be given out now."""
         hedged = rollout.ledger.hedged(indices)
-        if rollout.ledger.ready(attempt, indices):
+        if news := rollout.ledger.ready(attempt, indices):
+            rollout.missed.ready(news, now)
             self.suspects.started(rollout)
         self._settle(rollout, attempt, hedged, now, effects)
         stragglers.started(self.books, rollout, attempt, indices, now)
@@ -77,19 +78,24 @@ class Fates:
 
     def _let_go(
         self, rollout: Rollout, here: m.Ranges, away: m.Ranges, reason: m.EndReason, attempt: int,
-        effects: list[Effect],
+        effects: list[Effect], late: m.Ranges = (),
     ) -> None:  # fmt: skip
         """Ask for the end of sandboxes in flight, in this cell and in others; of one attempt, unless it is -1.
 
-        Of a rollout that is over, all is ended wherever some of it is.
+        Of a rollout that is over, all is ended wherever some of it is. The `late` end as `deadline`.
         """
         name, over = rollout.request.rollout, rollout.ledger.concluded and attempt < 0
         parts = {self._cell: here}
         for (cell, _), there in rollout.abroad.items():
             parts[cell] = ranges.union(parts.get(cell, ()), ranges.intersect(there, away))
         for cell, part in parts.items():
+            those, others = ranges.intersect(part, late), ranges.without(part, late)
+            if those and others:  # first, for what is asked last takes all that is left
+                ask = m.ReleaseRequested(name, those, m.EndReason.DEADLINE, attempt)
+                effects.append(Publish(subjects.placement_request(cell), ask))
             if part:
-                ask = m.ReleaseRequested(name, () if over else part, reason, attempt)
+                why = reason if others else m.EndReason.DEADLINE
+                ask = m.ReleaseRequested(name, () if over else part, why, attempt)
                 effects.append(Publish(subjects.placement_request(cell), ask))
 
     def _finished(self, message: m.SandboxesFinished, now: int, effects: list[Effect]) -> None:
@@ -166,8 +172,11 @@ class Fates:
             return
         one: m.Ranges = ((index, 1),)
         hedged = rollout.ledger.hedged(one)
+        unheard = not rollout.ledger.is_ready(index)
         if not rollout.ledger.sleep(attempt, index):
             return
+        if unheard:  # it was ready, but that comes later or never
+            rollout.missed.ready(one, now)
         rollout.saved[index] = message.snapshot
         rollout.ran = ranges.union(rollout.ran, one)
         rollout.leaving = ranges.without(rollout.leaving, one)
@@ -187,6 +196,7 @@ class Fates:
         if rollout is None or now >= rollout.deadline_ms:
             return
         news = rollout.ledger.wake(indices)
+        rollout.missed.wanted(news, now)
         woken = [Again(attempt, part) for attempt, part in rollout.ledger.by_attempt(ranges.indices(news))]
         if woken:
             self.books.start_again(rollout, woken, now)
@@ -208,8 +218,8 @@ class Fates:
         rollout = self.books.rollouts.get(name)
         if not ranges.valid(indices, rollout.ledger.n if rollout else 2**31):
             raise LawBrokenError(f"indices {indices} are not those of rollout {name}")
-        late = rollout is not None and rollout.guest is None and now >= rollout.deadline_ms
-        if rollout is None or (late and reason is not m.EndReason.TIMED_OUT):
+        over = rollout is not None and rollout.guest is None and now >= rollout.deadline_ms
+        if rollout is None or (over and reason is not m.EndReason.TIMED_OUT):
             return  # as in `_reported`
         indices = indices or ranges.whole(rollout.ledger.n)
         asleep = rollout.ledger.asleep(indices)
@@ -218,11 +228,14 @@ class Fates:
         if rollout.abroad:
             present = rollout.ledger.by_attempt(ranges.indices(rollout.ledger.open(indices)))
         waited: m.Ranges = ()
+        late: m.Ranges = ()
         if reason is m.EndReason.TIMED_OUT and rollout.guest is None:
             # The platform had no room for them, and they never ran: no verdict on what was to run there.
             never = ranges.without(ranges.union(rollout.queue, rollout.closing), rollout.ran)
             waited = rollout.ledger.close(never, m.EndReason.NOT_STARTED)
-        news = ranges.union(waited, rollout.ledger.close(indices, reason))
+            late = rollout.missed.late(rollout.ledger.open(indices), rollout.ledger, rollout.deadline_ms)
+            late = rollout.ledger.close(late, m.EndReason.DEADLINE)
+        news = ranges.union(ranges.union(waited, late), rollout.ledger.close(indices, reason))
         if not news:
             return
         away = ranges.union(self.books.withdraw(rollout, news, now), ranges.union(asleep, rollout.closing))
@@ -233,22 +246,23 @@ class Fates:
         if sent and rollout.guest is None:
             abroad = rollout.is_abroad(sent)
             here = ranges.union(ranges.without(sent, abroad), hedged)
-            self._let_go(rollout, here, abroad, reason, -1, effects)
+            self._let_go(rollout, here, abroad, reason, -1, effects, late)
         for attempt, part in present:
             self.books.back(rollout, attempt, ranges.intersect(part, sent), now)
         self.books.back(rollout, HEDGE, hedged, now)
         closed = reason in (m.EndReason.RELEASED, m.EndReason.CANCELLED, m.EndReason.TIMED_OUT)
-        self._conclude(rollout, reason.value if closed else "finished", now, effects, waited)
+        self._conclude(rollout, reason.value if closed else "finished", now, effects, waited, late)
 
     def _conclude(
-        self, rollout: Rollout, reason: str, now: int, effects: list[Effect], waited: m.Ranges = ()
+        self, rollout: Rollout, reason: str, now: int, effects: list[Effect], waited: m.Ranges = (),
+        late: m.Ranges = (),
     ) -> None:  # fmt: skip
         """After some have ended: say so if all have, and let others begin if those that were to be first are gone."""
         if rollout.ledger.concluded and rollout.guest is not None:
             self._drop(rollout.request.rollout, now, effects)
         elif rollout.ledger.concluded:
             name = rollout.request.rollout
-            told = m.RolloutConcluded(name, rollout.ledger.counts(), reason, waited)
+            told = m.RolloutConcluded(name, rollout.ledger.counts(), reason, waited, late)
             effects.append(rollout.outcome(self._cell, told))
             self._drop(name, now, effects)
         elif rollout.guest is None and rollout.lost_its_first:

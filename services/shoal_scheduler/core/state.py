@@ -10,6 +10,7 @@ from shoal.machine.core import Publish
 from shoal.machine.ledger import Dumped, Ledger
 from shoal.wire import messages as m, subjects
 from shoal_scheduler.core.admission import wants
+from shoal_scheduler.core.missed import Missed, Part
 from shoal_scheduler.core.room import Needs, Want
 from shoal_scheduler.core.starting import Sent, Starting
 
@@ -61,9 +62,11 @@ class Rollout:
     """Sandboxes in flight on other cells' nodes, by the cell and the number of the ask that got the room."""
     ran: m.Ranges = ()  # began once, as far as is known, and are started again or ended since
     starting: Starting = field(init=False)
+    missed: Missed = field(init=False)
 
     def __post_init__(self) -> None:
         self.starting = Starting(self.request.spec.n, self.submitted_ms)
+        self.missed = Missed(self.request.spec.n, self.submitted_ms)
 
     @property
     def submitted_ms(self) -> int:
@@ -168,7 +171,7 @@ class Rollout:
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
             self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.starting.dump(),
             self.took_ms, self.hedge_ms, list(self.hedging.items()), list(self.failed_on), self.setbacks, self.closing,
-            self.leaving, self.leaving_until_ms, self.guest, list(self.abroad.items()), self.ran,
+            self.leaving, self.leaving_until_ms, self.guest, list(self.abroad.items()), self.ran, *self.missed.dump(),
         )  # fmt: skip
 
 
@@ -199,6 +202,8 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     guest: tuple[int, int] | None
     abroad: list[tuple[tuple[int, int], m.Ranges]]
     ran: m.Ranges
+    missed: list[Part]
+    wanted: list[tuple[int, int]]
 
     def load(self) -> Rollout:
         """Return the rollout. Raises ValueError."""
@@ -211,6 +216,7 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
         )  # fmt: skip
         for attempt, indices, sent_ms in self.sent:
             rollout.starting.sent(attempt, indices, sent_ms)
+        rollout.missed.load(self.missed, self.wanted)
         away = rollout.unsent + ledger.asleep_count() + ranges.count(rollout.closing)
         rollout.in_flight = ledger.live - away + ledger.hedged_count() + rollout.hedging_count()
         return rollout

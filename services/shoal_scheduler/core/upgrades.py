@@ -30,8 +30,11 @@ def _from_7(state: Any) -> Any:
 
 
 def _from_8(state: Any) -> Any:
-    """What cells tell each other of limits had counts as numbers; those that follow are greater."""
-    return state
+    """Since when sandboxes were there was not kept: those that are have all of their rollout's time, as before.
+
+    What cells tell each other of limits had counts as numbers; those that follow are greater.
+    """
+    return [[[*each, [], []] for each in state[0]], *state[1:]]
 
 
 UPGRADES: Final[Mapping[int, Upgrade]] = {6: _from_6, 7: _from_7, 8: _from_8}

@@ -51,7 +51,9 @@ ANSWERS: Final = (
     CommandFinished, FileWritten, FileRead, FileManaged, SnapshotTaken, RolledBack, Hibernated, CommandRefused,
 )  # fmt: skip
 """What came of it."""
-_TOLD_TO_END: Final = (EndReason.RELEASED, EndReason.CANCELLED, EndReason.TIMED_OUT, EndReason.NOT_STARTED)
+_TOLD_TO_END: Final = (
+    EndReason.RELEASED, EndReason.CANCELLED, EndReason.TIMED_OUT, EndReason.NOT_STARTED, EndReason.DEADLINE,
+)  # fmt: skip
 
 
 class Ref(NamedTuple):

@@ -220,4 +220,4 @@ def _last_ms(states: Sequence[_State] | None) -> int:
 
 def _again(message: SandboxesEnded) -> bool:
     """Return whether a sandbox may be started again after this; if not, nothing more is said of it."""
-    return message.reason.infrastructure
+    return message.reason.lost

@@ -22,6 +22,7 @@ _ENDS: Final = {
     EndReason.OUT_OF_MEMORY: "ran out of memory",
     EndReason.OUT_OF_PROCESSES: "used up its processes",
     EndReason.NOT_STARTED: "not started in time",
+    EndReason.DEADLINE: "was there for less than half of its rollout's time",
     EndReason.BAD_INPUT: "was given what cannot be used",
 }
 

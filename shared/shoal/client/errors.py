@@ -68,6 +68,9 @@ class InfrastructureError(ShoalError):
 
 
 _ANOTHER: Final = "ask for another, or have the platform start it again: on_lost='restart' or 'resume', retries="
+_LONGER: Final = (
+    "try again with a longer timeout=, of which waiting takes its part; command_timeout= and lifetime= limit the work alone"
+)
 
 
 class SandboxLost(InfrastructureError):
@@ -85,11 +88,12 @@ class SandboxLost(InfrastructureError):
             EndReason.DIED: "its first process was killed though nobody asked",
             EndReason.PREEMPTED: "it made room for what has a higher priority",
             EndReason.NOT_STARTED: "it was not started in the time it was given",
+            EndReason.DEADLINE: "its rollout's time was up, and most of that went by before it was there",
         }.get(reason, str(reason))
         todo = (
             "it is being started again, empty: take it from ready()"
             if restarting
-            else f"this says nothing about what ran in it: do not score it; {advice or _ANOTHER}"
+            else f"this says nothing about what ran in it: do not score it; {_LONGER if reason is EndReason.DEADLINE else advice or _ANOTHER}"
         )
         super().__init__(f"sandbox {sandbox} is lost: {text}{f' ({detail})' if detail else ''}; {todo}")
         self.sandbox = sandbox

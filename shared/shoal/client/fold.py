@@ -180,12 +180,15 @@ class RolloutFold:
             case RolloutRejected():
                 if not self.dispatched and self.concluded is None:
                     self.rejected = message
-            case RolloutConcluded(reason=why, not_started=waited):
+            case RolloutConcluded(reason=why, not_started=waited, deadline=late):
                 self.concluded = self.concluded or message
                 self.concluded_ms = self.concluded_ms or time_ms
                 if ranges.valid(waited, self.spec.n):
                     never, detail = EndReason.NOT_STARTED, "there was no room for it before its rollout's time was up"
                     self._close(self.ledger.close(waited, never), never, detail, news)
+                if ranges.valid(late, self.spec.n):
+                    for index in ranges.indices(self.ledger.close(late, EndReason.DEADLINE)):
+                        self._close(((index, 1),), EndReason.DEADLINE, self._lateness(index), news)
                 reason = _CONCLUSIONS.get(why, EndReason.NODE_LOST)
                 detail = "" if why in _CONCLUSIONS else "the cluster concluded the rollout, but no report of it came"
                 self._close(self.ledger.close(ranges.whole(self.spec.n), reason), reason, detail, news)
@@ -271,6 +274,17 @@ class RolloutFold:
             )  # fmt: skip
         news.ended += ended
         self.outcomes += ended
+
+    def _lateness(self, index: int) -> str:
+        """Return how much of its rollout's time a sandbox had, for people."""
+        whole, where = self.spec.timeout_ms, self.where.get(index)
+        if where is None:
+            return f"it was not ready in its rollout's {whole / 1000:.1f} s"
+        if where.asleep:
+            return f"it was there for less than half of its rollout's {whole / 1000:.1f} s, and sleeps"
+        waited = min(self.since_submitted(where.time_ms) or 0.0, float(whole))
+        times = f"it was ready after {waited / 1000:.1f} s of its rollout's {whole / 1000:.1f} s"
+        return f"{times}, and ran for {(whole - waited) / 1000:.1f} s"
 
     def _close(self, gone: Ranges, reason: EndReason, detail: str, news: News, node: str = "") -> None:
         for index in ranges.indices(gone):

@@ -27,7 +27,7 @@ async def log_has_it(sandbox: "Sandbox", answer: Answer) -> None:
     if not isinstance(answer, CommandRefused) or answer.code != "sandbox_gone":
         return
     reason = answer.reason or EndReason.NODE_LOST  # an executor that knows nothing of it was restarted without it
-    if reason.infrastructure and sandbox.rollout.spec.on_lost is OnLost.RESTART:
+    if reason.lost and sandbox.rollout.spec.on_lost is OnLost.RESTART:
         await sandbox.presence.end(answer.attempt, sandbox.rollout.link.grace_s)
     if not sandbox.presence.lives:
         await sandbox.presence.here()
@@ -38,7 +38,7 @@ def error(sandbox: "Sandbox", answer: CommandRefused, path: str | None) -> Shoal
     match answer.code:
         case "sandbox_gone":
             reason = sandbox.ended or answer.reason or EndReason.NODE_LOST
-            if reason.infrastructure and sandbox.ended is None and sandbox.rollout.spec.on_lost is OnLost.RESUME:
+            if reason.lost and sandbox.ended is None and sandbox.rollout.spec.on_lost is OnLost.RESUME:
                 sandbox.steps.undone()
                 return sandbox.presence.lost(reason, answer.detail, told=True, attempt=answer.attempt)
             sandbox.ended_by(reason, answer.detail)

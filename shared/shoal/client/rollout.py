@@ -30,7 +30,7 @@ from shoal.wire.messages import (
     SandboxesWanted,
 )
 
-_NEVER: Final = (EndReason.TIMED_OUT, EndReason.CANCELLED)
+_NEVER: Final = (EndReason.TIMED_OUT, EndReason.DEADLINE, EndReason.CANCELLED)
 """How those end that never took a command, because nobody waits for them any more."""
 
 

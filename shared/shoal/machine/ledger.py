@@ -223,7 +223,7 @@ class Ledger:
         gone: list[int] = []
         again: list[int] = []
         made_room = reason is EndReason.PREEMPTED
-        retried = reason is EndReason.START_FAILED or (reason.infrastructure and self._on_lost is not OnLost.FAIL)
+        retried = reason is EndReason.START_FAILED or (reason.lost and self._on_lost is not OnLost.FAIL)
         for index in ranges.indices(indices):
             if self._states[index] >= _ASLEEP or self._hedge_ended(attempt, index) or self._attempts[index] != attempt:
                 continue

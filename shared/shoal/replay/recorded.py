@@ -109,7 +109,7 @@ class _Reading:
             case m.SandboxesFinished():
                 self._finished(message, now)
             case m.RolloutReleased(rollout=name, indices=indices) | m.SandboxesEnded(rollout=name, indices=indices):
-                if not (isinstance(message, m.SandboxesEnded) and message.reason.infrastructure):
+                if not (isinstance(message, m.SandboxesEnded) and message.reason.lost):
                     self._done(name, indices, now)
             case m.RolloutConcluded(rollout=name):
                 self._done(name, (), now)

@@ -16,7 +16,9 @@ class EndReason(StrEnum):
 
     SUCCEEDED = "succeeded"  # its command exited 0
     COMMAND_FAILED = "command_failed"  # its command exited otherwise, or could not be found
-    TIMED_OUT = "timed_out"  # its command's or its rollout's time was up
+    TIMED_OUT = (
+        "timed_out"  # its command's time or its lifetime was up; or its rollout's, and it had at least half of it
+    )
     OUT_OF_MEMORY = "out_of_memory"  # the whole sandbox exceeded its memory limit and was ended
     RELEASED = "released"  # its trainer had no more use for it
     CANCELLED = "cancelled"  # its rollout was cancelled
@@ -28,16 +30,25 @@ class EndReason(StrEnum):
     NOT_STARTED = "not_started"  # there was no room for it before its submit deadline, or its rollout's end
     BAD_INPUT = "bad_input"  # a file, or the code of a warm interpreter, that its trainer gave it cannot be used
     OUT_OF_PROCESSES = "out_of_processes"  # it used up its processes so that its own kernel could not go on
+    DEADLINE = "deadline"  # its rollout's time was up, and most of that went by before it was there
 
     @property
     def infrastructure(self) -> bool:
         """True where the platform failed: never a verdict on what ran inside."""
         return self in _INFRASTRUCTURE
 
+    @property
+    def lost(self) -> bool:
+        """True where the platform failed and its rollout's time is not up: such a sandbox may be started again."""
+        return self.infrastructure and self is not EndReason.DEADLINE
+
 
 _INFRASTRUCTURE: Final = frozenset(
-    (EndReason.NODE_LOST, EndReason.START_FAILED, EndReason.DIED, EndReason.PREEMPTED, EndReason.NOT_STARTED)
-)
+    (
+        EndReason.NODE_LOST, EndReason.START_FAILED, EndReason.DIED, EndReason.PREEMPTED, EndReason.NOT_STARTED,
+        EndReason.DEADLINE,
+    )
+)  # fmt: skip
 
 
 class Isolation(StrEnum):
@@ -217,7 +228,7 @@ class RolloutSpec(Value, frozen=True):
     """What a rollout asks for.
 
     `commands` is empty (sandboxes wait for their trainer), has one entry (all run it) or `n` entries (one each).
-    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout. The first `min_ready`
+    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout, what it waits included. The first `min_ready`
     sandboxes start together or not at all (`n`: a gang), the others as there is room.
     """
 

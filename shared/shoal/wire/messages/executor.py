@@ -8,7 +8,11 @@ from shoal.wire.values import Blob, Command, EndReason, FileOp, InputFile, OnPre
 
 
 class StartSandboxes(Message, frozen=True):
-    """Start these sandboxes on a node. `commands` is empty, has one entry, or one for each index in order."""
+    """Start these sandboxes on a node. `commands` is empty, has one entry, or one for each index in order.
+
+    `deadline_ms` is their rollout's end, by the broker's clock. What is ready by `ready_by_ms` has at least half of its
+    rollout's time, and times out at the end; what is ready later ends as `deadline`. 0: nobody said; it times out.
+    """
 
     boot: str
     node: str
@@ -29,6 +33,7 @@ class StartSandboxes(Message, frozen=True):
     checkpoint_commands: Integer = 0
     idle_after_ms: Integer = 0
     lifetime_ms: Integer = 0
+    ready_by_ms: Integer = 0
 
 
 class DestroySandboxes(Message, frozen=True):

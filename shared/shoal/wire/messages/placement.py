@@ -9,7 +9,8 @@ class PlaceRequested(Message, frozen=True):
     """The scheduler wants these sandboxes placed.
 
     `spec.commands` is empty, has one entry, or one for each of `indices` in order. `deadline_ms` is their rollout's
-    end; `avoid` names nodes that failed them; `together`: all are placed at once, or none.
+    end; `avoid` names nodes that failed them; `together`: all are placed at once, or none; `ready_by_ms`: see
+    `StartSandboxes`.
     """
 
     rollout: str
@@ -23,6 +24,7 @@ class PlaceRequested(Message, frozen=True):
     deadline_ms: Integer
     avoid: tuple[str, ...] = ()
     together: bool = False
+    ready_by_ms: Integer = 0
 
 
 class ReleaseRequested(Message, frozen=True):

@@ -194,13 +194,15 @@ class SandboxesClosed(Message, frozen=True):
 class RolloutConcluded(Message, frozen=True):
     """Every sandbox of a rollout has ended. `counts` holds how many for which reason.
 
-    `not_started`: those that waited for room when the rollout's time was up, and never ran; the others timed out.
+    When the rollout's time was up, `not_started` are those that waited for room and never ran, `deadline` those that
+    were there for less than half of that time; the others timed out.
     """
 
     rollout: str
     counts: tuple[tuple[EndReason, Integer], ...]
     reason: str  # finished, released, cancelled or timed_out
     not_started: Ranges = ()
+    deadline: Ranges = ()
 
 
 # --- what the scheduler must know

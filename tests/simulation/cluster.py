@@ -269,7 +269,8 @@ class Trainer:
                 self.rejected = True
             case m.RolloutConcluded(reason=reason):
                 if reason == "timed_out":
-                    self._check_late(ranges.without(ledger.open(), message.not_started), message.deadline)
+                    if not self.concluded:  # a service that has taken over may say it once more
+                        self._check_late(ranges.without(ledger.open(), message.not_started), message.deadline)
                     ledger.close(message.not_started, m.EndReason.NOT_STARTED)
                     ledger.close(message.deadline, m.EndReason.DEADLINE)
                     ledger.close(ranges.whole(ledger.n), m.EndReason.TIMED_OUT)

@@ -278,7 +278,7 @@ async def test_time_up_and_cancelled_before_all_were_ready() -> None:
             _ = [sandbox async for sandbox in rollout.ready()]
         for outcome in [each async for each in rollout.outcomes()]:
             assert (outcome.reason, outcome.infrastructure) == (shoal.EndReason.DEADLINE, True)
-            with pytest.raises(shoal.SandboxLost, match="of its rollout's|in its rollout's"):
+            with pytest.raises(shoal.SandboxLost, match=r"(of|in) its rollout's"):
                 _ = outcome.ok
         fabric.script = lambda fabric, request: fabric.say(
             request.rollout, RolloutQueued(request.rollout, 4, 2, "the cluster is full")

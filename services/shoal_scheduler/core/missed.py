@@ -60,7 +60,7 @@ class Missed:
         return ranges.collect(found)
 
     def ready_by(self, index: int, whole_ms: int) -> int:
-        """Return when a sandbox that is not there has to be, to be there for half of its rollout's time (`whole_ms`)."""
+        """Return by when a sandbox that is not there has to be, to have half of its rollout's time (`whole_ms`)."""
         since = self._wanted.get(index)
         left = whole_ms // 2
         if since is not None:

@@ -99,7 +99,9 @@ def rollout_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.argument("command", nargs=-1, required=True, metavar="-- COMMAND...", type=click.UNPROCESSED)
     @click.option("-n", "n", type=int, default=1, show_default=True, help="How many sandboxes.")
     @click.option("--run", "run_name", default="default", show_default=True, help="The run it belongs to.")
-    @click.option("--timeout", metavar="DURATION", help="For the whole rollout, such as 90s or 10m. [default: 1h]")
+    @click.option(
+        "--timeout", metavar="DURATION", help="For the whole rollout and its waiting, such as 10m. [default: 1h]"
+    )
     @click.option("--memory", default="256MiB", show_default=True, metavar="SIZE", help="Of each sandbox.")
     @click.option("--cpu", type=float, default=1.0, show_default=True, metavar="CORES", help="Of each sandbox.")
     @click.option("--pids", type=int, default=256, show_default=True, help="Processes in each sandbox.")

@@ -150,9 +150,11 @@ class Cluster(Resumable):
     ) -> Opening[Rollout]:
         """Ask for n sandboxes: `await` it, or enter it with `async with`, which releases them.
 
-        timeout bounds the whole rollout ("10m", or seconds; without it an hour). With command (all run it) or commands
-        (one each, or one for all) they run it at once and are gone: iterate over `outcomes()`. Without, over `ready()`.
-        files are put into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail", "restart" or
+        timeout bounds the whole rollout ("10m", or seconds; without it an hour), what it waits for room included: a
+        sandbox that was ready for half of it or more ends then as timed_out, one that came later as deadline, which is
+        the platform's. What limits the work alone is lifetime, or a command's own timeout. With command (all run it) or
+        commands (one each, or one for all) they run it at once and are gone: iterate over `outcomes()`. Without, over
+        `ready()`. files are put into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail", "restart" or
         "resume" (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without it "restart"
         where commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a number) take
         snapshots by themselves. warm: Python that a node runs once; the interpreter behind `sandbox.python` is forked
@@ -223,10 +225,12 @@ class Cluster(Resumable):
     ) -> list[SandboxOutcome]:
         """Run each command in a sandbox of its own; return how each ended, in the commands' order.
 
-        timeout bounds all, command_timeout each command. More than fits into one request becomes several rollouts; an
-        outcome's `index` is its command's place in `commands` all the same, and `sandbox` its name in its own rollout.
-        A sandbox the platform lost for good is an outcome with `infrastructure`, whose `exit_code` raises SandboxLost.
-        Raises as `rollout` does; then what was started is released.
+        timeout bounds all, what they wait for room included: what was ready for less than half of it and has no result
+        then ends as deadline, which is the platform's, and other commands as timed_out. command_timeout bounds each
+        command, from its start: its end is a verdict, however long it waited. More than fits into one request becomes
+        several rollouts; an outcome's `index` is its command's place in `commands` all the same, and `sandbox` its name
+        in its own rollout. A sandbox the platform lost for good is an outcome with `infrastructure`, whose `exit_code`
+        raises SandboxLost. Raises as `rollout` does; then what was started is released.
         """
         given = mapping.commands_of(commands, command_timeout)
 

@@ -17,10 +17,10 @@ class Scheduling(TypedDict, total=False):
     gang: all sandboxes start together, or none; min_ready: the first so many do, and the others follow. retries: how
     often a sandbox that the platform failed is started again, elsewhere (as max_attempts less 1). start_within ("30s"):
     what has no room by then is not started, and ends as not_started. lifetime ("10m"): of each sandbox, from its
-    readiness; then it ends as timed_out. labels: of the nodes to run on. spread_over ("zone"): a label; as many
-    sandboxes on the nodes of each of its values. on_preempted: what becomes of a sandbox that has to make room for a
-    higher priority: "hibernate" (where its driver keeps memory, else it stays), "restart" or "never". hedge: start
-    elsewhere, too, what takes much longer to start than the others.
+    readiness, however long it waited; then it ends as timed_out. labels: of the nodes to run on. spread_over ("zone"):
+    a label; as many sandboxes on the nodes of each of its values. on_preempted: what becomes of a sandbox that has to
+    make room for a higher priority: "hibernate" (where its driver keeps memory, else it stays), "restart" or "never".
+    hedge: start elsewhere, too, what takes much longer to start than the others.
     """
 
     gang: bool

@@ -228,8 +228,8 @@ class RolloutSpec(Value, frozen=True):
     """What a rollout asks for.
 
     `commands` is empty (sandboxes wait for their trainer), has one entry (all run it) or `n` entries (one each).
-    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout, what it waits included. The first `min_ready`
-    sandboxes start together or not at all (`n`: a gang), the others as there is room.
+    `max_attempts` bounds how often one sandbox is started. `timeout_ms` bounds the whole rollout, what it waits
+    included. The first `min_ready` sandboxes start together or not at all (`n`: a gang), the others as there is room.
     """
 
     template: str

@@ -29,9 +29,8 @@ class Group:
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
     since_ms: dict[int, int] = field(default_factory=dict)  # when they became ready, where their lifetime is limited
     due_ms: int = 0  # its deadline; these are times as this machine counts them
-    ready_by_ms: int = 0  # who is ready later has less than half of its rollout's time; 0: nobody said
-    others_ready_by_ms: dict[int, int] = field(default_factory=dict)
-    late: int = 0  # those that were
+    ready_by_ms: dict[int, int] = field(default_factory=dict)  # as orders have it, where it is not the first's
+    late: int = 0  # those that were ready later
 
     @property
     def here(self) -> int:
@@ -63,10 +62,10 @@ class Group:
             for index in ranges.indices(ranges.unmask(bits)):
                 yield index, phase
 
-    def accept(self, order: StartSandboxes, wanted: int, ready_by_ms: int = 0) -> None:
-        """Take up these sandboxes of an order, which have half of their rollout's time if they are ready by then."""
+    def accept(self, order: StartSandboxes, wanted: int) -> None:
+        """Take up these sandboxes of an order."""
         if order.ready_by_ms != self.order.ready_by_ms:  # they were woken at another time
-            self.others_ready_by_ms.update(dict.fromkeys(ranges.indices(ranges.unmask(wanted)), ready_by_ms))
+            self.ready_by_ms.update(dict.fromkeys(ranges.indices(ranges.unmask(wanted)), order.ready_by_ms))
         if order.commands and order.commands != self._default:
             commands = order.commands if len(order.commands) > 1 else order.commands * ranges.count(order.indices)
             paired = zip(ranges.indices(order.indices), commands, strict=True)
@@ -110,9 +109,10 @@ class Group:
         return self.late | self._not_by(self.starting, self.due_ms - 1)
 
     def _not_by(self, bits: int, last_ms: int) -> int:
-        """Return those of these that had to be ready at that moment or before."""
-        found = bits if 0 < self.ready_by_ms <= last_ms else 0
-        for index, by_ms in self.others_ready_by_ms.items():
+        """Return those of these that had to be ready at that moment or before; of some it may be that nobody said."""
+        last_ms += self.order.deadline_ms - self.due_ms  # by the broker's clock
+        found = bits if 0 < self.order.ready_by_ms <= last_ms else 0
+        for index, by_ms in self.ready_by_ms.items():
             found &= ~(1 << index)
             if bits >> index & 1 and 0 < by_ms <= last_ms:
                 found |= 1 << index
@@ -124,7 +124,7 @@ class Group:
         self.live &= ~gone
         self.ending &= ~gone
         self.late &= ~gone
-        for kept in (self.commands, self.snapshots, self.since_ms, self.others_ready_by_ms):
+        for kept in (self.commands, self.snapshots, self.since_ms, self.ready_by_ms):
             for index in [index for index in kept if gone >> index & 1]:
                 del kept[index]
 
@@ -140,21 +140,20 @@ class DumpedGroup(msgspec.Struct, frozen=True, array_like=True):
     snapshots: list[tuple[int, Snapshot]]
     since_ms: list[tuple[int, int]]
     due_ms: int
-    ready_by_ms: int
-    others_ready_by_ms: list[tuple[int, int]]
+    ready_by_ms: list[tuple[int, int]]
     late: Ranges
 
     def load(self) -> Group:
         """Return the group that was dumped."""
         starting, live, ending = (ranges.mask(indices) for indices in (self.starting, self.live, self.ending))
         kept = (dict(self.commands), dict(self.snapshots), dict(self.since_ms))
-        others, late = dict(self.others_ready_by_ms), ranges.mask(self.late)
-        return Group(self.order, starting, live, ending, *kept, self.due_ms, self.ready_by_ms, others, late)
+        by_ms, late = dict(self.ready_by_ms), ranges.mask(self.late)
+        return Group(self.order, starting, live, ending, *kept, self.due_ms, by_ms, late)
 
 
 def dumped(group: Group) -> DumpedGroup:
     """Return a group as data."""
     starting, live, ending = (ranges.unmask(bits) for bits in (group.starting, group.live, group.ending))
     kept = (list(group.commands.items()), list(group.snapshots.items()), list(group.since_ms.items()))
-    by_ms = (group.due_ms, group.ready_by_ms, list(group.others_ready_by_ms.items()))
+    by_ms = (group.due_ms, list(group.ready_by_ms.items()))
     return DumpedGroup(group.order, starting, live, ending, *kept, *by_ms, ranges.unmask(group.late))

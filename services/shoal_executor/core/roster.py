@@ -64,10 +64,10 @@ class ExecutorCore:
 
     # --- what placement says
 
-    def start(self, order: StartSandboxes, due_ms: int = 0, ready_by_ms: int = 0) -> list[Effect]:
+    def start(self, order: StartSandboxes, due_ms: int = 0) -> list[Effect]:
         """Accept a start order. Orders for another life of this executor, and repeats, come to nothing.
 
-        `due_ms`, `ready_by_ms`: its own as this machine counts time; in the order they are by the broker's clock.
+        `due_ms`: its deadline as this machine counts time; the order's own times are by the broker's clock.
         """
         if order.boot != self.boot:
             return []
@@ -79,9 +79,9 @@ class ExecutorCore:
         if not wanted:
             return []
         if group is None:
-            group = self.groups[key] = Group(order, due_ms=due_ms, ready_by_ms=ready_by_ms)
+            group = self.groups[key] = Group(order, due_ms=due_ms)
             self._by_rollout.setdefault(order.rollout, []).append(key)
-        group.accept(order, wanted, ready_by_ms)  # placement may find room for more of a rollout on the same node
+        group.accept(order, wanted)  # placement may find room for more of a rollout on the same node
         self.starting += wanted.bit_count()
         return [Start(key, order, ranges.unmask(wanted))]
 
@@ -310,6 +310,6 @@ class ExecutorCore:
             ), "a sandbox is in one phase"
             assert group.here
             assert not group.late & ~group.here
-            for kept in (group.commands, group.snapshots, group.since_ms, group.others_ready_by_ms):
+            for kept in (group.commands, group.snapshots, group.since_ms, group.ready_by_ms):
                 assert not ranges.mask(ranges.collect(kept)) & ~group.here
         self._ended.check()

@@ -216,9 +216,7 @@ class Known:
         self.inbox = record.sequence
         message = record.message
         if isinstance(message, StartSandboxes):
-            ahead_ms = record.at_ms - record.time_ms
-            ready_by_ms = message.ready_by_ms + ahead_ms if message.ready_by_ms else 0
-            return self.core.start(message, message.deadline_ms + ahead_ms, ready_by_ms)
+            return self.core.start(message, record.at_ms + message.deadline_ms - record.time_ms)
         if isinstance(message, DestroySandboxes):
             return self.core.destroy(message)
         if isinstance(message, PreemptSandboxes):

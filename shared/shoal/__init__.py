@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shoal.client.catalogue import SnapshotInfo
     from shoal.client.cluster import Cluster, connect
     from shoal.client.dead import DeadLetterInfo, DeadLetterRetry
+    from shoal.client.diverging import NotIdempotent, ReplayDiverged, ReplayStopped, TrajectoryDiverged
     from shoal.client.errors import (
         BadRequest,
         BuildFailed,
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
         NoSuchSnapshot,
         NotAllowed,
         NotConnected,
-        NotIdempotent,
         OutputGone,
         PlatformTimeout,
         QueueFull,
         Rejected,
-        ReplayDiverged,
-        ReplayStopped,
         RolledBack,
         RolloutEnded,
         SandboxEnded,
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
         SnapshotError,
         StreamFull,
         Timeout,
-        TrajectoryDiverged,
         Unreachable,
     )
     from shoal.client.files import FileInfo, Listing
@@ -127,12 +124,12 @@ _HOMES = {
     "shoal.client.catalogue": ("SnapshotInfo",),
     "shoal.client.cluster": ("Cluster", "connect"),
     "shoal.client.dead": ("DeadLetterInfo", "DeadLetterRetry"),
+    "shoal.client.diverging": ("NotIdempotent", "ReplayDiverged", "ReplayStopped", "TrajectoryDiverged"),
     "shoal.client.errors": (
         "BadRequest", "BuildFailed", "CommandFailed", "FileError", "InfrastructureError", "LogGone", "NoSuchSnapshot",
-        "NotAllowed", "NotConnected", "NotIdempotent", "OutputGone", "PlatformTimeout", "QueueFull", "Rejected",
-        "ReplayDiverged", "ReplayStopped", "RolledBack", "RolloutEnded",
-        "SandboxEnded", "SandboxLost", "SandboxResumed", "ShoalError", "SnapshotError", "StreamFull", "Timeout",
-        "TrajectoryDiverged", "Unreachable",
+        "NotAllowed", "NotConnected", "OutputGone", "PlatformTimeout", "QueueFull", "Rejected", "RolledBack",
+        "RolloutEnded", "SandboxEnded", "SandboxLost", "SandboxResumed", "ShoalError", "SnapshotError", "StreamFull",
+        "Timeout", "Unreachable",
     ),
     "shoal.client.replaying": ("Divergence", "Replay"),
     "shoal.client.requests": ("Resources", "command"),

@@ -21,8 +21,8 @@ from shoal.client import (
     run as run_,
     sandbox as sandbox_,
 )
-from shoal.client.choices import Differing, NotIdempotent
-from shoal.client.errors import ReplayDiverged, ReplayStopped
+from shoal.client.choices import Differing, Undone
+from shoal.client.diverging import ReplayDiverged, ReplayStopped
 from shoal.client.facing import Faced, giving as _giving, iterating as _iterating, plain as _plain
 from shoal.client.link import ANSWER_GRACE_S
 from shoal.client.opening import noting
@@ -119,7 +119,7 @@ class Sandbox(Faced):
         *,
         timeout: float | str | None = None,
         diverged: Differing = "raise",
-        not_idempotent: NotIdempotent = "raise",
+        not_idempotent: Undone = "raise",
         id: str | None = None,
     ) -> "Replay":
         """Bring it back when it is gone; see `shoal.Sandbox.resume`."""

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 import shoal
+from shoal.client.choices import OnLost
 from shoal.wire.messages import EndReason
 from unit.client_fabric import Fabric, all_ready
 
@@ -68,7 +69,7 @@ async def test_a_log_that_is_gone_is_told_of_while_its_word_is_awaited() -> None
 
 
 @pytest.mark.parametrize("policy", ["restart", "resume"])
-async def test_when_it_may_not_be_started_any_more_that_is_said(policy: str) -> None:
+async def test_when_it_may_not_be_started_any_more_that_is_said(policy: OnLost) -> None:
     async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
         rollout = await cluster.rollout("host", on_lost=policy, max_attempts=2)
         sandbox = await anext(rollout.ready())

@@ -14,5 +14,5 @@ Diverged = Literal["raise", "live"]
 Differing = Literal["raise", "report"]
 """What the replay of a sandbox does where a step gives something else than it gave."""
 
-NotIdempotent = Literal["raise", "recorded"]
+Undone = Literal["raise", "recorded"]
 """What is done about a step that was undone and must not be done twice."""

@@ -154,12 +154,13 @@ class Cluster(Resumable):
         sandbox that was ready for half of it or more ends then as timed_out, one that came later as deadline, which is
         the platform's. What limits the work alone is lifetime, or a command's own timeout. With command (all run it) or
         commands (one each, or one for all) they run it at once and are gone: iterate over `outcomes()`. Without, over
-        `ready()`. files are put into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail", "restart" or
-        "resume" (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without it "restart"
-        where commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a number) take
-        snapshots by themselves. warm: Python that a node runs once; the interpreter behind `sandbox.python` is forked
-        from there. idle_after ("10m"): let a sandbox sleep that nobody used for so long; its next command wakes it.
-        isolation: a driver's name, or any. What else is taken says when and where they start: see `Scheduling`.
+        `ready()`. files are put into each beforehand: path to bytes, str, or a Path on this machine. on_lost: "fail",
+        "restart" or "resume" (from its last snapshot) a sandbox the platform lost, at most max_attempts starts; without
+        it "restart" where commands travel along, and else "fail". checkpoint_every ("5m") and checkpoint_commands (a
+        number) take snapshots by themselves. warm: Python that a node runs once; the interpreter behind
+        `sandbox.python` is forked from there. idle_after ("10m"): let a sandbox sleep that nobody used for so long; its
+        next command wakes it. isolation: a driver's name, or any. What else is taken says when and where they start:
+        see `Scheduling`.
 
         Returns when the cluster's first word of it has come (two seconds at most: waiting is durable). Raises
         BadRequest before anything is sent, Rejected, Unreachable, StreamFull.

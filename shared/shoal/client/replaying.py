@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from shoal.client.catalogue import sealed
-from shoal.client.errors import BadRequest, Rejected, ReplayDiverged, ReplayStopped
+from shoal.client.diverging import ReplayDiverged, ReplayStopped
+from shoal.client.errors import BadRequest, Rejected
 from shoal.client.files import TIMEOUT_S as FILE_S
 from shoal.client.inputs import filled, request
 from shoal.client.record import Record

@@ -10,8 +10,9 @@ from shoal.bus.protocol import BusError
 from shoal.client import listing, trajectory
 from shoal.client.belonging import Live
 from shoal.client.catalogue import Catalogued
-from shoal.client.choices import Diverged, NotIdempotent, OnLost
-from shoal.client.errors import BadRequest, TrajectoryDiverged
+from shoal.client.choices import Diverged, OnLost, Undone
+from shoal.client.diverging import TrajectoryDiverged
+from shoal.client.errors import BadRequest
 from shoal.client.feed import decoded, history
 from shoal.client.fold import RolloutFold
 from shoal.client.ids import id_of
@@ -287,9 +288,7 @@ class Resumable(Catalogued):
             raise BadRequest("rollout", problem)
         return found[0]
 
-    def resume(
-        self, run: str, *, diverged: Diverged = "raise", not_idempotent: NotIdempotent = "raise"
-    ) -> Opening[Run]:
+    def resume(self, run: str, *, diverged: Diverged = "raise", not_idempotent: Undone = "raise") -> Opening[Run]:
         """Go on with a run, or begin it: `async with cluster.resume("grpo-7") as run`.
 
         In a trainer that was restarted, whatever it lost, the same program gets the same rollouts by their keys, and

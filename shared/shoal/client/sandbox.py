@@ -10,7 +10,7 @@ import msgspec
 
 from shoal.client import givenup, outputs, refusals, replaying, returning, snapshots
 from shoal.client.belonging import Live
-from shoal.client.choices import Differing, NotIdempotent
+from shoal.client.choices import Differing, Undone
 from shoal.client.errors import (
     BadRequest,
     CommandFailed,
@@ -255,7 +255,7 @@ class Sandbox(Live):
         *,
         timeout: float | str | None = None,  # noqa: ASYNC109 - the new rollout's, kept by the cluster
         diverged: Differing = "raise",
-        not_idempotent: NotIdempotent = "raise",
+        not_idempotent: Undone = "raise",
         id: str | None = None,
     ) -> Replay:
         """Bring it back when it is gone (lost, released, out of time), in a new sandbox, a rollout of its own.

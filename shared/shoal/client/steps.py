@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from shoal.client.errors import BadRequest, NotIdempotent, TrajectoryDiverged
+from shoal.client.diverging import NotIdempotent, TrajectoryDiverged
+from shoal.client.errors import BadRequest
 from shoal.client.givenup import Recorded
 from shoal.client.presence import Presence
 from shoal.client.record import Record

@@ -93,7 +93,7 @@ UNKNOWN = {
     "placement-5": {"away"},  # executors that left
     "scheduler-6": {"early", "quotas", "rollouts"},  # what came back before its ask; whose the asks were; what ran
     "scheduler-7": {"rollouts", "quotas"},  # which sandboxes ran before; and when what has a number was said
-    "scheduler-8": {"quotas"},
+    "scheduler-8": {"rollouts", "quotas"},  # since when sandboxes are there; and when what has a number was said
     "snapshot-3": {"catalogue"},  # when blobs were asked to be removed
 }
 """What an earlier version did not keep, so that it cannot be as if the log had been folded anew."""

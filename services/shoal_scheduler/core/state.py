@@ -53,7 +53,6 @@ class Rollout:
     hedging: dict[int, m.Ranges] = field(default_factory=dict)
     """Sandboxes that are, by attempt, as was told and not read back yet: they count as in flight twice."""
     failed_on: dict[str, None] = field(default_factory=dict)  # nodes
-    setbacks: int = 0
     closing: m.Ranges = ()  # given up, and told so; it counts when it is read back
     leaving: m.Ranges = ()  # asked to make room, until
     leaving_until_ms: int = 0
@@ -170,7 +169,7 @@ class Rollout:
         return DumpedRollout(
             self.request, self.order, self.deadline_ms, self.ledger.dump(), self.fresh, self.snapshot, self.again,
             self.queued, list(self.saved.items()), self.held, self.gathering, self.begun, self.starting.dump(),
-            self.took_ms, self.hedge_ms, list(self.hedging.items()), list(self.failed_on), self.setbacks, self.closing,
+            self.took_ms, self.hedge_ms, list(self.hedging.items()), list(self.failed_on), self.closing,
             self.leaving, self.leaving_until_ms, self.guest, list(self.abroad.items()), self.ran, *self.missed.dump(),
         )  # fmt: skip
 
@@ -195,7 +194,6 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
     hedge_ms: int
     hedging: list[tuple[int, m.Ranges]]
     failed_on: list[str]
-    setbacks: int
     closing: m.Ranges
     leaving: m.Ranges
     leaving_until_ms: int
@@ -211,7 +209,7 @@ class DumpedRollout(msgspec.Struct, frozen=True, array_like=True):
         rollout = Rollout(
             self.request, self.order, self.deadline_ms, ledger, self.fresh, self.snapshot, list(self.again), 0,
             self.queued, dict(self.saved), self.held, self.gathering, self.begun,
-            list(self.took_ms), self.hedge_ms, dict(self.hedging), dict.fromkeys(self.failed_on), self.setbacks,
+            list(self.took_ms), self.hedge_ms, dict(self.hedging), dict.fromkeys(self.failed_on),
             self.closing, self.leaving, self.leaving_until_ms, self.guest, dict(self.abroad), self.ran,
         )  # fmt: skip
         for attempt, indices, sent_ms in self.sent:

@@ -9,6 +9,7 @@ _PAST: Final = 2
 _TENANTS: Final = 9
 _QUOTAS: Final = 18
 _HEDGE_MS: Final = 14  # of a rollout
+_SETBACKS: Final = 17  # of a rollout
 
 
 def _from_6(state: Any) -> Any:
@@ -32,9 +33,10 @@ def _from_7(state: Any) -> Any:
 def _from_8(state: Any) -> Any:
     """Since when sandboxes were there was not kept: those that are have all of their rollout's time, as before.
 
-    What cells tell each other of limits had counts as numbers; those that follow are greater.
+    How many starts of a rollout had failed counts for nobody any more. What cells tell each other of limits had counts as
+    numbers; those that follow are greater.
     """
-    return [[[*each, [], []] for each in state[0]], *state[1:]]
+    return [[[*each[:_SETBACKS], *each[_SETBACKS + 1 :], [], []] for each in state[0]], *state[1:]]
 
 
 UPGRADES: Final[Mapping[int, Upgrade]] = {6: _from_6, 7: _from_7, 8: _from_8}

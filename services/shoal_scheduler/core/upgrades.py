@@ -33,8 +33,8 @@ def _from_7(state: Any) -> Any:
 def _from_8(state: Any) -> Any:
     """Since when sandboxes were there was not kept: those that are have all of their rollout's time, as before.
 
-    How many starts of a rollout had failed counts for nobody any more. What cells tell each other of limits had counts as
-    numbers; those that follow are greater.
+    How many starts of a rollout had failed counts for nobody any more. What cells tell each other of limits had counts
+    as numbers; those that follow are greater.
     """
     return [[[*each[:_SETBACKS], *each[_SETBACKS + 1 :], [], []] for each in state[0]], *state[1:]]
 

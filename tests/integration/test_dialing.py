@@ -180,7 +180,7 @@ async def test_a_connection_that_ends_when_tls_is_up(certificates: Path, says_wh
     def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.sendall(b'INFO {"tls_required": true, "max_payload": 1000}\r\n')
+            connection.sendall(b'INFO {"tls_required": true, "tls_verify": true, "max_payload": 1000}\r\n')
             with contextlib.suppress(OSError), context.wrap_socket(connection.dup(), server_side=True) as secret:
                 secret.recv(10)
             with contextlib.suppress(OSError):

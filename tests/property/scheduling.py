@@ -456,8 +456,11 @@ class Scheduling(RuleBasedStateMachine):
                 self.fold(m.RolloutReleased(name, one))
 
 
-def drive(seed: int, core: Callable[[int], SchedulerCore] = SchedulerCore) -> None:
-    """Go through one seed's events with a core. Raises AssertionError where a law is broken."""
+def drive(seed: int, core: Callable[[int], SchedulerCore] = SchedulerCore, often: tuple[str, ...] = ()) -> None:
+    """Go through one seed's events with a core. Raises AssertionError where a law is broken.
+
+    `often`: what happens more often than else.
+    """
     source = random.Random(seed)
     world: Any = type("Driven", (_Driven,), {"core_type": core})(source)
     world.begin(source.randint(2, 8), source.randint(2, 16))
@@ -479,7 +482,7 @@ def drive(seed: int, core: Callable[[int], SchedulerCore] = SchedulerCore) -> No
         "limit_rate": lambda: world.limit_rate(source.choice(TENANTS), source.choice((0.0, 0.5, 2.0))),
         "tick": lambda: world.tick(source.choice((1, 400, 2000, 40_000))),
     }  # fmt: skip
-    names = [*steps, "submit", "ready", "ready", "finish"]
+    names = [*steps, "submit", "ready", "ready", "finish", *often]
     for _ in range(source.randint(1, 40)):
         steps[source.choice(names)]()
         world.a_copy_is_the_same()

@@ -248,8 +248,9 @@ def test_what_waits_with_another_cells_placement_when_time_is_up_was_not_started
     waited = ranges.without(ranges.whole(20), started)
     assert concluded.not_started == waited
     assert dict(concluded.counts) == {
-        m.EndReason.TIMED_OUT: ranges.count(started), m.EndReason.NOT_STARTED: ranges.count(waited)
+        m.EndReason.DEADLINE: ranges.count(started), m.EndReason.NOT_STARTED: ranges.count(waited)
     }  # fmt: skip
+    assert concluded.deadline == started  # none of them was ever ready
 
 
 def test_a_share_counts_what_others_were_lent() -> None:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import shoal
+from shoal.client.opening import Opening
 from shoal.wire.messages import EndReason, RolloutSubmitted
 from unit.client_fabric import Fabric, all_ready
 
@@ -110,3 +111,10 @@ async def test_waiting_for_it_elsewhere_counts_as_awaiting() -> None:
     async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
         first, second = await asyncio.gather(cluster.rollout("host"), cluster.rollout("host"))
         assert first.id != second.id
+
+
+def test_what_was_never_made_has_nothing_and_says_nothing() -> None:
+    made = Opening.__new__(Opening)
+    with pytest.raises(AttributeError, match="_open"):
+        made._open  # noqa: B018 - what Python asks when it copies
+    del made

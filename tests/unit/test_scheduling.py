@@ -686,3 +686,46 @@ def test_what_is_due_for_nobody_in_particular_outlives_the_rollouts() -> None:
     assert due is not None
     assert due <= cell.now + 1_000
     assert placed(cell(m.Tick(due), 1_000)) == [("r0", 1, ((3, 1),))]
+
+
+def test_what_was_given_back_or_slept_did_not_fail() -> None:
+    given = Cell(1)
+    given.submit(1, on_lost=m.OnLost.RESTART)
+    for attempt in range(8):  # placement has no room after all
+        given.end("r0", ((0, 1),), m.EndReason.PREEMPTED, attempt, node="")
+        given(m.Tick(given.now + 3000), 3000)
+    given.end("r0", ((0, 1),), m.EndReason.START_FAILED, 8)
+    slept = Cell(1)
+    slept.submit(1, on_lost=m.OnLost.RESUME)
+    for attempt in range(7):
+        slept.ready("r0", ((0, 1),), attempt)
+        slept(m.SandboxSlept("r0", attempt, 0, "n", HOST))
+        slept(m.SandboxesWanted("r0", ((0, 1),)))
+    slept.end("r0", ((0, 1),), m.EndReason.START_FAILED, 7)
+    for cell in (given, slept):  # so its first failed start is tried again at once
+        rollout = cell.core.books.rollouts["r0"]
+        assert [each.not_before_ms for each in rollout.again if each.not_before_ms > cell.now] == []
+
+
+@pytest.mark.parametrize("policy", m.OnLost)
+def test_what_wakes_and_is_given_back_has_what_it_kept(policy: m.OnLost) -> None:
+    cell = Cell(2)
+    cell.submit(1, timeout_ms=60_000, on_lost=policy)
+    cell.ready("r0", ((0, 1),))
+    kept = m.Snapshot("kept", "kept")
+    cell(m.SandboxSlept("r0", 0, 0, "n", kept))
+    cell(m.SandboxesWanted("r0", ((0, 1),)))
+    said = [*cell.end("r0", ((0, 1),), m.EndReason.PREEMPTED, 1, node=""), *cell(m.Tick(cell.now + 3000), 3000)]
+    assert [each.snapshot for each in said if isinstance(each, m.PlaceRequested)] == [kept]
+
+
+def test_what_is_lost_as_it_wakes_and_starts_anew_missed_all_before() -> None:
+    cell = Cell(2)
+    cell.submit(1, timeout_ms=10_000, on_lost=m.OnLost.RESTART)
+    cell.ready("r0", ((0, 1),))
+    cell(m.SandboxSlept("r0", 0, 0, "n", HOST))
+    cell(m.SandboxesWanted("r0", ((0, 1),)), 7000)
+    cell.end("r0", ((0, 1),), m.EndReason.NODE_LOST, 1)
+    cell.ready("r0", ((0, 1),), 2, passes_ms=100)
+    (concluded,) = (each for each in cell(m.Tick(cell.now), 10_000) if isinstance(each, m.RolloutConcluded))
+    assert dict(concluded.counts) == {m.EndReason.DEADLINE: 1}

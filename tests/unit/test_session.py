@@ -6,6 +6,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +192,37 @@ def test_who_knows_the_mark_cannot_say_with_it_what_is_no_exit_code(shell: Shell
     forged = shell.session._mark + b"9" * 5000 + b".0\n"
     assert shell.session.take(1, forged) == forged
     assert not shell.session.complete()
+
+
+@pytest.mark.parametrize("path", ["/bin/bash", "/bin/sh"])
+def test_a_line_that_sends_the_output_elsewhere_has_an_end(
+    monkeypatch: pytest.MonkeyPatch, path: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(session, "_SHELLS", (path,))
+    shell = Shell()
+    try:
+        assert shell.carry_out(f"x=5; exec > {tmp_path}/log") == (0, b"")
+        assert shell.carry_out("echo $x; false") == (1, b"")
+        assert shell.carry_out("echo $?") == (0, b"")
+        assert (tmp_path / "log").read_text() == "5\n1\n"
+    finally:
+        shell.close()
+
+
+def test_whatever_else_is_open_a_line_is_read() -> None:
+    taken = [os.open("/dev/null", os.O_RDONLY)]
+    while taken[-1] < session._SAID - 1:
+        taken.append(os.dup(taken[0]))
+    try:
+        shell = Shell()
+        try:
+            assert shell.carry_out("true") == (0, b"")
+            assert shell.carry_out("echo hi") == (0, b"hi\n")
+        finally:
+            shell.close()
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 def test_what_is_heard_between_lines_is_the_end_of_none(shell: Shell) -> None:

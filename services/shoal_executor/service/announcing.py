@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from shoal.blobs.cache import Cache
+from shoal.blobs.protocol import BlobError
 from shoal.wire import subjects
 from shoal.wire.messages import Blob, BlobKept
 from shoal_executor.service.outgoing import Outgoing
@@ -40,12 +41,15 @@ class Unannounced:
         self.blobs: list[Blob] = []
 
     def note(self, blob: Blob) -> None:
-        """Note that a blob was stored. Raises OSError."""
+        """Note that a blob was stored. Raises BlobError."""
         self.blobs.append(blob)
-        self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._place / f"{blob.digest}.{secrets.token_hex(4)}"
         self._notes[path] = _Note(self._tenant, blob)
-        path.write_bytes(msgspec.json.encode(self._notes[path]))
+        try:
+            self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_bytes(msgspec.json.encode(self._notes[path]))
+        except OSError as error:
+            raise BlobError(f"{self._place}: {error.strerror or error}") from error
 
     def give_up(self, loose: Outgoing) -> None:
         """Tell the catalogue that nobody will announce them; the notes stay, in case that this is never heard."""

@@ -128,7 +128,7 @@ class ExecutorService:
         self._pace = Pace()
         self._giving_way = GivingWay(lambda key, indices: self._spawn(self._destroy(key, indices)))
         self._dismissed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in their order
         self._deadlines = Deadlines(lambda key: self._happened(Expired(key)))
 
     async def run(self, stop: asyncio.Event) -> bool:
@@ -311,7 +311,8 @@ class ExecutorService:
     async def _start(self, key: Key, order: StartSandboxes, indices: Ranges, due_ms: int) -> None:
         names, left, why = Names(key, indices), indices, EndReason.START_FAILED
         try:
-            await prepared(self._driver, order.snapshot, due_ms)
+            by_ms = order.ready_by_ms and order.ready_by_ms - order.deadline_ms + due_ms
+            await prepared(self._driver, order.snapshot, due_ms, by_ms)
             spec = StartSpec(order.snapshot, order.resources, order.files, order.env, order.user)
             with self._pace.busy(), self._giving_way.starting(len(names)) as done:
                 async for outcome in self._driver.start(names, spec):
@@ -387,14 +388,12 @@ class ExecutorService:
         await asyncio.sleep(wait_s)
         await self._destroy(key, indices, wait_s)
 
-    # ---
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the executor failed to carry something out", exc_info=error)

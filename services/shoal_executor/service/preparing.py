@@ -12,16 +12,19 @@ _MOST_S: Final = 10.0
 _PART: Final = 10
 """So much of what is left of a rollout's time is kept for the word that its code did not end: the log must have that
 
-before its time is up, when all that is left of it ends as `timed_out`, which would be a verdict on what never began.
+before its time is up, when all that is left of it ends.
 """
 
 
-async def prepared(driver: Driver, snapshot: Snapshot, due_ms: int) -> None:
+async def prepared(driver: Driver, snapshot: Snapshot, due_ms: int, by_ms: int) -> None:
     """Have the driver prepare a snapshot for a rollout that ends at `due_ms`, as `clock` counts it.
 
-    Raises DriverError; BadInputError where its `warm` code still runs shortly before that.
+    `by_ms`: until when it has to be there for half of the rollout's time, 0 where nobody says. What comes later ends as
+    `deadline`, and for the time that the queue took its code is not to blame.
+
+    Raises DriverError; BadInputError where its `warm` code still runs shortly before the end.
     """
-    if not snapshot.warm:
+    if not snapshot.warm or 0 < by_ms < now_ms():
         await driver.prepare(snapshot)
         return
     left_s = max(due_ms - now_ms(), 0) / 1000

@@ -41,6 +41,13 @@ class Waiting:
         self._lines.setdefault(demand, OrderedDict())[self._last] = (request, since_ms)
         self._numbers.setdefault(request.rollout, {})[self._last] = demand
         heapq.heappush(self._deadlines, (request.deadline_ms, self._last, request.rollout))
+        if len(self._deadlines) > 2 * self._count() + 64:  # most of them wait no longer
+            waits = [entry for entry in self._deadlines if entry[1] in self._numbers.get(entry[2], {})]
+            heapq.heapify(waits)
+            self._deadlines = waits
+
+    def _count(self) -> int:
+        return sum(map(len, self._lines.values()))
 
     def first_deadline(self) -> int | None:
         """Return when the first of the rollouts that wait is over (broker's time, ms)."""

@@ -203,20 +203,25 @@ class Books:
 
         They go elsewhere. A sandbox's first retry after a failed start is at once; each later one waits twice as long.
         """
-        not_before = now
-        avoid: tuple[str, ...] = (node,) if node else ()
+        parts = [Again(attempt, again, (node,) if node else (), now)]
+        declined = reason is m.EndReason.PREEMPTED and not node  # by placement: nothing happened to it
         if reason is m.EndReason.START_FAILED:
             if node:
                 rollout.failed_on[node] = None
                 while len(rollout.failed_on) > _FAILED_ON:
                     del rollout.failed_on[next(iter(rollout.failed_on))]
-            avoid = tuple(rollout.failed_on)
-            if attempt > 1:
-                not_before += min(BACKOFF_MS << min(attempt - 2, 16), LONGEST_BACKOFF_MS)
-        elif rollout.request.spec.on_lost is m.OnLost.RESTART or reason is m.EndReason.PREEMPTED:
+            by_starts: dict[int, list[int]] = {}
+            for index in ranges.indices(again):
+                by_starts.setdefault(rollout.ledger.starts(index), []).append(index)
+            parts = [
+                Again(attempt, ranges.collect(those), tuple(rollout.failed_on), now + _backoff_ms(starts))
+                for starts, those in sorted(by_starts.items())
+            ]
+        elif not declined and (rollout.request.spec.on_lost is m.OnLost.RESTART or reason is m.EndReason.PREEMPTED):
             for index in ranges.indices(again):
                 rollout.saved.pop(index, None)  # that policy's sandboxes start again from the start
-        self.start_again(rollout, [Again(attempt, again, avoid, not_before)], now)
+            rollout.missed.anew(again)
+        self.start_again(rollout, parts, now)
 
     def withdraw(self, rollout: Rollout, indices: m.Ranges, now: int) -> m.Ranges:
         """Take those of these sandboxes out of the queue that are in it; returns them."""
@@ -299,3 +304,8 @@ class Books:
         assert all(name in self.tenants for name in (*waiting, *used))
         assert sum(self.priorities.values()) == len(self.rollouts)
         assert self.rooms.given == sum(amounts[0] for amounts in used.values())
+
+
+def _backoff_ms(starts: int) -> int:
+    """Return how long a sandbox waits for its start number `starts`: its second is at once."""
+    return min(BACKOFF_MS << min(starts - 3, 16), LONGEST_BACKOFF_MS) if starts > 2 else 0

@@ -48,6 +48,11 @@ class Missed:
         """Note that these sandboxes, which slept, are waited for from now on."""
         self._wanted.update(dict.fromkeys(ranges.indices(indices), max(now - self._base_ms, 0)))
 
+    def anew(self, indices: m.Ranges) -> None:
+        """Note that these sandboxes start from their start: what they kept is gone, so all of it is missed."""
+        for index in ranges.indices(indices) if self._wanted else ():
+            self._wanted.pop(index, None)
+
     def late(self, indices: m.Ranges, ledger: Ledger, deadline_ms: int) -> m.Ranges:
         """Return those of these sandboxes that are not there for half of the time until then, if nothing changes."""
         whole, found = deadline_ms - self._base_ms, list[int]()

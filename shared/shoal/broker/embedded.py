@@ -28,6 +28,7 @@ _START_S: Final = 30.0
 _STOP_S: Final = 10.0
 _POLL_S: Final = 0.02
 _PR_SET_PDEATHSIG: Final = 1
+_LEAST: Final = 256 * 1024**2
 _libc: Final = ctypes.CDLL(None)
 
 _CONFIG: Final = """\
@@ -183,7 +184,7 @@ class EmbeddedBroker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=_environment(len(self._routes.ports) if self._routes else 1),
                 start_new_session=True,  # a Ctrl-C is for whoever started it; the broker goes last
                 preexec_fn=None if self._detached else before_exec,
                 pass_fds=[lock.fileno()],  # the lock lives as long as the server
@@ -316,15 +317,20 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _environment() -> dict[str, str]:
+def _environment(servers: int) -> dict[str, str]:
     """Return the server's environment; what is set already stands.
 
     GOMAXPROCS: it runs on half the cores. It shares the machine with all of Shoal, and with a core for each of its
     threads those look for work most of the time where messages come one by one: a third of its processor time, a tenth
     of the system's. GOGC, GOMEMLIMIT: it looks for garbage when that is four times what is in use, instead of once, up
-    to a quarter of the machine's memory, and then as soon as it has to. While it looks, messages wait (ADR 0038).
+    to its part of a quarter of the machine's memory, and then as soon as it has to. While it looks, messages wait (ADR
+    0038). `servers`: how many share the machine.
     """
-    chosen = {"GOMAXPROCS": max(host.cores() // 2, 1), "GOGC": 400, "GOMEMLIMIT": host.memory() // 4}
+    chosen = {
+        "GOMAXPROCS": max(host.cores() // 2, 1),
+        "GOGC": 400,
+        "GOMEMLIMIT": max(host.memory() // (4 * servers), _LEAST),
+    }
     return {name: str(value) for name, value in chosen.items()} | os.environ
 
 

@@ -72,7 +72,8 @@ class DirectClient(Client):
             transport = self._transport
             if isinstance(transport, DirectTransport):
                 refused = not_accepted(transport.trouble or error, transport.encrypted)
-                if refused is not None:
+                asked = self._server_info.get("tls_verify")  # else the end of the connection says nothing of it
+                if refused is not None and (refused.said or asked):
                     raise refused from error
             raise
 

@@ -12,11 +12,12 @@ async def end(*tasks: "asyncio.Task[Any]") -> None:
     Once is not enough: `asyncio.wait_for` of Python 3.11 loses a cancellation that meets its result, and nats-py
     swallows one that meets a flush.
     """
-    left = set(tasks)
+    left = list(dict.fromkeys(tasks))  # in their order, so that what is simulated repeats itself
     while left:
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=_AGAIN_S)
+        await asyncio.wait(left, timeout=_AGAIN_S)
+        left = [task for task in left if not task.done()]
     for task in tasks:
         if not task.cancelled():
             task.exception()

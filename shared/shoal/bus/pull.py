@@ -41,6 +41,8 @@ _NO_STREAM_PATIENCE_S: Final = 5.0
 _NS: Final = 1_000_000_000
 _DELIVERY: Final = b"$JS.ACK."
 
+_FINAL: Final = (NoStreamError, StreamAnewError)
+
 
 class Position(NamedTuple):
     """Where a delivery stands: in its stream, and among what its consumer delivered."""
@@ -98,6 +100,7 @@ class PullReader:
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failure: BusError | None = None
+        self._served = False
         self._closed = False
         self.restarts = 0
 
@@ -181,7 +184,9 @@ class PullReader:
         self._start_over("")
 
     def forbidden(self, what: Violation) -> bool:
-        """End where the broker forbids to ask for messages, or to hear them."""
+        """End where the broker forbids to ask for messages, or to hear them. Who was served waits until he is again."""
+        if self._served:
+            return False
         asked, heard = self._next_subject, f"{self._inbox}.*.*"
         if what.forbids("publish", asked):
             self._fail(not_allowed(self._connection.url, "publish", asked))
@@ -207,6 +212,7 @@ class PullReader:
         if consumer != self._consumer or self._made != self._wanted:
             return  # from a consumer that was given up
         self._heard = time.monotonic()
+        self._served = True
         if consumer_sequence != self._consumer_sequence + 1:
             self._start_over(f"delivery {self._consumer_sequence + 1} is missing before {consumer_sequence}")
             return
@@ -278,10 +284,10 @@ class PullReader:
                     await self._origin.check(self._last, self._last_ns)
                     self._checked = self._made
                 self._top_up()
-            except (NoStreamError, StreamAnewError, NotAllowedError) as error:
-                self._fail(error)
-                return
             except (BusError, NatsError, OSError) as error:
+                if isinstance(error, _FINAL) or (isinstance(error, NotAllowedError) and not self._served):
+                    self._fail(error)
+                    return
                 self._connection.tell(f"reader of {self._stream}: {error}")
                 self._work.set()
                 await asyncio.sleep(pause)

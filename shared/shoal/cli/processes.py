@@ -28,8 +28,9 @@ def tied(number: int) -> Callable[[], None]:
 _PASSED_ON: Final = frozenset(
     f"SHOAL_{name}"
     for name in (
-        "LOG_LEVEL", "GVISOR_PLATFORM", "BLOB_CACHE", "SLOTS", "OVERCOMMIT", "CPU", "DISK", "LABELS", "PARALLEL",
-        "POOL", "POOL_MEMORY", "TUNE_HOST", "SEED", "START_MS", "COMMAND_MS", "START_FAILURES", "COMMAND_FAILURES",
+        "LOG_LEVEL", "GVISOR_PLATFORM", "BLOB_CACHE", "SLOTS", "MEMORY", "OVERCOMMIT", "CPU", "DISK", "LABELS",
+        "PARALLEL", "POOL", "POOL_MEMORY", "TUNE_HOST", "SEED", "START_MS", "COMMAND_MS", "START_FAILURES",
+        "COMMAND_FAILURES",
     )
 )  # fmt: skip
 """What an executor may be told by whoever starts all of it. How services find each other and their places is not."""

@@ -24,6 +24,8 @@ def noting(error: BaseException | None, trouble: str) -> Iterator[None]:
 class Opening(Generic[T]):
     """`await` it and end what it gives yourself, or enter it with `async with`, which ends it."""
 
+    _begun = True  # until it is made
+
     def __init__(self, open: Callable[[], Coroutine[Any, Any, T]], end: Callable[[T], Awaitable[None]]) -> None:
         self._open = open
         self._end = end
@@ -62,6 +64,8 @@ class Opening(Generic[T]):
         __iter__ = __aiter__ = __enter__ = __exit__ = _not_yet
 
         def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_"):  # what Python itself looks for
+                raise AttributeError(name)
             raise AttributeError(
                 f"{self._what()} is not there yet, so it has no {name}: await it, or enter it with `async with`"
             )

@@ -25,15 +25,15 @@ class Performer:
         self._bus = bus
         self._name = name
         self._perform = perform
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in their order
 
     def start(self, effect: Task, id: str) -> None:
         """Begin. Raises TypeError for a core that asks for what its shell was not given."""
         if self._perform is None:
             raise TypeError(f"{self._name} cannot perform {effect}: it was given nothing to perform it with")
         task = asyncio.create_task(self._performed(self._perform, effect, id), name=f"{self._name} performs {id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
 
     async def _performed(self, perform: Perform, effect: Task, id: str) -> None:
         pause = FIRST_PAUSE_S

@@ -40,16 +40,16 @@ def processes() -> dict[int, Process]:
     return found
 
 
-def descendants(there: Mapping[int, Process], pid: int, spared: Set[int] = frozenset()) -> set[int]:
-    """Return all that descend from a process, but for these and what descends from them."""
+def descendants(there: Mapping[int, Process], *pids: int, spared: Set[int] = frozenset()) -> set[int]:
+    """Return all that descend from these processes, but for those that are spared and what descends from them."""
     children: dict[int, list[int]] = {}
     for child, process in there.items():
         if child not in spared:
             children.setdefault(process.parent, []).append(child)
     found: set[int] = set()
-    ask = [pid]
+    ask = [*pids]
     while ask:
-        born = children.get(ask.pop(), [])
+        born = children.pop(ask.pop(), [])
         found.update(born)
         ask += born
     return found
@@ -70,8 +70,7 @@ def end(leader: int) -> None:
     for _ in range(_LOOKS):
         there = processes()
         found = {pid for pid, process in there.items() if process.session in killed or process.parent in killed}
-        for pid in tuple(found):
-            found |= descendants(there, pid)
+        found |= descendants(there, *found)
         fresh = {pid for pid in found if not there[pid].ended} - killed
         # By groups: what is forked meanwhile is killed, too. No group has processes of two sessions.
         for group in {leader, *(there[pid].group for pid in fresh)}:

@@ -16,9 +16,10 @@ from shoal_executor.drivers.agent.commands import Call, Running
 from shoal_executor.drivers.agent.programs import PATH, start
 
 _SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
-_HIGH: Final = 60  # descriptors that nobody counts on
+_HIGH: Final = 71  # descriptors that nobody counts on, above `_SAID`
 _SAID: Final = 70
 """The shell's descriptor of its standard output as it was first: a line may send that elsewhere (`exec > log`)."""
+_SAID_SH: Final = 7  # other shells know one digit of a descriptor, and 9 is what people lock with
 _KEPT: Final = 65_536
 _PAGE: Final = 4_096
 _END: Final = b"\n#\0"
@@ -43,6 +44,7 @@ class Session:
         shell = next((path for path in _SHELLS if os.path.exists(path)), _SHELLS[-1])
         full = {"PATH": PATH, "LANG": "C.UTF-8", **env}
         self._file = _file() if shell.endswith("bash") else None
+        self._aside = _SAID if self._file is not None else _SAID_SH
         self._size = 0
         self._taught = False
         self._fed = 0
@@ -84,7 +86,7 @@ class Session:
         line = command.line or shlex.join(command.argv)
         first = ""
         if self._count == 1:
-            first = f"trap : {_WAKE:d}\n" + (f"exec {_SAID}>&1\n" if self._file is not None else "")
+            first = f"trap : {_WAKE:d}\nexec {self._aside}>&1\n"
         steps = [f"export {name}={shlex.quote(value)}" for name, value in command.env]
         if command.cwd:
             steps.append(f"cd -- {shlex.quote(command.cwd)}")
@@ -94,10 +96,8 @@ class Session:
 
     def _ended(self, mark: str) -> str:
         """Return what says that a line is done: its exit code, and which process was the last in the background."""
-        if self._file is None:  # other shells know one digit of a descriptor
-            return f'printf \'{mark}%d.%d\\n\' "$?" "${{!:-0}}"'
         says = f"printf '{mark}%d.%d\\\\n' $? ${{!:-0}}"  # the numbers are put in once, before the first of them runs
-        return f'eval "{says} >&{_SAID} || {says}"'
+        return f'eval "{says} >&{self._aside} || {says}"'
 
     @property
     def unbegun(self) -> Call | None:
@@ -187,6 +187,8 @@ class Session:
         assert self._running is not None
         assert self._said is not None
         code, background = self._said
+        if self._expired and code == 128 + _WAKE:
+            code = 128 + signal.SIGKILL  # as of whatever else is ended at its timeout
         self._code = code
         if background != self._background:  # it left something running, which the ends of later ones spare
             self._background = background
@@ -204,7 +206,7 @@ class Session:
         assert self._running is not None
         self._running.timed_out = not self._running.given_up
         there = family.processes()
-        doomed = family.descendants(there, self.pid, self._earlier)
+        doomed = family.descendants(there, self.pid, spared=self._earlier)
         last = self._expired or (not doomed and self.pid in there and there[self.pid].busy)
         if not last:
             family.kill(self.pid, _WAKE)
@@ -228,7 +230,7 @@ class Session:
         now = family.processes()
         ours = {pid for pid, process in now.items() if process.session == self.pid and pid != self.pid}
         spared = ours & there.keys() - doomed
-        return ours - there.keys() - {each for pid in spared for each in family.descendants(now, pid)}
+        return ours - there.keys() - family.descendants(now, *spared)
 
     def gone(self, code: int) -> tuple[Call, CommandResult] | None:
         """The shell ended; returns the command that ended it, and its result."""
@@ -272,7 +274,7 @@ def _after(code: int, line: str) -> str:
     By a function, which removes itself: `(exit 1)` is another process, for which there may be no room. What is before
     `||` may fail under `set -e`.
     """
-    return f"{{ __r() {{ unset -f __r; return {code}; }}; __r || {line}\n}}" if code else line
+    return f"{{ __shoal_r() {{ unset -f __shoal_r; return {code}; }}; __shoal_r || {line}\n}}" if code else line
 
 
 def _overlap(data: bytes, mark: bytes) -> int:

@@ -39,10 +39,10 @@ async def broker(where: Path, may: str = "") -> AsyncIterator[int]:
     """A broker with these users, or those of `may`."""
     (port,) = free_ports(1)
     config = where / "nats.conf"
-    store = where / "store"
+    store, pid = where / "store", where / "pid"
     config.write_text(
-        f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{store}", max_file_store: 4TB }}\n'
-        f"{may or permissions()}"
+        f'host: "127.0.0.1"\nport: {port}\npid_file: "{pid}"\n'
+        f'jetstream {{ store_dir: "{store}", max_file_store: 4TB }}\n{may or permissions()}'
     )
     server = subprocess.Popen([find_server(), "-c", config], stderr=subprocess.DEVNULL)
     try:
@@ -166,6 +166,41 @@ async def test_a_reader_ends_where_it_may_not_ask_for_messages(tmp_path: Path) -
             NotAllowedError, match=r"may not publish to \$JS\.API\.CONSUMER\.MSG\.NEXT\.SHOAL_ROLLOUT_0"
         ):
             await asyncio.wait_for(reader.batch(), 20)
+        await acme.close()
+        await bus.close()
+
+
+async def test_a_reader_that_was_served_waits_while_it_may_not(tmp_path: Path) -> None:
+    allowed, forbidden = permissions(), permissions().replace('"$JS.API.CONSUMER.MSG.NEXT.SHOAL_ROLLOUT_0.*"', '"no"')
+
+    async def change(may: str, now: str) -> None:
+        config = tmp_path / "nats.conf"
+        config.write_text(config.read_text().replace(may, now))
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGHUP)
+        await asyncio.sleep(1)
+
+    async with broker(tmp_path, allowed) as port:
+        bus = await JetStreamBus.connect(f"nats://services:s@127.0.0.1:{port}")
+        await bus.ensure([streams.rollout(0)])
+        told: list[str] = []
+        acme = await JetStreamBus.connect(f"nats://acme:a@127.0.0.1:{port}", on_error=told.append)
+        reader = await acme.reader("SHOAL_ROLLOUT_0")
+        await bus.publish(subjects.rollout_system(0), b"1", "1")
+        assert [found.payload for found in await asyncio.wait_for(reader.batch(), 20)] == [b"1"]
+        await change(allowed, forbidden)
+
+        async def others(count: int) -> None:
+            while count > 0:
+                count -= len(await reader.batch())
+
+        reading = asyncio.create_task(others(5000))
+        for number in range(5000):  # more than it asked for ahead
+            await bus.publish(subjects.rollout_system(0), b"2", f"2-{number}")
+        async with asyncio.timeout(20):
+            while not any("permissions violation" in text.lower() for text in told):
+                await asyncio.sleep(0.05)
+        await change(forbidden, allowed)
+        await asyncio.wait_for(reading, 40)
         await acme.close()
         await bus.close()
 

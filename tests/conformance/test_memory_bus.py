@@ -21,11 +21,11 @@ async def test_the_clock_decides_times_copies_and_ages() -> None:
     log = Log()
     await bus.ensure([log.stream])
     await bus.publish(log.subject(), b"", "same")
-    now += 29_000
+    now += 119_000
     assert (await bus.publish(log.subject(), b"", "same")).duplicate
     now += 1_000
     assert not (await bus.publish(log.subject(), b"", "same")).duplicate
-    assert [message.time_ms for message in broker.messages(log.name)] == [1_000_000, 1_030_000]
-    now += 3_570_000
+    assert [message.time_ms for message in broker.messages(log.name)] == [1_000_000, 1_120_000]
+    now += 3_480_000
     assert [message.sequence for message in broker.messages(log.name)] == [2]
     assert await bus.first_sequence(log.name) == 2

@@ -119,7 +119,7 @@ def show(number: int, url: str | None, as_json: bool) -> int:
 @click.argument("numbers", nargs=-1, type=click.IntRange(1))
 @click.option("--all", "every", is_flag=True, help="All letters, or all that the options below name.")
 @_filters
-@click.option("--anew", is_flag=True, help="Also where it was retried less than half a minute ago.")
+@click.option("--anew", is_flag=True, help="Also where it was retried less than two minutes ago.")
 @url_option
 @json_option
 def retry(
@@ -127,7 +127,7 @@ def retry(
 ) -> int:  # fmt: skip
     """Publish the messages of letters NUMBERS again, where they were found, when something has changed for the better.
 
-    A retry has an id that follows from its letter, so within half a minute of the first the broker drops it: asking
+    A retry has an id that follows from its letter, so within two minutes of the first the broker drops it: asking
     twice does no harm. Later it is published again. The letters stay; what cannot be used this time becomes a new
     letter.
 
@@ -181,7 +181,7 @@ async def _retry(cluster: "Cluster", which: "int | DeadLetterInfo", anew: bool, 
     elif done.duplicate:
         say(
             f"letter {done.number} was published again a moment ago, as {done.stream}:{done.sequence}, so not now;"
-            " wait half a minute, or say --anew"
+            " wait two minutes, or say --anew"
         )
     else:
         say(f"letter {done.number} was published again: {done.stream}:{done.sequence}")

@@ -357,7 +357,7 @@ class Cluster(Resumable):
     async def retry_dead(self, letter: int | DeadLetterInfo, *, anew: bool = False) -> DeadLetterRetry:
         """Publish a dead letter's message again, where it was found. Nothing else is recorded; the letter stays.
 
-        Retries of a letter within 30 seconds of the first are one, whoever asks: `duplicate` tells. A later one is a
+        Retries of a letter within two minutes of the first are one, whoever asks: `duplicate` tells. A later one is a
         new one, and so is one that is `anew`. Raises BadRequest when the letter is not there or was cut.
         """
         return await dead.retry(self._link, letter, anew=anew)

@@ -38,7 +38,7 @@ What is older is in checkpoints alone: tenants, their limits, names of templates
 what is left of a log, unless told to (`shoal.runtime.options.state_option`).
 """
 
-DEDUPE_S: Final = 30.0
+DEDUPE_S: Final = 120.0
 """How long a broker drops copies. Each id is in its memory as long, and its garbage collector looks at all of them."""
 
 

@@ -269,6 +269,18 @@ class BusConformance:
         await bus.publish(log.subject(), b"", "id")
         assert (await bus.first_sequence(log.name), await bus.last_sequence(log.name)) == (1, 1)
 
+    async def test_when_a_message_was_stored(self, bus: Bus, log: Log) -> None:
+        await asyncio.gather(*(bus.publish(log.subject(), b"", f"{i}") for i in range(3)))
+        told = [await bus.stored_ms(log.name, sequence) for sequence in (1, 2, 3)]
+        assert told == [message.time_ms for message in await take(await bus.reader(log.name), 3)]
+        assert await bus.stored_ms(log.name, 4) is None
+        await bus.purge(log.name, 2)
+        assert [await bus.stored_ms(log.name, sequence) for sequence in (1, 2, 3)] == [None, None, told[2]]
+        await bus.purge(log.name, 3)
+        assert await bus.stored_ms(log.name, 3) is None
+        with pytest.raises(NoStreamError):
+            await bus.stored_ms("TEST_NONE", 1)
+
     async def test_streams_by_name_with_what_they_keep(self, bus: Bus, log: Log) -> None:
         other = Log()
         await bus.ensure([other.stream])

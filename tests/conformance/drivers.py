@@ -700,7 +700,7 @@ class DriverConformance:
     async def test_more_processes_than_it_may_have_are_refused_and_it_goes_on(self, driver: Driver, bomb: str) -> None:
         self.needs_real()
         if os.geteuid() != 0:
-            pytest.skip("processes of zygote are limited by control groups, which root makes")
+            pytest.skip("root makes the control groups that limit processes")  # in zygote nothing else does
         name = await one(driver, resources=Resources(pids=24))
         assert (await sh(driver, name, bomb, timeout_ms=4000)).exit_code
         for _ in range(20):  # what is killed is on its way out for a while

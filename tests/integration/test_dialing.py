@@ -17,12 +17,13 @@ import pytest
 from nats.aio.transport import TcpTransport
 
 from architecture.project import ROOT
+from integration.servers import serving
 from shoal.broker import EmbeddedBroker
-from shoal.broker.embedded import find_server, free_ports
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import NotAllowedError, UnreachableError
 from shoal.bus.tls import tls_from_environment
 from shoal.bus.transport import DirectTransport
+from unit.test_tls import environment
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -52,36 +53,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def environment(where: Path) -> dict[str, str]:
-    files = {"CA": "ca.pem", "CERT": "client.pem", "KEY": "client-key.pem"}
-    return {f"SHOAL_TLS_{name}": str(where / file) for name, file in files.items()}
-
-
 @contextlib.asynccontextmanager
 async def encrypted(own: Path, certificates: Path) -> AsyncIterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """A broker with a certificate of this authority, which wants to see one of the same."""
-    (port,) = free_ports(1)
     own.mkdir()
-    config = own / "nats.conf"
-    config.write_text(
-        f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{own / "store"}" }}\n'
+    config = (
+        f'jetstream {{ store_dir: "{own / "store"}" }}\n'
         f'tls {{ cert_file: "{certificates / "broker.pem"}", key_file: "{certificates / "broker-key.pem"}",'
         f' ca_file: "{certificates / "ca.pem"}", verify: true }}\n'
     )
-    server = subprocess.Popen([find_server(), "-c", config], stderr=subprocess.DEVNULL)
-    url = f"tls://127.0.0.1:{port}"
-    try:
-        tls = tls_from_environment(environment(certificates))
-        async with asyncio.timeout(20):
-            while True:
-                with contextlib.suppress(UnreachableError):
-                    await (await JetStreamBus.connect(url, tls=tls)).close()
-                    break
-                await asyncio.sleep(0.05)
-        yield url, server
-    finally:
-        server.terminate()
-        await asyncio.to_thread(server.wait, 30)
+    async with serving(own, config, tls=tls_from_environment(environment(certificates))) as server:
+        yield f"tls://127.0.0.1:{server.port}", server.process
 
 
 async def test_a_broker_that_hangs_leaves_the_others_their_time(broker: EmbeddedBroker, hung: int) -> None:
@@ -179,6 +161,7 @@ async def test_a_connection_that_ends_when_tls_is_up(certificates: Path, says_wh
 
     def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
+        connection.settimeout(20)
         with connection:
             connection.sendall(b'INFO {"tls_required": true, "tls_verify": true, "max_payload": 1000}\r\n')
             with contextlib.suppress(OSError), context.wrap_socket(connection.dup(), server_side=True) as secret:
@@ -191,7 +174,10 @@ async def test_a_connection_that_ends_when_tls_is_up(certificates: Path, says_wh
     tls = tls_from_environment({"SHOAL_TLS_CA": str(certificates / "ours/ca.pem")})
     says = r"\(tlsv13 alert certificate required\)" if says_why else "it ended the connection when TLS was up"
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        serving = asyncio.create_task(asyncio.to_thread(serve, listener))
-        with pytest.raises(NotAllowedError, match=says):
-            await JetStreamBus.connect(f"tls://127.0.0.1:{listener.getsockname()[1]}", tls=tls)
-        await serving
+        listener.settimeout(20)  # a client that fails before it dials leaves no thread that waits for it
+        answering = asyncio.create_task(asyncio.to_thread(serve, listener))
+        try:
+            with pytest.raises(NotAllowedError, match=says):
+                await JetStreamBus.connect(f"tls://127.0.0.1:{listener.getsockname()[1]}", tls=tls)
+        finally:
+            await answering

@@ -1,10 +1,12 @@
 """A scheduler that fails on a message, with a real broker: it goes on without, and whoever looks sees why."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,8 +39,14 @@ serve("scheduler", Settings(url=sys.argv[1]), lambda context: run(context, 1000,
 """
 
 
-def scheduler(url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", FRAGILE, url], stderr=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def scheduler(url: str) -> Iterator[subprocess.Popen[str]]:
+    """One that runs; whatever a test finds, it does not outlive it."""
+    with subprocess.Popen([sys.executable, "-c", FRAGILE, url], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # Popen waits for it
 
 
 def shoal(url: str, *arguments: str) -> tuple[int, str]:
@@ -76,18 +84,14 @@ async def answered(url: str) -> None:
 def test_a_scheduler_goes_on_without_what_it_fails_on(broker: EmbeddedBroker, tmp_path: Path) -> None:
     asyncio.run(asked(broker.url))
     for said in ("noted what the core failed on", "a message is passed over from now on"):
-        process = scheduler(broker.url)
-        _, err = process.communicate(timeout=60)
+        with scheduler(broker.url) as process:
+            _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert said in err
-    process = scheduler(broker.url)
-    try:
+    with scheduler(broker.url) as process:
         asyncio.run(answered(broker.url))
         process.terminate()
         _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode == 0, err
 
     status, text = shoal(broker.url, "dead", "ls", "--json")

@@ -15,9 +15,9 @@ import pytest
 
 import shoal
 from architecture.project import ROOT
-from shoal.broker.embedded import find_server, free_ports
+from integration.servers import serving
 from shoal.bus.jetstream import JetStreamBus
-from shoal.bus.protocol import NotAllowedError, UnreachableError
+from shoal.bus.protocol import NotAllowedError
 from shoal.runtime.cluster import ensure_cluster
 from shoal.wire import streams, subjects
 from shoal.wire.codec import decode
@@ -37,25 +37,12 @@ def permissions() -> str:
 @contextlib.asynccontextmanager
 async def broker(where: Path, may: str = "") -> AsyncIterator[int]:
     """A broker with these users, or those of `may`."""
-    (port,) = free_ports(1)
-    config = where / "nats.conf"
-    store, pid = where / "store", where / "pid"
-    config.write_text(
-        f'host: "127.0.0.1"\nport: {port}\npid_file: "{pid}"\n'
-        f'jetstream {{ store_dir: "{store}", max_file_store: 4TB }}\n{may or permissions()}'
+    config = (
+        f'pid_file: "{where / "pid"}"\n'
+        f'jetstream {{ store_dir: "{where / "store"}", max_file_store: 4TB }}\n{may or permissions()}'
     )
-    server = subprocess.Popen([find_server(), "-c", config], stderr=subprocess.DEVNULL)
-    try:
-        async with asyncio.timeout(20):
-            while True:
-                with contextlib.suppress(UnreachableError):
-                    await (await JetStreamBus.connect(f"nats://services:s@127.0.0.1:{port}")).close()
-                    break
-                await asyncio.sleep(0.05)
-        yield port
-    finally:
-        server.terminate()
-        await asyncio.to_thread(server.wait, 30)
+    async with serving(where, config, user="services:s@") as server:
+        yield server.port
 
 
 @contextlib.asynccontextmanager

@@ -203,6 +203,8 @@ SEEDS = 4000
 def test_every_law_holds_under_every_seed() -> None:
     for seed in range(1000):
         drive(seed)
+    for seed in range(250):
+        drive(seed, often=OFTEN["hedges are starts"])
 
 
 @pytest.mark.parametrize("bug", BUGS)

@@ -58,7 +58,8 @@ class ForgetsWhenTheyCame(Watched):
     def _close(self, name: str, indices: m.Ranges, reason: m.EndReason, now: int, effects: list[Effect]) -> None:
         if name in self.books.rollouts and reason is m.EndReason.TIMED_OUT:
             rollout = self.books.rollouts[name]
-            rollout.missed = Missed(rollout.request.spec.n, rollout.submitted_ms)
+            spec = rollout.request.spec
+            rollout.missed = Missed(spec.n, rollout.submitted_ms, spec.timeout_ms)
         super()._close(name, indices, reason, now, effects)
 
 

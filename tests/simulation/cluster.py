@@ -280,10 +280,11 @@ class Trainer:
         self._say(m.RolloutReleased(self.name, ((index, 1),)))
 
     def _came(self, index: int, time_ms: int) -> None:
-        since, before = self._awaited.pop(index, self._deadline_ms - self.spec.timeout_ms), 0
-        if since != self._deadline_ms - self.spec.timeout_ms:
-            before = self._missed[index]
-        self._missed[index] = before + time_ms - since
+        woken = self._awaited.pop(index, None)
+        if woken is None:
+            self._missed[index] = time_ms - (self._deadline_ms - self.spec.timeout_ms)
+        else:
+            self._missed[index] += time_ms - woken
 
     def _check_late(self, open_: m.Ranges, told: m.Ranges) -> None:
         """What was there for half of the rollout's time has its verdict, and nothing else has."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import shoal
 from shoal.archive.archived import ArchiveHistory, series_of
 from shoal.archive.exporting import export
 from shoal.archive.live import LiveHistory
@@ -24,13 +23,12 @@ from shoal.replay.rebuilding import rebuild
 from shoal.replay.services import services
 from shoal.replay.verifying import verify
 from shoal.runtime.wall import PassedOverError
-from shoal.testing.faulty import FaultyBus, Trouble
 from shoal.wire import messages as m, streams, subjects
 from shoal.wire.codec import decode, encode
 from shoal_placement.core.placement import PlacementCore
 from shoal_scheduler.core.scheduler import SchedulerCore
 from shoal_snapshot.core.snapshot import SnapshotCore
-from simulation.test_shells import LONGEST_S, PARTITIONS, System, rollout, simulated
+from simulation.test_shells import PARTITIONS, System, beset, rollout, simulated
 
 SEEDS = 12
 NODE = m.NodeSpec("poison", 24, 2**40)
@@ -101,20 +99,12 @@ class Poisoned(System):
 async def life(seed: int, place: Path) -> System:
     """Live, and be told of, all by the same clock: an executor's inbox ages."""
     system = Poisoned(seed)
-    await system.start()
-    client = FaultyBus(system.broker, system.random, Trouble(delay_s=system.trouble.delay_s))
-    while await client.get(streams.CLUSTER_BUCKET, "cells") is None:
-        await asyncio.sleep(0.1)
-    async with shoal.connect("nats://simulated", bus=client) as cluster:
-        misfortune = asyncio.create_task(system.misfortune())
-        async with asyncio.timeout(LONGEST_S):
-            asked = [asyncio.create_task(rollout(system, cluster, number)) for number in range(4)]
-            for partition, (subject, message) in POISON.items():
-                await asyncio.sleep(system.random.uniform(0, 5))
-                await client.publish(subject, encode(message), f"poison for {partition}")
-            found = await asyncio.gather(*asked)
-        misfortune.cancel()
-        await asyncio.gather(misfortune, return_exceptions=True)
+    async with beset(system) as (cluster, client):
+        asked = [asyncio.create_task(rollout(system, cluster, number)) for number in range(4)]
+        for partition, (subject, message) in POISON.items():
+            await asyncio.sleep(system.random.uniform(0, 5))
+            await client.publish(subject, encode(message), f"poison for {partition}")
+        found = await asyncio.gather(*asked)
     for _, n, outcomes in found:
         assert sorted(outcome.index for outcome in outcomes) == list(range(n))
         assert {outcome.reason for outcome in outcomes} == {"succeeded"}

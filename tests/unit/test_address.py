@@ -4,8 +4,10 @@ import pytest
 
 import shoal
 from shoal.bus.address import advice, shown, user_of
+from shoal.bus.dialing import unreachable
 from shoal.bus.jetstream import JetStreamBus
 from shoal.bus.protocol import UnreachableError
+from shoal.client.errors import without_answer
 
 
 @pytest.mark.parametrize(
@@ -41,16 +43,22 @@ def test_what_to_do_where_nobody_answers() -> None:
     assert advice("nats://b:1") == "start one with `shoal up`, or set SHOAL_URL to where yours is"
     assert "shoal up" not in advice("tls://b:1,tls://c:1")
     assert "shoal up" not in str(shoal.Unreachable("tls://b:1", "no answer"))
-    told = str(shoal.Unreachable("tls://b:1", f"no answer; {advice('tls://b:1')}"))
+    told = str(without_answer("tls://b:1", unreachable("tls://b:1", "no answer")))
     assert told.count("see that its brokers run") == 1
 
 
-@pytest.mark.parametrize("address", ["nats://me:secret@127.0.0.1:1", "nats://me:secret@127.0.0.1:potatoes"])
-async def test_no_error_has_a_password(address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("nats://me:secret@127.0.0.1:1", shoal.Unreachable),
+        ("nats://me:secret@127.0.0.1:potatoes", shoal.BadRequest),
+    ],
+)
+async def test_no_error_has_a_password(address: str, error: type[shoal.ShoalError]) -> None:
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1") as told:
         await JetStreamBus.connect(address, connect_timeout=0.5)
     assert "secret" not in str(told.value)
-    with pytest.raises(shoal.Unreachable, match=r"127\.0\.0\.1") as seen:
+    with pytest.raises(error, match=r"127\.0\.0\.1") as seen:
         async with shoal.connect(address):
             pass
     assert "secret" not in f"{seen.value}{seen.value.__dict__}"

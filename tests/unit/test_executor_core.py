@@ -16,6 +16,7 @@ from shoal.wire.messages import (
     StartSandboxes,
 )
 from shoal_executor import core as c
+from shoal_executor.core.group import Group
 
 BOOT = "b1"
 KEY = ("r1", 0, "n1")
@@ -277,3 +278,16 @@ def test_those_that_are_woken_at_different_times_have_each_its_own(first_ms: int
     core.started(key, ((0, 2),), 1_100)
     late = {EndReason.DEADLINE: ((0, 1),)} if first_ms else {}
     assert expired(core, key) == {**late, EndReason.TIMED_OUT: ((1, 2),) if first_ms else ((0, 3),)}
+
+
+def test_an_order_for_one_sandbox_says_by_when_that_one_has_to_be_ready() -> None:
+    kept = Snapshot("kept", "kept")
+    group = Group(order(((0, 3),)), due_ms=10_000)
+    group.order = msgspec.structs.replace(group.order, deadline_ms=110_000, ready_by_ms=105_000)
+    group.snapshots |= {1: kept, 2: kept}
+    group.ready_by_ms[2] = 108_000
+    assert [group.order_of(index).ready_by_ms for index in range(3)] == [105_000, 105_000, 108_000]
+    assert [(each.ready_by_ms, some) for each, some in group.orders_of(0b111)] == [
+        (105_000, ((0, 1),)), (105_000, ((1, 1),)), (108_000, ((2, 1),)),
+    ]  # fmt: skip
+    assert [group.here_ms(moment) for moment in (0, 105_000, 110_000)] == [0, 5_000, 10_000]

@@ -119,6 +119,25 @@ async def test_a_trainer_that_is_ended_has_given_nothing_up() -> None:
         assert given_up(fabric) == []
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_nor_where_its_end_releases_a_rollout(resumed: bool) -> None:
+    async with Fabric(all_ready) as fabric, shoal.connect(bus=fabric.connect()) as cluster:
+
+        async def trains() -> None:
+            async with cluster.resume("grpo-7") as run:
+                sandbox = await one(await run.rollout("host", key="only"))
+                async with await (run.rollout("host", key="next") if resumed else cluster.rollout("host")):
+                    await sandbox.run("hold until next")
+
+        training = asyncio.create_task(trains())
+        await fabric.until(lambda: len(fabric.held) == 1)
+        training.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await training
+        await fabric.until(lambda: any(isinstance(message, RolloutReleased) for message in fabric.heard))
+        assert given_up(fabric) == []
+
+
 async def test_of_an_id_each_asking_is_as_it_was() -> None:
     async def program(run: shoal.Run) -> list[str]:
         sandbox = await one(await run.rollout("host", key="only"))

@@ -1,5 +1,6 @@
 """An interpreter that ends on its way into the sandbox: the agent's side of it, with sockets for processes."""
 
+import contextlib
 import os
 import select
 import signal
@@ -157,6 +158,24 @@ $2"
 """A Python that behaves as 3.13: it imports a module before the first line of `-c`."""
 
 
+@pytest.fixture
+def cold() -> Iterator[Callable[[dict[str, str]], Interpreter]]:
+    """Starts interpreters, and ends them whatever became of their test: some run what never ends."""
+    pids: list[int] = []
+
+    def start(env: dict[str, str]) -> Interpreter:
+        started = Interpreter.cold(env, "")
+        pids.append(started.ours)
+        return started
+
+    yield start
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):  # it has been waited for, and the number may be another's
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def said(interpreter: Interpreter, code: str) -> str:
     """Return what this code writes there."""
     interpreter.begin(Call(frames.Run(1, Command(python=code), False, "")))
@@ -184,14 +203,14 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("text", ["raise SystemExit(3)", "while True: pass"], ids=["ends", "endless"])
 def test_it_takes_its_modules_from_its_own_library_and_the_codes_from_the_home_too(
-    tmp_path: Path, path: str, text: str
+    tmp_path: Path, cold: Callable[[dict[str, str]], Interpreter], path: str, text: str
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
     for name in ("ast", "json", "linecache", "os", "socket", "struct", "token", "types", "typing"):
         (home / f"{name}.py").write_text(text)
     (home / "own.py").write_text("said = 'own'")
-    interpreter = Interpreter.cold({"HOME": str(home), "PATH": path}, "")
+    interpreter = cold({"HOME": str(home), "PATH": path})
     assert said(interpreter, "import own; print(own.said)") == "own\n"
 
 
@@ -203,17 +222,19 @@ SEEN = "import os, sys; print(sys.path.count(''), sys.path[0] == '', os.environ.
     [({}, "1 True None"), ({"PYTHONSAFEPATH": ""}, "1 True None"), ({"PYTHONSAFEPATH": "1"}, "0 False 1")],
 )
 def test_code_looks_for_modules_in_the_home_first_unless_its_environment_says_otherwise(
-    tmp_path: Path, path: str, env: dict[str, str], seen: str
+    tmp_path: Path, cold: Callable[[dict[str, str]], Interpreter], path: str, env: dict[str, str], seen: str
 ) -> None:
-    interpreter = Interpreter.cold({"HOME": str(tmp_path), "PATH": path, **env}, "")
+    interpreter = cold({"HOME": str(tmp_path), "PATH": path, **env})
     assert said(interpreter, SEEN) == seen + "\n"
 
 
-def test_one_that_never_begins_is_killed_when_the_codes_time_is_up(tmp_path: Path) -> None:
+def test_one_that_never_begins_is_killed_when_the_codes_time_is_up(
+    tmp_path: Path, cold: Callable[[dict[str, str]], Interpreter]
+) -> None:
     waits = tmp_path / "python3"
     waits.write_text("#!/bin/sh\ntrap '' INT\necho on\nwhile :; do sleep 0.05; done\n")
     waits.chmod(0o755)
-    interpreter = Interpreter.cold({"HOME": "/", "PATH": f"{tmp_path}:{os.environ['PATH']}"}, "")
+    interpreter = cold({"HOME": "/", "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     interpreter.begin(CALL)
     assert select.select([interpreter.outputs[1]], [], [], 20)[0]
     interpreter.expire()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,14 +113,23 @@ class Keeping(SimulatedDriver):
         self.settled += ids
 
 
+@asynccontextmanager
+async def caching(store: FileStore, directory: Path) -> AsyncIterator[Cache]:
+    """A cache that is closed whatever a test finds."""
+    cache = Cache(store, directory, 2**30)
+    try:
+        yield cache
+    finally:
+        await cache.close()
+
+
 @pytest_asyncio.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    cache = Cache(FileStore(tmp_path / "blobs"), tmp_path / "cache", 2**30)
-    async with benched(Profile(), cache, Keeping()) as bench:
+    store = FileStore(tmp_path / "blobs")
+    async with caching(store, tmp_path / "cache") as cache, benched(Profile(), cache, Keeping()) as bench:
         await bench.order(n=1)
         await bench.heard(SandboxesReady)
         yield bench
-    await cache.close()
 
 
 def driver(bench: Bench) -> Keeping:
@@ -308,8 +318,7 @@ async def test_what_is_stored_and_never_announced_is_collected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     store = FileStore(tmp_path / "blobs")
-    cache = Cache(store, tmp_path / "cache", 2**30)
-    async with benched(Profile(), cache, Image()) as bench:
+    async with caching(store, tmp_path / "cache") as cache, benched(Profile(), cache, Image()) as bench:
         await bench.order(n=1)
         await bench.heard(SandboxesReady)
         put, publish = store.put, bench.bus.publish
@@ -350,7 +359,7 @@ async def test_what_is_stored_and_never_announced_is_collected(
     asked = [digest for each in effects if isinstance(each, Collect) for digest in each.digests]
     assert set(asked) == lost
     collector = Collector(store, lambda digest: not catalogue.collects(digest))
-    (still,) = [each for each in effects if isinstance(each, Collect)][:1]
+    still = next(each for each in effects if isinstance(each, Collect))
     assert await collector.perform(still) == []  # it may be about to be announced
     for digest in lost:
         os.utime(store._place(digest), (1, 1))
@@ -358,26 +367,24 @@ async def test_what_is_stored_and_never_announced_is_collected(
     assert set(getattr(gone.message, "digests", ())) == lost
     assert not any([await store.has(each.blob) for each in given_up if each.blob.digest in lost])
     assert all([await store.has(blob) for blob in taken.snapshot.blobs])
-    await cache.close()
 
 
 async def test_what_a_process_stored_that_was_killed_before_it_announced_it_is_collected(tmp_path: Path) -> None:
-    cache = Cache(FileStore(tmp_path / "blobs"), tmp_path / "cache", 2**30)
-    async with benched(Profile(), cache, Keeping()) as bench:
-        await bench.order(n=1)
-        await bench.heard(SandboxesReady)
-        await bench.command(TakeSnapshot("s1", *HEAD, 0, 0))
-        await bench.heard(SnapshotTaken)
-        assert list(cache.unannounced.iterdir()) == []  # what is announced
-        (tmp_path / "made").write_bytes(b"a layer")
-        lost = await cache.add(tmp_path / "made")
-        Unannounced("acme", cache.unannounced).note(lost)
-        assert not [each for each in bench.said if isinstance(each, BlobKept)]
-    (cache.unannounced / "torn").write_bytes(b"{")  # it was killed while it wrote
-    async with benched(Profile(), cache, Keeping()) as bench:
-        assert await bench.heard(BlobKept) == [BlobKept("acme", lost, 0)]
-        await until(lambda: not list(cache.unannounced.iterdir()))
-    await cache.close()
+    async with caching(FileStore(tmp_path / "blobs"), tmp_path / "cache") as cache:
+        async with benched(Profile(), cache, Keeping()) as bench:
+            await bench.order(n=1)
+            await bench.heard(SandboxesReady)
+            await bench.command(TakeSnapshot("s1", *HEAD, 0, 0))
+            await bench.heard(SnapshotTaken)
+            assert list(cache.unannounced.iterdir()) == []  # what is announced
+            (tmp_path / "made").write_bytes(b"a layer")
+            lost = await cache.add(tmp_path / "made")
+            Unannounced("acme", cache.unannounced).note(lost)
+            assert not [each for each in bench.said if isinstance(each, BlobKept)]
+        (cache.unannounced / "torn").write_bytes(b"{")  # it was killed while it wrote
+        async with benched(Profile(), cache, Keeping()) as bench:
+            assert await bench.heard(BlobKept) == [BlobKept("acme", lost, 0)]
+            await until(lambda: not list(cache.unannounced.iterdir()))
 
 
 async def test_a_rollouts_log_that_is_full_holds_no_snapshot_up(bench: Bench) -> None:
@@ -438,8 +445,8 @@ async def test_one_that_is_released_while_it_is_rolled_back_is_gone_before_its_s
 
 
 async def test_one_that_is_rolled_back_holds_up_no_end_but_its_own(tmp_path: Path) -> None:
-    cache = Cache(FileStore(tmp_path / "blobs"), tmp_path / "cache", 2**30)
-    async with benched(Profile(), cache, Keeping()) as bench:
+    store = FileStore(tmp_path / "blobs")
+    async with caching(store, tmp_path / "cache") as cache, benched(Profile(), cache, Keeping()) as bench:
         await bench.order(n=3)
         await bench.heard(SandboxesReady, covers(3))
         kept = driver(bench)
@@ -451,4 +458,3 @@ async def test_one_that_is_rolled_back_holds_up_no_end_but_its_own(tmp_path: Pat
         kept.went_on.set()
         await bench.heard(SlotsReleased, covers(3))
         assert await kept.list() == []
-    await cache.close()

@@ -51,9 +51,8 @@ class Shell:
         return result.exit_code, result.stdout
 
     def close(self) -> None:
-        """End it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.session.pid, signal.SIGKILL)
+        """End it, and what its lines left running."""
+        family.end(self.session.pid)
         with contextlib.suppress(ChildProcessError):  # it has been waited for
             os.waitpid(self.session.pid, 0)
         self.session.gone(137)

@@ -16,7 +16,6 @@ from shoal import sync
 from shoal.bus.protocol import Bus
 from unit.client_fabric import Fabric, all_ready
 
-ROOT = Path(__file__).parents[2]
 FACES = [
     (sync.Cluster, shoal.Cluster),
     (sync.Files, shoal.Files),

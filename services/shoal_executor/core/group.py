@@ -83,13 +83,14 @@ class Group:
 
     def orders_of(self, bits: int) -> Iterator[tuple[StartSandboxes, Ranges]]:
         """Yield the order as it is for some of these, and for which."""
-        by_order: dict[str, tuple[StartSandboxes, int]] = {}
+        by_order: dict[tuple[str, int], tuple[StartSandboxes, int]] = {}
         for index in self.snapshots:
             if bits >> index & 1:
                 bits ^= 1 << index
                 order = self.order_of(index)
-                known = by_order.get(order.snapshot.digest, (order, 0))
-                by_order[order.snapshot.digest] = (order, known[1] | 1 << index)
+                what = order.snapshot.digest, order.ready_by_ms
+                known = by_order.get(what, (order, 0))
+                by_order[what] = (order, known[1] | 1 << index)
         if bits:
             yield self.order, ranges.unmask(bits)
         for order, some in by_order.values():
@@ -98,7 +99,14 @@ class Group:
     def order_of(self, index: int) -> StartSandboxes:
         """Return the order as it is for one sandbox."""
         snapshot = self.snapshots.get(index)
-        return self.order if snapshot is None else msgspec.structs.replace(self.order, snapshot=snapshot)
+        if snapshot is None:
+            return self.order
+        by_ms = self.ready_by_ms.get(index, self.order.ready_by_ms)
+        return msgspec.structs.replace(self.order, snapshot=snapshot, ready_by_ms=by_ms)
+
+    def here_ms(self, broker_ms: int) -> int:
+        """Return a moment of the broker's clock as this machine counts it; 0, which is none, stays 0."""
+        return broker_ms and broker_ms - self.order.deadline_ms + self.due_ms
 
     def came(self, up: int, since_ms: int) -> None:
         """Note that these are ready, since then: which of them are too late for half of their rollout's time."""
@@ -110,11 +118,10 @@ class Group:
 
     def _not_by(self, bits: int, last_ms: int) -> int:
         """Return those of these that had to be ready at that moment or before; of some it may be that nobody said."""
-        last_ms += self.order.deadline_ms - self.due_ms  # by the broker's clock
-        found = bits if 0 < self.order.ready_by_ms <= last_ms else 0
+        found = bits if 0 < self.here_ms(self.order.ready_by_ms) <= last_ms else 0
         for index, by_ms in self.ready_by_ms.items():
             found &= ~(1 << index)
-            if bits >> index & 1 and 0 < by_ms <= last_ms:
+            if bits >> index & 1 and 0 < self.here_ms(by_ms) <= last_ms:
                 found |= 1 << index
         return found
 

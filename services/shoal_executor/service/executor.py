@@ -186,17 +186,17 @@ class ExecutorService:
             await self._adopt()
         self._exits.go(self._core)
         beating = beat(self._offer.cell, joined, self._known, self._pace, self._cache, self._loose)
-        working = {
+        working = [  # in their order, not by their addresses
             asyncio.create_task(beating, name="beat"),
             asyncio.create_task(self._inbox.follow(), name="inbox"),
-        }
-        ending = {
+        ]
+        ending = [
             asyncio.create_task(stop.wait(), name="stop"),
             asyncio.create_task(self._dismissed.wait(), name="dismissed"),
-        }
+        ]
         try:
-            done, _ = await asyncio.wait({*ending, *working}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - ending:
+            done, _ = await asyncio.wait([*ending, *working], return_when=asyncio.FIRST_COMPLETED)
+            for task in done.intersection(working):
                 task.result()  # raises: neither of them ends by itself
         finally:
             await end(*ending, *working)
@@ -295,8 +295,9 @@ class ExecutorService:
     def _carry_on(self, todo: ToDo) -> None:
         match todo:
             case Start(group=key, order=order, indices=indices):
-                self._deadlines.set(key, due_ms := self._core.groups[key].due_ms)
-                self._spawn(self._start(key, order, indices, due_ms))
+                group = self._core.groups[key]
+                self._deadlines.set(key, group.due_ms)
+                self._spawn(self._start(key, order, indices, group.due_ms, group.here_ms(order.ready_by_ms)))
             case RunJobs(group=key, indices=indices, commands=commands):
                 self._spawn(self._run_jobs(key, indices, commands))
             case Destroy(group=key, indices=indices):
@@ -308,10 +309,9 @@ class ExecutorService:
             case CutShort(group=key, index=index, id=id):
                 self._spawn(self._carrying.cut_short(name_of(key, index), id))
 
-    async def _start(self, key: Key, order: StartSandboxes, indices: Ranges, due_ms: int) -> None:
+    async def _start(self, key: Key, order: StartSandboxes, indices: Ranges, due_ms: int, by_ms: int) -> None:
         names, left, why = Names(key, indices), indices, EndReason.START_FAILED
         try:
-            by_ms = order.ready_by_ms and order.ready_by_ms - order.deadline_ms + due_ms
             await prepared(self._driver, order.snapshot, due_ms, by_ms)
             spec = StartSpec(order.snapshot, order.resources, order.files, order.env, order.user)
             with self._pace.busy(), self._giving_way.starting(len(names)) as done:

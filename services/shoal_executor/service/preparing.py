@@ -10,10 +10,7 @@ from shoal_executor.service.clock import now_ms
 _LEAST_S: Final = 1.0
 _MOST_S: Final = 10.0
 _PART: Final = 10
-"""So much of what is left of a rollout's time is kept for the word that its code did not end: the log must have that
-
-before its time is up, when all that is left of it ends.
-"""
+"""Of what is left of a rollout's time, for the word that its code did not end: when the time is up, all else ends."""
 
 
 async def prepared(driver: Driver, snapshot: Snapshot, due_ms: int, by_ms: int) -> None:

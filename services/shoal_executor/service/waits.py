@@ -11,7 +11,7 @@ class Waits:
     """See the module."""
 
     def __init__(self) -> None:
-        self._of: dict[Key, dict[int, set[asyncio.Future[None]]]] = {}
+        self._of: dict[Key, dict[int, dict[asyncio.Future[None], None]]] = {}  # in their order
 
     def __len__(self) -> int:
         return sum(len(waiters) for those in self._of.values() for waiters in those.values())
@@ -21,13 +21,13 @@ class Waits:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(max(seconds, 0.0), _end, waiter)
-        waiters = self._of.setdefault(key, {}).setdefault(index, set())
-        waiters.add(waiter)
+        waiters = self._of.setdefault(key, {}).setdefault(index, {})
+        waiters[waiter] = None
         try:
             await waiter
         finally:
             timer.cancel()
-            waiters.discard(waiter)
+            waiters.pop(waiter, None)
             those = self._of.get(key, {})
             if not waiters and those.get(index) is waiters:
                 del those[index]

@@ -1,4 +1,4 @@
-"""When what is remembered of rollouts may be forgotten, the earliest first.
+"""When what is kept of rollouts ends, the earliest first: what is remembered, and what waits.
 
 A rollout is remembered until its deadline, so after a busy day there are millions: looking at each of them every time
 that an executor could be silent would stop placement for as long as that takes.

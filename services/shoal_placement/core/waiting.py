@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from shoal.wire import messages as m
+from shoal_placement.core.expiries import Expiries
 from shoal_placement.core.nodes import Demand, demand_of
 
 Waits = tuple[m.PlaceRequested, int]
@@ -22,7 +23,8 @@ class Waiting:
         self._last = 0
         self._lines: dict[Demand, OrderedDict[int, Waits]] = {}
         self._numbers: dict[str, dict[int, Demand]] = {}  # by rollout
-        self._deadlines: list[tuple[int, int, str]] = []  # a heap: deadlines, numbers, rollouts; some wait no longer
+        self._until: dict[str, int] = {}  # deadlines, by rollout
+        self._ending = Expiries(self._until.get)
         for request, since_ms in known:
             self.add(request, since_ms)
 
@@ -40,30 +42,20 @@ class Waiting:
         demand = demand_of(request.spec)
         self._lines.setdefault(demand, OrderedDict())[self._last] = (request, since_ms)
         self._numbers.setdefault(request.rollout, {})[self._last] = demand
-        heapq.heappush(self._deadlines, (request.deadline_ms, self._last, request.rollout))
-        if len(self._deadlines) > 2 * self._count() + 64:  # most of them wait no longer
-            waits = [entry for entry in self._deadlines if entry[1] in self._numbers.get(entry[2], {})]
-            heapq.heapify(waits)
-            self._deadlines = waits
-
-    def _count(self) -> int:
-        return sum(map(len, self._lines.values()))
+        if request.rollout not in self._until:
+            self._until[request.rollout] = request.deadline_ms
+            self._ending.set(request.rollout, request.deadline_ms)
 
     def first_deadline(self) -> int | None:
         """Return when the first of the rollouts that wait is over (broker's time, ms)."""
-        while self._deadlines and self._deadlines[0][1] not in self._numbers.get(self._deadlines[0][2], {}):
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._ending.first()
 
     def take_ending(self, by_ms: int) -> list[m.PlaceRequested]:
         """Take out and return what waits of rollouts that are over by then, the first of them first."""
-        found: list[m.PlaceRequested] = []
-        while (first := self.first_deadline()) is not None and first <= by_ms:
-            _, number, rollout = self._deadlines[0]
-            request, _ = self._lines[self._numbers[rollout][number]][number]
+        found = [each for rollout in self._ending.due(by_ms) for each in self.of(rollout)]
+        for number, request in found:
             self.put(number, request, None)
-            found.append(request)
-        return found
+        return [request for _, request in found]
 
     def of(self, rollout: str) -> list[tuple[int, m.PlaceRequested]]:
         """Return a rollout's requests in their order, with their numbers."""
@@ -82,7 +74,7 @@ class Waiting:
         if not line:
             del self._lines[demand]
         if not numbers:
-            del self._numbers[was.rollout]
+            del self._numbers[was.rollout], self._until[was.rollout]
 
     def drop(self, rollout: str) -> None:
         """Forget what a rollout wanted."""

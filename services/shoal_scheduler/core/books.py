@@ -197,14 +197,15 @@ class Books:
         self.enqueue(rollout, now)
 
     def retry(
-        self, rollout: Rollout, attempt: int, again: m.Ranges, node: str, reason: m.EndReason, now: int
+        self, rollout: Rollout, attempt: int, again: m.Ranges, node: str, reason: m.EndReason, now: int, *,
+        declined: bool = False,
     ) -> None:  # fmt: skip
         """Let sandboxes wait once more that ended without a fault of their own.
 
-        They go elsewhere. A sandbox's first retry after a failed start is at once; each later one waits twice as long.
+        They go elsewhere. A sandbox's second start is at once; each later one after a failed start waits twice as long
+        as the one before, and losses count. `declined`: placement gave them back, and nothing happened to them.
         """
         parts = [Again(attempt, again, (node,) if node else (), now)]
-        declined = reason is m.EndReason.PREEMPTED and not node  # by placement: nothing happened to it
         if reason is m.EndReason.START_FAILED:
             if node:
                 rollout.failed_on[node] = None

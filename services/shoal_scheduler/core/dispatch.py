@@ -215,7 +215,7 @@ def placements(cell: int, part: Part) -> list[Publish]:
         one = msgspec.structs.replace(one, files=files, isolation=wants(one, snapshot))
         place = m.PlaceRequested(
             request.rollout, request.tenant, request.run, cell, part.attempt, indices, one, snapshot,
-            rollout.deadline_ms, part.avoid, part.together, rollout.missed.ready_by(indices[0][0], spec.timeout_ms),
+            rollout.deadline_ms, part.avoid, part.together, rollout.missed.ready_by(indices[0][0]),
         )  # fmt: skip
         effects.append(Publish(subjects.placement_request(part.cell), place))
     return effects

@@ -144,7 +144,7 @@ class Fates:
                 rollout.gathering = rollout.gathering or not rollout.begun
             present = rollout.ledger.by_attempt(ranges.indices(again))
             for number, part in present:
-                self.books.retry(rollout, number, part, node, reason, now)
+                self.books.retry(rollout, number, part, node, reason, now, declined=declined)
         if node:
             self._begin(rollout, now)
         self._conclude(rollout, "finished", now, effects)
@@ -233,7 +233,7 @@ class Fates:
             # The platform had no room for them, and they never ran: no verdict on what was to run there.
             never = ranges.without(ranges.union(rollout.queue, rollout.closing), rollout.ran)
             waited = rollout.ledger.close(never, m.EndReason.NOT_STARTED)
-            late = rollout.missed.late(rollout.ledger.open(indices), rollout.ledger, rollout.deadline_ms)
+            late = rollout.missed.late(rollout.ledger.open(indices), rollout.ledger)
             late = rollout.ledger.close(late, m.EndReason.DEADLINE)
         news = ranges.union(ranges.union(waited, late), rollout.ledger.close(indices, reason))
         if not news:

@@ -13,13 +13,14 @@ Part = tuple[m.Ranges, int]
 
 
 class Missed:
-    """See the module. Times are kept relative to `base_ms`, the rollout's submission."""
+    """See the module. Times are kept relative to `base_ms`, the rollout's submission; it has `whole_ms`."""
 
-    __slots__ = ("_base_ms", "_known", "_n", "_parts", "_wanted")
+    __slots__ = ("_base_ms", "_known", "_n", "_parts", "_wanted", "_whole_ms")
 
-    def __init__(self, n: int, base_ms: int) -> None:
+    def __init__(self, n: int, base_ms: int, whole_ms: int) -> None:
         self._n = n
         self._base_ms = base_ms
+        self._whole_ms = whole_ms
         self._parts: dict[int, m.Ranges] = {}  # those that missed so many ms: most of a group the same
         self._known = 0  # a bit for each of them
         self._wanted: dict[int, int] = {}  # those that slept and are not back: since when they are waited for
@@ -53,9 +54,9 @@ class Missed:
         for index in ranges.indices(indices) if self._wanted else ():
             self._wanted.pop(index, None)
 
-    def late(self, indices: m.Ranges, ledger: Ledger, deadline_ms: int) -> m.Ranges:
-        """Return those of these sandboxes that are not there for half of the time until then, if nothing changes."""
-        whole, found = deadline_ms - self._base_ms, list[int]()
+    def late(self, indices: m.Ranges, ledger: Ledger) -> m.Ranges:
+        """Return those of these sandboxes that are not there for half of the time, if nothing changes until its end."""
+        whole, found = self._whole_ms, list[int]()
         asleep = ledger.asleep(indices)
         known = {index: ms for ms, part in self._parts.items() for index in ranges.indices(part)}
         for index in ranges.indices(indices):
@@ -67,10 +68,10 @@ class Missed:
                 found.append(index)
         return ranges.collect(found)
 
-    def ready_by(self, index: int, whole_ms: int) -> int:
-        """Return by when a sandbox that is not there has to be, to have half of its rollout's time (`whole_ms`)."""
+    def ready_by(self, index: int) -> int:
+        """Return by when a sandbox that is not there has to be, to have half of its rollout's time."""
         since = self._wanted.get(index)
-        left = whole_ms // 2
+        left = self._whole_ms // 2
         if since is not None:
             left += since - self._of(index)
         return self._base_ms + left
@@ -81,8 +82,12 @@ class Missed:
 
     def load(self, missed: list[Part], wanted: list[tuple[int, int]]) -> None:
         """Take over what was dumped. Raises ValueError where it is not one of as many sandboxes."""
-        if not all(ranges.valid(indices, self._n) for indices, _ in missed):
+        if not all(ranges.valid(indices, self._n) for indices in (*(part for part, _ in missed), *_alone(wanted))):
             raise ValueError(f"what was missed is not of a rollout of {self._n}")
         for indices, ms in missed:
             self._set(indices, ms)
         self._wanted = dict(wanted)
+
+
+def _alone(wanted: list[tuple[int, int]]) -> list[m.Ranges]:
+    return [((index, 1),) for index, _ in wanted]

@@ -65,7 +65,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         self.starting = Starting(self.request.spec.n, self.submitted_ms)
-        self.missed = Missed(self.request.spec.n, self.submitted_ms)
+        self.missed = Missed(self.request.spec.n, self.submitted_ms, self.request.spec.timeout_ms)
 
     @property
     def submitted_ms(self) -> int:

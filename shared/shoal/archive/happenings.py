@@ -1,8 +1,8 @@
 """Messages with what caused each of them.
 
-An effect's id names its cause (`shoal.machine.core.effect_id`): the stream, the sequence there, a number. What an
-executor reports is an answer to what it was told: to the start, end or command of the same sandboxes. What trainers and
-operators ask has no cause in the log.
+An effect's id names its cause (`shoal.machine.core.effect_id`): the stream, the sequence there and when it was stored
+(ms since 1970; recordings of earlier versions lack it), then a number. What an executor reports is an answer to what it
+was told: to the start, end or command of the same sandboxes. What trainers and operators ask has no cause in the log.
 """
 
 import re

@@ -4,6 +4,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 _TLS: Final = "tls://"
+_SCHEMES: Final = ("nats", "tls")
 
 
 def shown(address: str) -> str:
@@ -16,12 +17,15 @@ def shown(address: str) -> str:
 
 
 def servers(address: str) -> list[str]:
-    """Return the servers of an address; none of them where one is no address."""
+    """Return the servers of an address; none of them where one is no address of a broker."""
     found = [part.strip() for part in address.split(",") if part.strip()]
     for each in found:
+        scheme = each.partition("://")[0] if "://" in each else "nats"
         try:
             urlsplit(each if "://" in each else f"nats://{each}").port  # noqa: B018  # it raises for what is no port
         except ValueError:
+            return []
+        if scheme not in _SCHEMES:
             return []
     return found
 

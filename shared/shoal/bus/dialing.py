@@ -56,7 +56,8 @@ class Attempts:
 
 def unreachable(address: str, why: str) -> UnreachableError:
     """Return the error of an address where no broker answers as it should."""
-    return UnreachableError(f"no broker answers at {shown(address)} ({why}); {advice(address)}")
+    reason = f"no broker answers at {shown(address)} ({why})"
+    return UnreachableError(f"{reason}; {advice(address)}", reason)
 
 
 def in_the_clear(address: str, tls_required: object) -> bool:

@@ -12,13 +12,14 @@ from typing import Any, Final
 from shoal.bus.api import NAME_IN_USE, NO_MESSAGE, Api, RefusedError
 from shoal.bus.client import status
 from shoal.bus.connection import INBOX, Connection, OnError
+from shoal.bus.origin import broker_time_ns
 from shoal.bus.outbox import Outbox
-from shoal.bus.permissions import Violation, not_allowed
+from shoal.bus.permissions import Violation
 from shoal.bus.protocol import BusError, Entry, Kept, NoStreamError, NotAllowedError, Stored, UnreachableError
 from shoal.bus.pull import PullReader
 from shoal.bus.refusals import WrongLastError
 from shoal.bus.tls import tls_from_environment
-from shoal.wire.streams import CELLS_KEY, CLUSTER_BUCKET, REPLICAS_KEY, Stream
+from shoal.wire.streams import CELLS_KEY, CLUSTER_BUCKET, DEDUPE_S, REPLICAS_KEY, Stream
 
 _NS: Final = 1_000_000_000
 _FLUSH_S: Final = 10.0
@@ -112,13 +113,7 @@ class JetStreamBus:
     def forbidden(self, what: Violation) -> bool:
         """Fail what the broker forbids to publish, or all of it where its answers cannot be heard."""
         ours = f"{self._inbox}.*"
-        if what.forbids("subscription", ours):
-            return self._outbox.forbidden(lambda _: not_allowed(self._connection.url, "subscription", ours))
-        return self._outbox.forbidden(
-            lambda subject: (
-                not_allowed(self._connection.url, "publish", subject) if what.forbids("publish", subject) else None
-            )
-        )
+        return self._outbox.forbidden(lambda subject: what.error(self._connection.url, subject, ours))
 
     @property
     def max_payload(self) -> int:
@@ -223,6 +218,19 @@ class JetStreamBus:
         state = (await self._about(f"STREAM.INFO.{stream}"))["state"]
         return int(state["first_seq"] if state["messages"] else state["last_seq"] + 1)
 
+    async def stored_ms(self, stream: str, sequence: int) -> int | None:
+        """Return when a message was stored (ms since 1970), None where it is kept no longer.
+
+        Raises NoStreamError, UnreachableError, RefusedError.
+        """
+        try:
+            answer = await self._about(f"STREAM.MSG.GET.{stream}", {"seq": sequence}, stream=stream)
+        except RefusedError as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise
+        return broker_time_ns(str(answer["message"]["time"])) // 1_000_000
+
     async def streams(self, prefix: str = "") -> Mapping[str, Kept]:
         """Return what each stream keeps whose name begins so, by name. Raises BusError while some cannot tell."""
         found: dict[str, Kept] = {}
@@ -318,7 +326,7 @@ class JetStreamBus:
             "deny_delete": True,
             "allow_direct": True,
             "num_replicas": replicas,
-            "duplicate_window": 120 * _NS,
+            "duplicate_window": int(DEDUPE_S * _NS),
         }
         try:
             await self._api.ask(f"STREAM.CREATE.KV_{bucket}", config)

@@ -258,6 +258,11 @@ class MemoryBus:
         """Return the sequence of the oldest message kept, or one after the last. Raises NoStreamError."""
         return self._open().log(stream).first
 
+    async def stored_ms(self, stream: str, sequence: int) -> int | None:
+        """Return when a message was stored (ms since 1970), None where it is kept no longer. Raises NoStreamError."""
+        log = self._open().log(stream)
+        return log.messages[sequence - log.first].time_ms if log.first <= sequence <= log.last else None
+
     async def streams(self, prefix: str = "") -> Mapping[str, Kept]:
         """Return what each stream keeps whose name begins so, by name."""
         broker = self._open()

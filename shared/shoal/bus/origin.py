@@ -63,10 +63,10 @@ class Origin:
             if error.code == NO_MESSAGE:
                 return False
             raise
-        return _ns(str(found["message"]["time"])) != stored_ns
+        return broker_time_ns(str(found["message"]["time"])) != stored_ns
 
 
-def _ns(text: str) -> int:
+def broker_time_ns(text: str) -> int:
     """Return a moment as the broker writes it, such as 2026-01-31T12:00:00.123456789Z, in ns since 1970."""
     seconds, _, fraction = text.rstrip("Z").partition(".")
     whole = int(datetime.fromisoformat(seconds).replace(tzinfo=UTC).timestamp())

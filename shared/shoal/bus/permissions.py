@@ -28,6 +28,14 @@ class Violation(NamedTuple):
         """Return whether it is of this."""
         return self.what == what and self.subject == subject.lower()
 
+    def error(self, address: str, publish: str, heard: str) -> NotAllowedError | None:
+        """Return the error of whoever publishes there and hears answers there, None where it forbids neither."""
+        if self.forbids("publish", publish):
+            return not_allowed(address, "publish", publish)
+        if self.forbids("subscription", heard):
+            return not_allowed(address, "subscription", heard)
+        return None
+
 
 def violation(error: Exception) -> Violation | None:
     """Return what an error of the connection says of permissions, None for any other error."""

@@ -20,7 +20,11 @@ class BusError(Exception):
 
 
 class UnreachableError(BusError):
-    """No broker answers at the address, or none that lets us in."""
+    """No broker answers at the address, or none that lets us in. `reason`: the text without what to do about it."""
+
+    def __init__(self, text: str, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason or text
 
 
 class NotAllowedError(UnreachableError):
@@ -154,6 +158,13 @@ class Bus(Protocol):
         """Return the sequence of the oldest message the stream still keeps; one after the last when it keeps none.
 
         Raises NoStreamError.
+        """
+        ...
+
+    async def stored_ms(self, stream: str, sequence: int) -> int | None:
+        """Return when a message was stored, in ms since 1970, as its deliveries say; None where it is kept no longer.
+
+        Raises NoStreamError, and BusError while the broker cannot tell.
         """
         ...
 

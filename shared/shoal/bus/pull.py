@@ -23,7 +23,7 @@ from shoal.bus.client import header, message_id, status
 from shoal.bus.connection import Connection
 from shoal.bus.ending import end
 from shoal.bus.origin import Origin
-from shoal.bus.permissions import Violation, not_allowed
+from shoal.bus.permissions import Violation
 from shoal.bus.protocol import BusError, Delivery, NoStreamError, NotAllowedError, StreamAnewError
 
 _FIRST: Final = 64
@@ -187,13 +187,10 @@ class PullReader:
         """End where the broker forbids to ask for messages, or to hear them. Who was served waits until he is again."""
         if self._served:
             return False
-        asked, heard = self._next_subject, f"{self._inbox}.*.*"
-        if what.forbids("publish", asked):
-            self._fail(not_allowed(self._connection.url, "publish", asked))
-        elif what.forbids("subscription", heard):
-            self._fail(not_allowed(self._connection.url, "subscription", heard))
-        else:
+        error = what.error(self._connection.url, self._next_subject, f"{self._inbox}.*.*")
+        if error is None:
             return False
+        self._fail(error)
         return True
 
     def _fail(self, error: BusError) -> None:

@@ -77,7 +77,7 @@ def explain(error: BaseException) -> tuple[Exit, str]:
         case errors.Rejected():
             return Exit.REJECTED, str(error)
         case errors.Unreachable():
-            reason = error.detail.removesuffix("; " + advice(error.address))
+            reason = error.detail
             what = reason if reason.startswith("no broker") else f"no Shoal answers at {error.address}: {reason}"
             return Exit.UNREACHABLE, f"{what}; {advice(error.address, 'say with --url or SHOAL_URL')}"
         case errors.NotAllowed() | NotAllowedError():

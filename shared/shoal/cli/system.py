@@ -151,7 +151,7 @@ class LocalSystem:
         nodes = self._nodes // each + (number < self._nodes % each)
         if nodes > 1:
             options += ["--nodes", str(nodes)]
-        if (sharing := len(self._drivers) * each) > 1:
+        if (sharing := len(self._drivers) * each) > 1 and not os.environ.get("SHOAL_MEMORY"):
             options += ["--memory", str(host.memory() // sharing)]
         return options
 

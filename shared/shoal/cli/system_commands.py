@@ -237,7 +237,7 @@ def down(state: Path | None, as_json: bool) -> int:
 def status(state: Path | None, as_json: bool) -> int:
     """Show each service of the system that `shoal up` runs, its nodes, and how many sandboxes live.
 
-    Messages that a service fails on are left out of its log, and told of here; `shoal dead ls` lists them, too.
+    Messages that a service failed on twice are passed over, and told of here; `shoal dead ls` lists them, too.
     """
     where = statefile.resolve(state)
     found = _found(where)

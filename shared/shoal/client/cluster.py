@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Final, Unpack
 
-from shoal.bus.address import shown
+from shoal.bus.address import servers, shown
 from shoal.bus.protocol import Bus, BusError
 from shoal.client import dead, listing, mapping, nodes as nodes_, tenants
 from shoal.client.choices import OnLost
@@ -64,7 +64,11 @@ def connect(
     """
 
     async def open() -> Cluster:
-        address = _address(url or os.environ.get("SHOAL_URL") or DEFAULT_URL)
+        address = url or os.environ.get("SHOAL_URL") or DEFAULT_URL
+        if not isinstance(address, str) or not servers(address):
+            raise BadRequest(
+                "url", f"{shown(str(address))!r} is no broker's address; write nats://HOST:4222, or tls://..."
+            )
         who = token(tenant or os.environ.get("SHOAL_TENANT") or DEFAULT_TENANT, "tenant")
         seconds = checked(parse_seconds, timeout, "timeout")
         chosen = bus
@@ -90,17 +94,6 @@ def connect(
         return Cluster(Link(chosen, shown(address), who, int(entry.value), answer_grace))
 
     return Opening(open, Cluster.close)
-
-
-def _address(url: object) -> str:
-    """Check an address, or several separated by commas. Raises BadRequest."""
-    for part in url.split(",") if isinstance(url, str) else [url]:
-        scheme, there, _ = str(part).strip().rpartition("://")
-        if not isinstance(part, str) or (there and scheme not in ("nats", "tls")):
-            raise BadRequest(
-                "url", f"{shown(str(part))!r} is no broker's address; write nats://HOST:4222, or tls://..."
-            )
-    return str(url)
 
 
 async def _jetstream() -> ModuleType:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from shoal.bus.address import advice, shown
-from shoal.bus.protocol import BusError, NotAllowedError
+from shoal.bus.protocol import BusError, NotAllowedError, UnreachableError
 from shoal.wire.messages import EndReason
 
 if TYPE_CHECKING:
@@ -290,10 +290,7 @@ class Unreachable(InfrastructureError, ConnectionError):
 
     def __init__(self, address: str, detail: str) -> None:
         address = shown(address)
-        what_to_do = advice(address)
-        super().__init__(
-            f"no Shoal answers at {address}: {detail}" + ("" if what_to_do in detail else f"; {what_to_do}")
-        )
+        super().__init__(f"no Shoal answers at {address}: {detail}; {advice(address)}")
         self.address = address
         self.detail = detail
 
@@ -314,7 +311,7 @@ def without_answer(address: str, error: BusError) -> ShoalError:
     """Return the error for an address where a trouble of the bus left nothing to work with."""
     if isinstance(error, NotAllowedError):
         return NotAllowed(address, str(error))
-    return Unreachable(address, str(error))
+    return Unreachable(address, error.reason if isinstance(error, UnreachableError) else str(error))
 
 
 class NotConnected(Unreachable, RuntimeError):

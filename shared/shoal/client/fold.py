@@ -283,7 +283,10 @@ class RolloutFold:
         if where.asleep:
             return f"it was there for less than half of its rollout's {whole / 1000:.1f} s, and sleeps"
         waited = min(self.since_submitted(where.time_ms) or 0.0, float(whole))
-        times = f"it was ready after {waited / 1000:.1f} s of its rollout's {whole / 1000:.1f} s"
+        last = "last " if where.attempt else ""
+        times = f"it was {last}ready after {waited / 1000:.1f} s of its rollout's {whole / 1000:.1f} s"
+        if where.attempt:
+            return times
         return f"{times}, and ran for {(whole - waited) / 1000:.1f} s"
 
     def _close(self, gone: Ranges, reason: EndReason, detail: str, news: News, node: str = "") -> None:

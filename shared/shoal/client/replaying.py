@@ -85,18 +85,16 @@ async def resume(
         raise BadRequest("not_idempotent", f"{not_idempotent!r} is no policy; write 'raise' or 'recorded'")
     if sandbox.ended is None:
         raise BadRequest("sandbox", f"{sandbox.name} lives: go on with it, or fork() it")
+    asked_ms = milliseconds(timeout, "timeout") or sandbox.rollout.spec.timeout_ms
     async with sandbox.step(id) as step:
-        return await _brought_back(sandbox, timeout, diverged, not_idempotent, step)
+        return await _brought_back(sandbox, asked_ms, diverged, not_idempotent, step)
 
 
-async def _brought_back(
-    sandbox: "Sandbox", timeout: float | str | None, diverged: str, not_idempotent: str, step: str  # noqa: ASYNC109 - the new rollout's
-) -> Replay:  # fmt: skip
+async def _brought_back(sandbox: "Sandbox", asked_ms: int, diverged: str, not_idempotent: str, step: str) -> Replay:
     story = await sandbox.story()
     attempt = story.last(sandbox.attempt)
     steps, saved = story.steps(attempt), story.saved(attempt)
     spec, key = sandbox.rollout.spec, f"{sandbox.name}:{step}:resumed"
-    asked_ms = milliseconds(timeout, "timeout") or spec.timeout_ms
     replay: Replay | None = None
     if saved is not None:
         snapshot = Snapshot(saved.snapshot)

@@ -81,7 +81,7 @@ class Rollout(Live):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with noting(error, f"rollout {self.id} is not released"):
-            await self.release()
+            await self._release(given_up=kind is None)  # a trainer that is ended has given nothing up
 
     async def ready(self) -> AsyncGenerator[Sandbox, None]:
         """Yield each sandbox as soon as it takes commands; end when every one was yielded or released.
@@ -159,13 +159,14 @@ class Rollout(Live):
 
     async def release(self) -> None:
         """Give back all its sandboxes, and those still waiting. Idempotent."""
+        await self._release()
+
+    async def _release(self, *, given_up: bool = True) -> None:
         if self._released or self._fold.over:
             return
         self._released = True
-        message = RolloutReleased(self.id, ranges.whole(self.n))
         try:
-            await self.link.given_up.tell()
-            await self.link.publish(self._request(), message, f"{self.id}:released")
+            await self._say(RolloutReleased(self.id, ranges.whole(self.n)), "released", given_up=given_up)
         except BaseException:
             self._released = False  # it can be asked again
             raise
@@ -175,8 +176,7 @@ class Rollout(Live):
     async def cancel(self) -> None:
         """Stop it, whatever it is doing; its sandboxes end as cancelled. Idempotent."""
         if not self._fold.over:
-            await self.link.given_up.tell()
-            await self.link.publish(self._request(), RolloutCancelled(self.id, "client"), f"{self.id}:cancelled")
+            await self._say(RolloutCancelled(self.id, "client"), "cancelled")
 
     async def start(self, spec: RolloutSpec, key: str) -> "Rollout":
         """Start another rollout of the same run; in one that can be resumed, the one that is called so there."""
@@ -264,9 +264,12 @@ class Rollout(Live):
         """Give one sandbox back."""
         if self._released or self._fold.over:
             return
-        await self.link.given_up.tell()
-        message = RolloutReleased(self.id, ((index, 1),))
-        await self.link.publish(self._request(), message, f"{self.id}:released:{index}")
+        await self._say(RolloutReleased(self.id, ((index, 1),)), f"released:{index}")
+
+    async def _say(self, message: AnyMessage, what: str, *, given_up: bool = True) -> None:
+        if given_up and self.policy is not None:  # what else is released is no part of a run that can be resumed
+            await self.link.given_up.tell()
+        await self.link.publish(self._request(), message, f"{self.id}:{what}")
 
     def _request(self) -> str:
         return subjects.rollout_request(self.cell, self.tenant, self.run)
@@ -323,7 +326,7 @@ class Rollout(Live):
 
     def _doubtful(self) -> bool:
         """Return whether a command has told of a loss of which the log has not: it may be about to start again."""
-        return any(sandbox.lost for sandbox in self._live.values())
+        return any(sandbox.ended is not None and sandbox.ended.lost for sandbox in self._live.values())
 
     def _raise_failure(self) -> None:
         rejected = self._fold.rejected

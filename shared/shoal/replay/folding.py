@@ -27,9 +27,7 @@ def fold(
 
     Raises ArchiveError where the core fails on it.
     """
-    if delivery.sequence in passed and passed.reason(
-        delivery.sequence, delivery.subject, delivery.payload, delivery.time_ms, delivery.id
-    ):
+    if passed.reason(delivery.sequence, delivery.subject, delivery.payload, delivery.time_ms, delivery.id):
         return ()
     try:
         return respond(core, delivery.subject, delivery.payload if payload is None else payload, cause)[0]

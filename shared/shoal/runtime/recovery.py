@@ -6,7 +6,6 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from shoal.bus.ending import end
 from shoal.bus.protocol import Bus
 from shoal.machine.checkpoint import Checkpoint
 from shoal.machine.core import Core
@@ -15,7 +14,6 @@ from shoal.runtime.lease import Lease
 
 _LOOKS: Final = 10
 _PAUSE_S: Final = 0.3
-_LOOK_S: Final = 10.0
 
 log = structlog.get_logger()
 
@@ -83,25 +81,10 @@ async def _same_up_to(bus: Bus, stream: str, known: Sequence[tuple[int, int]], f
     One that has lost its end may be as long again, or longer, by other messages.
     """
     for sequence, time_ms in sorted(set(known)):
-        if time_ms and first <= sequence <= last and await _time_of(bus, stream, sequence) not in (None, time_ms):
+        if time_ms and first <= sequence <= last and await bus.stored_ms(stream, sequence) not in (None, time_ms):
             log.error("a message of the log is not the one that was read", stream=stream, sequence=sequence)
             return sequence - 1
     return last
-
-
-async def _time_of(bus: Bus, stream: str, sequence: int) -> int | None:
-    """Return when a message was stored (ms); None where it is kept no longer."""
-    reader = await bus.reader(stream, after=sequence - 1)
-    looking = asyncio.create_task(reader.batch(1))
-    try:
-        await asyncio.wait({looking}, timeout=_LOOK_S)
-        if not looking.done():
-            return None
-        (found,) = looking.result()
-        return found.time_ms if found.sequence == sequence else None
-    finally:
-        await end(looking)
-        await reader.close()
 
 
 def _stored(lease: Lease, stream: str, position: int, last: int) -> int:

@@ -9,6 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from shoal import host
+
 Case = TypeVar("Case")
 
 
@@ -58,7 +60,7 @@ def campaign(
     tell: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Run seeds in as many processes as there are cores; returns those that failed. Tells how it goes every second."""
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or host.cores()
     began = told = time.monotonic()
     done = steps = 0
     failed: list[Outcome] = []

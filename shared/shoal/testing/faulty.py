@@ -24,7 +24,7 @@ class Trouble:
     refused: float = 0.0
     """A message is not stored, and its publisher is told that the stream is full."""
     failing: float = 0.0
-    """A call on a bucket fails, whether it was carried out or not."""
+    """A call on a bucket, or a look at one message, fails, whether it was carried out or not."""
     deadly: float = 0.0
     """A process is killed just when it has replaced a value: it has said how far it is, and does nothing more."""
 
@@ -140,6 +140,10 @@ class FaultyBus(MemoryBus):
     async def get(self, bucket: str, key: str) -> Entry | None:
         """Return a value, unless it fails."""
         return await self._carefully(super().get, bucket, key)
+
+    async def stored_ms(self, stream: str, sequence: int) -> int | None:
+        """Return when a message was stored (ms since 1970), unless it fails. Raises NoStreamError, UnreachableError."""
+        return await self._carefully(super().stored_ms, stream, sequence)
 
     async def reader(
         self, stream: str, *, after: int | None = 0, since_ms: int | None = None, filters: Sequence[str] = ()
